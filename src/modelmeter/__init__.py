@@ -1,0 +1,34 @@
+"""ModelMeter: an analytical performance model of vision-language and OCR inference.
+
+`load_model("deepseek_ocr")` gives a model, `model.workload(image="page.png")` a workload, and
+`model.cost("prefill", workload)` a StageCost. Start with docs/tour.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BaseLayer": "layer",
+    "InputError": "errors",
+    "Options": "ops",
+    "Precision": "precision",
+    "Repeat": "layer",
+    "Sequence": "layer",
+    "StageCost": "cost",
+    "Workload": "workload",
+    "load_model": "config",
+    "measure": "cost",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `--help` stays instant."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'modelmeter' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"modelmeter.{_HOME[name]}"), name)

@@ -1,0 +1,36 @@
+"""The glossary: one letter an axis, with what it counts. docs/glossary.md is generated from it."""
+
+from __future__ import annotations
+
+AXES: dict[str, str] = {
+    "b": "batch: sequences, views or crops processed together",
+    "s": "query tokens of the call",
+    "t": "key tokens: the context that a query can attend to, the call's own tokens included",
+    "d": "hidden width",
+    "f": "intermediate width of an MLP",
+    "h": "attention heads of a vision tower",
+    "g": "KV heads",
+    "r": "query heads per KV head (1 = multi-head attention)",
+    "e": "width of one head",
+    "P": "query-key pairs: s*t with `causal: full`, s(2t-s+1)/2 with `causal: exact`",
+    "Q": "columns of a fused QKV projection",
+    "H": "rotated pairs of one head, half its width",
+    "u": "rows of the patch grid (or output rows of a convolution)",
+    "v": "columns of the patch grid (or output columns of a convolution)",
+    "i": "key rows of an attention window, or input rows of a convolution",
+    "j": "key columns of an attention window, or input columns of a convolution",
+    "U": "rows of a stored position grid",
+    "V": "rows of an embedding table or head: the vocabulary",
+    "w": "window side in patches",
+    "R": "rows of a relative-position table, 2 * side - 1",
+    "c": "input channels",
+    "o": "output channels",
+    "p": "kernel rows of a convolution",
+    "q": "kernel columns of a convolution",
+    "E": "routed experts of a mixture",
+    "D": "distinct experts that the call's tokens reach, expected under uniform routing",
+    "k": "active experts a token",
+    "l": "repeated layers",
+    "z": "copies that torch's reshape makes of a non-contiguous tensor: 0 for a batch of 1, else 1",
+    "n": "positions of a stored table",
+}

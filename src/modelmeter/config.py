@@ -1,0 +1,158 @@
+"""Configuration: the only module that knows Hydra. YAML and overrides in, layers and models out.
+
+Only classes of modelmeter may be instantiated from a YAML, unless the caller allows more by name.
+Errors of Hydra and OmegaConf become one InputError with the key and the valid choices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelmeter.errors import InputError, unknown
+
+PACKAGE = Path(__file__).parent
+
+
+def config_dir() -> Path:
+    """The folder of YAML files: in the installed package, else in the checkout."""
+    for folder in (PACKAGE / "configs", PACKAGE.parent.parent / "configs"):
+        if (folder / "page.yaml").is_file():
+            return folder
+    raise InputError("configs are missing from this installation of modelmeter; install it again")
+
+
+def config_names(group: str) -> list[str]:
+    """The YAML files of a group, by name."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def _divide(what: str, value: int, by: str, divisor: int) -> int:
+    if not isinstance(divisor, int) or divisor < 1 or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} and {by} must be whole numbers of at least 1, not {value!r} and {divisor!r}")
+    if value % divisor:
+        raise InputError(f"{what} {value} is not divisible by {by} {divisor}")
+    return value // divisor
+
+
+def compose(name: str, overrides: Sequence[str] = ()) -> Any:
+    """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            config = hydra_compose(name, overrides=list(overrides))
+        return OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _explain(error, name, overrides) from None
+
+
+def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
+    """Hydra's error as one sentence that names the key."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    text = str(error)
+    key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
+    if key:
+        given = next(g for g in key.groups() if g)
+        return unknown("key", given, _keys(compose(name)))
+    group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
+    if group:
+        return unknown(group[1], group[2], config_names(group[1]))
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return InputError(f"cannot read the configuration ({' '.join(overrides) or name}): {first}")
+
+
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                continue
+            yield f"{prefix}{key}"
+            yield from _keys(value, f"{prefix}{key}.")
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            yield from _keys(value, f"{prefix}{index}.")
+
+
+def build(config: Any, allow: Iterable[str] = ()) -> Any:
+    """Instantiate a configuration node; each `_target_` must be a class of modelmeter or in `allow`."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    for target in _targets(config):
+        _check_target(target, set(allow))
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__cause__
+        raise InputError(str(error).splitlines()[0]) from None
+
+
+def _targets(config: Any) -> Iterator[str]:
+    if isinstance(config, Mapping):
+        if "_target_" in config:
+            yield str(config["_target_"])
+        config = list(config.values())
+    if isinstance(config, list):
+        for value in config:
+            yield from _targets(value)
+
+
+def _check_target(target: str, allowed: set[str]) -> None:
+    if target in allowed:
+        return
+    refusal = InputError(f"_target_ {target!r} is not a class of modelmeter; allow others by name with allow=[...]")
+    module, _, name = target.rpartition(".")
+    if not module.startswith("modelmeter"):
+        raise refusal
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        raise refusal from None
+    if not isinstance(found, type) or not found.__module__.startswith("modelmeter."):
+        raise refusal
+
+
+def build_model(config: Mapping[str, Any], allow: Iterable[str] = ()) -> Any:
+    """The model of a composed configuration; `dims` only names its numbers."""
+    from modelmeter.models.model import Model
+
+    node = {key: value for key, value in config["model"].items() if key != "dims"}
+    model = build(node, allow)
+    if not isinstance(model, Model):
+        raise InputError(f"model must be a modelmeter Model, not {type(model).__name__}")
+    return model
+
+
+def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str] = ()) -> Any:
+    """A model of the catalogue, `overrides` changing its configuration ("dims.decoder.experts=32").
+
+    `allow` names classes outside modelmeter that its YAML may instantiate. Raises InputError.
+    """
+    relative = [o if o.startswith("model.") else f"model.{o}" for o in overrides]
+    return build_model(compose("cost", [f"model={name}", *relative]), allow)
+
+
+def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
+    """The workload of a composed configuration, for a model."""
+    from modelmeter.precision import Precision
+
+    keys = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
+    keys += ("logits", "causal", "attention", "rotary", "execution")
+    return model.workload(**{k: config[k] for k in keys}, precision=Precision(**config["precision"]))

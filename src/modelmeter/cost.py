@@ -1,0 +1,341 @@
+"""StageCost: what a list of ops costs. The only place where ops are summed.
+
+`measure(ops, execution)` adds up work, traffic, storage and the liveness peak; `measure_parts` does
+so for each part of the model. Units are FLOPs and bytes; the properties in other units are there
+for readers of published reports. What each quantity means is told in docs/counting.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from modelmeter.errors import choose
+from modelmeter.ops import Op, Ref
+from modelmeter.sizes import Size, Tally, Term, largest, maximum, whole
+
+EXECUTIONS = ("eager", "flash", "fused", "compulsory")
+_ROLES = ("weight", "activation", "kv")
+_RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage, a layer or any part of a model costs. Sizes may be ints or arrays.
+
+    `a + b` is one part after the other: work, traffic, weights and KV add up, the peak is the
+    larger one. `n * a` is n such parts. `basis` says by which options it was counted.
+    """
+
+    tensor_core_flops: Size = 0
+    cuda_core_flops: Size = 0
+    weight_io_bytes: Size = 0
+    activation_io_bytes: Size = 0
+    kv_io_bytes: Size = 0
+    parameters: Size = 0
+    weight_bytes: Size = 0
+    peak_activation_bytes: Size = 0
+    kv_cache_bytes: Size = 0
+    basis: str = ""
+
+    @property
+    def flops(self) -> Size:
+        """Tensor-core and CUDA-core FLOPs."""
+        return self.tensor_core_flops + self.cuda_core_flops
+
+    @property
+    def io_bytes(self) -> Size:
+        """Bytes between memory and chip: weights, activations and KV."""
+        return self.weight_io_bytes + self.activation_io_bytes + self.kv_io_bytes
+
+    @property
+    def arithmetic_intensity(self) -> Size:
+        """FLOPs per byte of traffic; 0 where nothing moves."""
+        return self.flops / maximum(self.io_bytes, 1)
+
+    @property
+    def flops_tflops(self) -> Size:
+        """All FLOPs in TFLOP (1e12)."""
+        return self.flops / 1e12
+
+    @property
+    def flops_tensor_tflops(self) -> Size:
+        """Tensor-core FLOPs in TFLOP (1e12)."""
+        return self.tensor_core_flops / 1e12
+
+    @property
+    def flops_cuda_tflops(self) -> Size:
+        """CUDA-core FLOPs in TFLOP (1e12)."""
+        return self.cuda_core_flops / 1e12
+
+    @property
+    def io_tb(self) -> Size:
+        """Traffic in terabits (1e12 bits), the unit of the published reports."""
+        return self.io_bytes * 8 / 1e12
+
+    @property
+    def weights_gb(self) -> Size:
+        """Stored weights in GB (1e9 bytes)."""
+        return self.weight_bytes / 1e9
+
+    @property
+    def activations_gb(self) -> Size:
+        """Peak activations in GB (1e9 bytes)."""
+        return self.peak_activation_bytes / 1e9
+
+    @property
+    def kv_gb(self) -> Size:
+        """KV cache at the end of the stage in GB (1e9 bytes)."""
+        return self.kv_cache_bytes / 1e9
+
+    def __add__(self, other: StageCost) -> StageCost:
+        if not isinstance(other, StageCost):
+            return NotImplemented
+        sums = {f: getattr(self, f) + getattr(other, f) for f in COUNTS if f != "peak_activation_bytes"}
+        peak = maximum(self.peak_activation_bytes, other.peak_activation_bytes)
+        basis = " + ".join(dict.fromkeys(b for b in (self.basis, other.basis) if b))
+        return StageCost(**sums, peak_activation_bytes=peak, basis=basis)
+
+    def __radd__(self, other: object) -> StageCost:
+        return self if other == 0 else NotImplemented
+
+    def __mul__(self, times: Size) -> StageCost:
+        scaled = {f: whole(times * getattr(self, f)) for f in COUNTS if f != "peak_activation_bytes"}
+        return replace(self, **scaled)
+
+    __rmul__ = __mul__
+
+    def over_steps(self, steps: Size, last: StageCost) -> StageCost:
+        """The work and traffic of `steps` such steps, with the storage of the last one."""
+        flows = {f: whole(steps * getattr(self, f)) for f in COUNTS[:5]}
+        return replace(last, **flows, basis=self.basis)
+
+    def as_dict(self) -> dict[str, Size]:
+        """Every count and the derived totals by name, in FLOPs and bytes."""
+        counts = {f: getattr(self, f) for f in COUNTS}
+        return counts | {"io_bytes": self.io_bytes, "arithmetic_intensity_flop_per_byte": self.arithmetic_intensity}
+
+    def to_series(self) -> Any:
+        """The same as a pandas Series (a row of a table)."""
+        import pandas
+
+        return pandas.Series(self.as_dict())
+
+    def _repr_html_(self) -> str:
+        from modelmeter.report.tables import cost_html
+
+        return cost_html({"cost": self})
+
+
+COUNTS = tuple(f.name for f in fields(StageCost) if f.name != "basis")
+
+
+class _Ledger:
+    """Running sums of one part."""
+
+    def __init__(self) -> None:
+        self.tensor, self.cuda = Tally(), Tally()
+        self.io = {role: Tally() for role in _ROLES}
+        self.weights: dict[str, tuple[Term, Term]] = {}
+        self.kv: dict[str, Term] = {}
+        self.peaks: list[Tally] = []
+
+    def work(self, op: Op) -> None:
+        times = op.times
+        if op.tensor is not None:
+            self.tensor.add(op.tensor.times(times))
+        for term in op.cuda:
+            self.cuda.add(term.times(times))
+        for ref in op.reads:
+            if ref.role == "weight" and ref.name not in self.weights:
+                self.weights[ref.name] = (ref.elements.times(times), ref.stored.times(times))
+            elif ref.role == "kv":
+                self.kv[ref.name] = ref.stored.times(times)
+
+    def peak(self, live: Tally) -> None:
+        if not any(live.at_most(kept) for kept in self.peaks):
+            self.peaks = [kept for kept in self.peaks if not kept.at_most(live)] + [live]
+
+    def total(self, basis: str) -> StageCost:
+        products: dict[tuple[int, ...], Size] = {}
+        stores = [Tally(), Tally(), Tally()]
+        for elements, stored in self.weights.values():
+            stores[0].add(elements)
+            stores[1].add(stored)
+        for term in self.kv.values():
+            stores[2].add(term)
+        parameters, weights, kv = (tally.value(products) for tally in stores)
+        return StageCost(
+            tensor_core_flops=self.tensor.value(products),
+            cuda_core_flops=self.cuda.value(products),
+            weight_io_bytes=self.io["weight"].value(products),
+            activation_io_bytes=self.io["activation"].value(products),
+            kv_io_bytes=self.io["kv"].value(products),
+            parameters=parameters,
+            weight_bytes=weights,
+            peak_activation_bytes=largest(self.peaks),
+            kv_cache_bytes=kv,
+            basis=basis,
+        )
+
+
+def measure(ops: Iterable[Op], execution: str = "flash", basis: str = "") -> StageCost:
+    """The cost of a list of ops under one execution (eager, flash, fused, compulsory)."""
+    return measure_parts(ops, execution, lambda op: "", basis).get("", StageCost(basis=basis))
+
+
+def measure_parts(
+    ops: Iterable[Op], execution: str, part: Callable[[Op], str], basis: str = ""
+) -> dict[str, StageCost]:
+    """The cost of each part; `part(op)` names the part an op belongs to.
+
+    A part's peak is the largest live set of the whole list while one of its ops runs. A weight
+    that several parts read is stored in the first.
+    """
+    choose("execution", execution, EXECUTIONS)
+    ops = list(ops)
+    labels = [part(op) for op in ops]
+    ledgers = {label: _Ledger() for label in labels}
+    owner: dict[str, str] = {}
+    for op, label, live in zip(ops, labels, live_sets(ops, execution), strict=True):
+        ledger = ledgers[label]
+        ledger.work(op._replace(reads=tuple(r for r in op.reads if owner.setdefault(r.name, label) == label)))
+        ledger.peak(live)
+    for index, role, moved in traffic(ops, execution):
+        ledgers[labels[index]].io[role].add(moved)
+    return {label: ledger.total(basis or execution) for label, ledger in ledgers.items()}
+
+
+def _in_memory(refs: Iterable[Ref], execution: str) -> Iterator[Ref]:
+    """The tensors that leave the chip."""
+    hidden = ("always",) if execution == "eager" else ("always", "flash")
+    return (r for r in refs if r.on_chip not in hidden)
+
+
+def traffic(ops: Sequence[Op], execution: str) -> Iterator[tuple[int, str, Term]]:
+    """(op index, role, bytes) of everything that crosses between memory and chip.
+
+    Repetitions are multiplied in, but for the stage's own inputs and outputs in `compulsory`.
+    """
+    if execution == "compulsory":
+        yield from _compulsory(ops)
+        return
+    moved = _fused(ops) if execution == "fused" else _kernel_by_kernel(ops, execution)
+    for index, ref in moved:
+        yield index, ref.role, ref.touched.times(ops[index].times)
+
+
+def _kernel_by_kernel(ops: Sequence[Op], execution: str) -> Iterator[tuple[int, Ref]]:
+    for index, op in enumerate(ops):
+        for ref in {ref.name: ref for ref in _in_memory(op.reads, execution)}.values():
+            yield index, ref
+        for ref in _in_memory(op.writes, execution):
+            yield index, ref
+
+
+def _versions(ops: Sequence[Op]) -> Iterator[tuple[list[tuple[Ref, int]], list[tuple[Ref, int]]]]:
+    """For each op its reads and writes, each with the index of the op that wrote it (-1: an input)."""
+    written: dict[str, int] = {}
+    for index, op in enumerate(ops):
+        reads = [(ref, written.get(ref.name, -1)) for ref in op.reads]
+        for ref in op.writes:
+            written[ref.name] = index
+        yield reads, [(ref, index) for ref in op.writes]
+
+
+def _fused(ops: Sequence[Op]) -> Iterator[tuple[int, Ref]]:
+    """Pointwise ops, norms and copies join the kernel that made their latest operand."""
+    kernel: list[int] = []
+    first_of_group: dict[int, int] = {}
+    users: dict[tuple[str, int], set[int]] = {}
+    versions = list(_versions(ops))
+    for index, (op, (reads, _)) in enumerate(zip(ops, versions, strict=True)):
+        home = index
+        if op.group:
+            home = first_of_group.setdefault(op.group, index)
+        elif op.kind in _RIDES:
+            made = max((at for _, at in reads), default=-1)
+            if made >= 0 and ops[made].n.loop == op.n.loop:
+                home = kernel[made]
+        kernel.append(home)
+        for ref, made in reads:
+            users.setdefault((ref.name, made), set()).add(home)
+    seen: set[tuple[int, str, int]] = set()
+    for index, (reads, writes) in enumerate(versions):
+        home = kernel[index]
+        for ref, made in reads:
+            outside = made < 0 or kernel[made] != home
+            if outside and (home, ref.name, made) not in seen:
+                seen.add((home, ref.name, made))
+                yield index, ref
+        for ref, _ in writes:
+            if users.get((ref.name, index), set()) != {home} or ref.role == "kv":
+                yield index, ref
+
+
+def _compulsory(ops: Sequence[Op]) -> Iterator[tuple[int, str, Term]]:
+    """Weights touched once, the stage's inputs and outputs, and the KV cache."""
+    seen: set[str] = set()
+    versions = list(_versions(ops))
+    read = {(ref.name, made) for reads, _ in versions for ref, made in reads}
+    for index, (reads, writes) in enumerate(versions):
+        times = ops[index].times
+        for ref, made in reads:
+            if ref.role == "kv":
+                yield index, ref.role, ref.touched.times(times)
+            elif made < 0 and ref.name not in seen:
+                seen.add(ref.name)
+                yield index, ref.role, ref.touched.times(times) if ref.role == "weight" else ref.touched
+        for ref, _ in writes:
+            if ref.role == "kv":
+                yield index, ref.role, ref.touched.times(times)
+            elif (ref.name, index) not in read:
+                yield index, ref.role, ref.touched
+
+
+def live_sets(ops: Sequence[Op], execution: str) -> Iterator[Tally]:
+    """The bytes of activations alive while each op runs, its results included.
+
+    Eager and flash follow Python: a name holds its tensor until it is rebound or the layer that
+    owns it returns; an expression temporary (leading underscore) goes at its last read, and the
+    caller holds the stage's inputs. A compiled graph (fused, compulsory) frees at the last read.
+    """
+    compiled = execution in ("fused", "compulsory")
+    last: dict[tuple[str, int], int] = {}
+    inputs: dict[str, Term] = {}
+    for index, (reads, _) in enumerate(_versions(ops)):
+        for ref, made in reads:
+            if ref.role == "activation":
+                last[ref.name, made] = index
+                if made < 0:
+                    inputs[ref.name] = ref.stored
+    dead: dict[int, list[str]] = {}
+    for (name, made), index in last.items():
+        if made >= 0:
+            dead.setdefault(index, []).append(name)
+    total = Tally()
+    for term in inputs.values():
+        total.add(term)
+    live: dict[str, tuple[Ref, int]] = {}
+    previous = ""
+    for index, op in enumerate(ops):
+        if op.path != previous:
+            previous = op.path
+            for name in [n for n, (ref, _) in live.items() if not _within(previous, ref.frame)]:
+                total.subtract(live.pop(name)[0].stored)
+        writes = [r for r in _in_memory(op.writes, execution) if r.role == "activation"]
+        for ref in writes:
+            total.add(ref.stored)
+        yield Tally(total.sums)
+        for name in dead.get(index, ()):
+            if name in live and (compiled or live[name][0].temporary):
+                total.subtract(live.pop(name)[0].stored)
+        for ref in writes:
+            if ref.name in live:
+                total.subtract(live[ref.name][0].stored)
+            live[ref.name] = (ref, index)
+
+
+def _within(path: str, frame: str) -> bool:
+    return not frame or path == frame or path.startswith(f"{frame}.")

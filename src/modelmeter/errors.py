@@ -1,0 +1,33 @@
+"""The one exception for bad input: a sentence that names the key and what is allowed.
+
+The command line prints it and exits with status 2; nothing else is caught there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """What the user asked for cannot be done; the message is one sentence with the valid choices."""
+
+
+def unknown(kind: str, given: object, valid: Iterable[str]) -> InputError:
+    """An InputError for a name that does not exist, with the nearest valid one first.
+
+    >>> str(unknown("mode", "bse", ["tiny", "base"]))
+    "unknown mode 'bse', did you mean 'base'? Valid: base, tiny"
+    """
+    names = sorted(str(v) for v in valid)
+    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f", did you mean {near[0]!r}?" if near else ";"
+    return InputError(f"unknown {kind} {given!r}{hint} {'Valid' if near else 'valid'}: {', '.join(names)}")
+
+
+def choose(kind: str, given: str, valid: Iterable[str]) -> str:
+    """The given name if it is one of the valid ones; raises InputError if not."""
+    names = list(valid)
+    if given not in names:
+        raise unknown(kind, given, names)
+    return given

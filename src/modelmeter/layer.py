@@ -1,0 +1,187 @@
+"""BaseLayer: a layer is one method, `ops`; everything a user asks of it is derived here.
+
+Fields that are sizes become axes, fields that are layers are placed with `at`. `Sequence` and
+`Repeat` compose layers. Nothing here knows any particular layer: see `layers/`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, ClassVar, final
+
+from modelmeter.cost import StageCost, measure
+from modelmeter.errors import InputError
+from modelmeter.ops import Op, Options, Sizes, backward, require_axes
+from modelmeter.precision import Precision
+from modelmeter.sizes import Size, as_size, is_symbol
+
+
+class BaseLayer(ABC):
+    """A layer: hyper-parameters are fields, workload sizes are arguments (`sizes` names them).
+
+    Subclasses are frozen dataclasses that define `ops` alone. Each metric takes the workload sizes
+    by axis letter, `execution` (eager, flash, fused, compulsory), and the counting options `causal`,
+    `rotary`, `logits`, `precision`; it returns FLOPs, bytes or FLOPs per byte. Unknown or missing sizes and
+    options raise InputError.
+    """
+
+    sizes: ClassVar[str]
+    """The workload axes that the layer needs, letters of docs/glossary.md."""
+
+    @abstractmethod
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        """The layer's equations, reading `x` and writing `y`."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, (BaseLayer, str, bool, list, tuple, type(None))):
+                object.__setattr__(self, name, as_size(f"{type(self).__name__}.{name}", value))
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError where hyper-parameters contradict each other."""
+
+    @cached_property
+    def axes(self) -> dict[str, Size]:
+        """The fields that are sizes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {k: v for k, v in values.items() if not isinstance(v, (BaseLayer, str, bool, list, tuple, type(None)))}
+
+    @final
+    def at(self, n: Sizes, scope: str, *, times: Size = 1, **bound: Any) -> Iterator[Op]:
+        """This layer placed under `scope`, `times` over: strings rename tensors, others set sizes."""
+        names = {k: v for k, v in bound.items() if isinstance(v, str)}
+        sizes = {k: v for k, v in bound.items() if not isinstance(v, str)}
+        return self.ops(n.inside(scope, sizes | self.axes, names, times))
+
+    @final
+    def trace(self, *, options: Options | None = None, **sizes: Any) -> list[Op]:
+        """The layer's ops at a workload."""
+        require_axes(type(self).__name__, self.sizes.split(), sizes)
+        checked = {axis: as_size(axis, value) for axis, value in sizes.items()}
+        return list(self.ops(Sizes(checked | self.axes, options)))
+
+    @final
+    def cost(self, *, execution: str = "flash", **sizes: Any) -> StageCost:
+        """The layer's forward StageCost."""
+        return measure(self.trace(**_split(sizes)), execution)
+
+    @final
+    def backward_cost(self, *, execution: str = "flash", **sizes: Any) -> StageCost:
+        """The StageCost of the backward pass: gradients of inputs and weights, nothing recomputed."""
+        return measure(backward(self.trace(**_split(sizes))), execution)
+
+    @final
+    def forward_tensor_core_flops(self, **sizes: Any) -> Size:
+        """FLOPs of matmuls, convolutions and attention products; 2 a multiply-add."""
+        return self.cost(**sizes).tensor_core_flops
+
+    @final
+    def forward_cuda_core_flops(self, **sizes: Any) -> Size:
+        """FLOPs of all other arithmetic, by the convention of docs/counting.md."""
+        return self.cost(**sizes).cuda_core_flops
+
+    @final
+    def forward_io_bytes(self, **sizes: Any) -> Size:
+        """Bytes between memory and chip."""
+        return self.cost(**sizes).io_bytes
+
+    @final
+    def forward_arithmetic_intensity(self, **sizes: Any) -> Size:
+        """FLOPs per byte of traffic."""
+        return self.cost(**sizes).arithmetic_intensity
+
+    @final
+    def forward_memory_weight_bytes(self, **sizes: Any) -> Size:
+        """Bytes of stored weights."""
+        return self.cost(**sizes).weight_bytes
+
+    @final
+    def forward_memory_activation_bytes(self, **sizes: Any) -> Size:
+        """Bytes of the largest set of activations alive at once."""
+        return self.cost(**sizes).peak_activation_bytes
+
+    @final
+    def forward_memory_kvcache_bytes(self, **sizes: Any) -> Size:
+        """Bytes of the KV cache at the end of the call."""
+        return self.cost(**sizes).kv_cache_bytes
+
+    @final
+    def backward_tensor_core_flops(self, **sizes: Any) -> Size:
+        """Tensor-core FLOPs of the backward pass."""
+        return self.backward_cost(**sizes).tensor_core_flops
+
+    @final
+    def backward_cuda_core_flops(self, **sizes: Any) -> Size:
+        """CUDA-core FLOPs of the backward pass: two for each scalar operation of the forward pass."""
+        return self.backward_cost(**sizes).cuda_core_flops
+
+    @final
+    def backward_io_bytes(self, **sizes: Any) -> Size:
+        """Bytes between memory and chip in the backward pass."""
+        return self.backward_cost(**sizes).io_bytes
+
+    @final
+    def backward_arithmetic_intensity(self, **sizes: Any) -> Size:
+        """FLOPs per byte of the backward pass."""
+        return self.backward_cost(**sizes).arithmetic_intensity
+
+
+def _split(sizes: dict[str, Any]) -> dict[str, Any]:
+    """Counting options and axis sizes apart."""
+    chosen = {k: sizes.pop(k) for k in ("causal", "rotary", "logits") if k in sizes}
+    precision = sizes.pop("precision", None)
+    if precision is not None and not isinstance(precision, Precision):
+        precision = Precision(weights=precision, activations=precision, kv=precision)
+    if precision is not None:
+        chosen["precision"] = precision
+    return {"options": Options(**chosen), **sizes}
+
+
+@final
+@dataclass(frozen=True)
+class Repeat(BaseLayer):
+    """`l` copies of one layer, each with its own weights, the output of one the input of the next.
+
+    y = layer(...layer(x)); counted as l times the cost of one. Axes: those of the layer.
+    """
+
+    layer: BaseLayer
+    l: Size  # noqa: E741
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from self.layer.at(n, "each", times=self.l, x="x", y="y")
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return self.layer.sizes
+
+
+@final
+@dataclass(frozen=True)
+class Sequence(BaseLayer):
+    """Layers one after another on the same axes. y = last(...first(x)). Axes: all of the layers'."""
+
+    layers: tuple[BaseLayer, ...]
+
+    def check(self) -> None:
+        if not self.layers:
+            raise InputError("Sequence.layers must name at least one layer")
+        object.__setattr__(self, "layers", tuple(self.layers))
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        for index, layer in enumerate(self.layers):
+            yield from layer.at(n, str(index), x="y" if index else "x", y="y")
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return " ".join(dict.fromkeys(a for layer in self.layers for a in layer.sizes.split()))
+
+
+def require_divisible(layer: str, what: str, value: Size, by: str, divisor: Size) -> None:
+    """Raise InputError unless one hyper-parameter divides another (symbols pass)."""
+    if not is_symbol(value) and not is_symbol(divisor) and value % divisor:
+        raise InputError(f"{layer}: {what} {value} is not divisible by {by} {divisor}")

@@ -1,0 +1,74 @@
+"""Normalisations. Rows are normalised along the width; everything runs on CUDA cores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import final
+
+from modelmeter.constants import LAYER_NORM, LAYER_NORM_2D, RMS_NORM
+from modelmeter.layer import BaseLayer
+from modelmeter.ops import Op, Sizes, norm
+from modelmeter.sizes import Size
+
+
+@final
+@dataclass(frozen=True)
+class LayerNorm(BaseLayer):
+    """Layer normalisation with weight and bias.
+
+    y = (x - mean(x)) / sqrt(var(x) + eps) * W + B; 7 d + 2 FLOPs a row.
+    Vendor: torch.nn.LayerNorm. Paper: arXiv 1607.06450.
+    Axes: b batch, s rows of a sample, d width (elements).
+
+    >>> LayerNorm(d=8).forward_cuda_core_flops(b=1, s=3)
+    174
+    """
+
+    d: Size
+    sizes = "b s"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield norm("y[b s d] = x[b s d] * W_weight[d] + W_bias[d]", LAYER_NORM, n)
+
+
+@final
+@dataclass(frozen=True)
+class LayerNorm2d(BaseLayer):
+    """Layer normalisation over the channels of each pixel.
+
+    y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * W + B; 8 c + 2 FLOPs a pixel: the vendor's
+    code subtracts the mean twice. transformers permutes and calls LayerNorm, 7 c + 2.
+    Vendor: LayerNorm2d in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2304.02643 (SAM).
+    Axes: b batch, u x v pixels, c channels.
+
+    >>> LayerNorm2d(c=8).forward_cuda_core_flops(b=1, u=2, v=3)
+    396
+    """
+
+    c: Size
+    sizes = "b u v"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield norm("y[b u v c] = x[b u v c] * W_weight[c] + W_bias[c]", LAYER_NORM_2D, n, row="c")
+
+
+@final
+@dataclass(frozen=True)
+class DeepseekV2RMSNorm(BaseLayer):
+    """Root-mean-square normalisation.
+
+    y = x / sqrt(mean(x^2) + eps) * W; 4 d + 2 FLOPs a row.
+    Vendor: DeepseekV2RMSNorm in modeling_deepseekv2.py. Paper: arXiv 1910.07467.
+    Omits: the casts to fp32 and back.
+    Axes: b batch, s tokens, d hidden width.
+
+    >>> DeepseekV2RMSNorm(d=8).forward_cuda_core_flops(b=1, s=3)
+    102
+    """
+
+    d: Size
+    sizes = "b s"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield norm("y[b s d] = x[b s d] * W_weight[d]", RMS_NORM, n)

@@ -1,0 +1,122 @@
+"""How DeepSeek-OCR cuts an image: modes, the crop grid, tokens with newlines and separator.
+
+Vendor: dynamic_preprocess and find_closest_aspect_ratio in process/image_process.py; infer in
+modeling_deepseekocr.py for the valid tokens. Paper: arXiv 2510.18234, section 3.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modelmeter.errors import InputError, choose
+from modelmeter.sizes import Size, as_size, ceil_div
+from modelmeter.workload import ImagePlan, View
+
+SEPARATOR = 1  # one view separator an image
+
+@dataclass(frozen=True)
+class Mode:
+    """A named resolution: the side of the global view and of the crops (None: no crops), in pixels.
+
+    `padded` says whether the global view keeps the image's aspect by padding (else it is resized).
+    """
+
+    base: int
+    tile: int | None = None
+    padded: bool = True
+
+
+@dataclass(frozen=True)
+class CropRule:
+    """The vendor's preprocessor.
+
+    `patch` pixels a patch side and `downsample` patches a token side; crops from `min_crops` to
+    `max_crops`; images within `uncropped` pixels each way are not cropped; `fill` is the share of
+    the tiles' area that an image must exceed for a larger grid of the same aspect to win.
+    """
+
+    modes: Mapping[str, Any]
+    default_mode: str
+    patch: int
+    downsample: int
+    min_crops: int
+    max_crops: int
+    uncropped: int
+    fill: float
+
+    def __post_init__(self) -> None:
+        modes = {str(k): m if isinstance(m, Mode) else Mode(**m) for k, m in self.modes.items()}
+        object.__setattr__(self, "modes", modes)
+        choose("mode", self.default_mode, modes)
+        for key in ("patch", "downsample", "min_crops", "max_crops", "uncropped"):
+            as_size(key, getattr(self, key))
+        if self.max_crops < self.min_crops:
+            raise InputError(f"max_crops must be at least min_crops = {self.min_crops}, not {self.max_crops}")
+
+    def side(self, pixels: int) -> int:
+        """Tokens along one side of a square view: 640 -> 10, 1024 -> 16."""
+        return int(ceil_div(pixels // self.patch, self.downsample))
+
+    def global_tokens(self, base: int) -> int:
+        """q rows of q tokens and a newline each."""
+        return self.side(base) * (self.side(base) + 1)
+
+    def crop_tokens(self, tile: int, rows: Size, columns: Size) -> Size:
+        """q * rows rows of q * columns tokens and a newline each."""
+        q = self.side(tile)
+        return q * rows * (q * columns + 1)
+
+    def choose_grid(self, width: int, height: int, tile: int) -> tuple[int, int] | None:
+        """The vendor's grid (rows, columns) for an image, None if it is not cropped."""
+        if width <= self.uncropped and height <= self.uncropped:
+            return None
+        counts = range(1, self.max_crops + 1)
+        candidates = [(w, h) for w in counts for h in counts if self.min_crops <= w * h <= self.max_crops]
+        best, best_gap = (1, 1), float("inf")
+        for w, h in sorted(candidates, key=lambda grid: grid[0] * grid[1]):
+            gap = abs(width / height - w / h)
+            if gap < best_gap or gap == best_gap and width * height > self.fill * tile * tile * w * h:
+                best, best_gap = (w, h), gap
+        return best[1], best[0]
+
+    def plan(
+        self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
+    ) -> ImagePlan:
+        """Views and tokens of an image (width, height), of a grid (rows, columns) or of a mode."""
+        name = choose("mode", mode or self.default_mode, self.modes)
+        kind: Mode = self.modes[name]
+        if kind.tile is None and grid is not None:
+            tiled = ", ".join(k for k, m in self.modes.items() if m.tile)
+            raise InputError(f"mode {name!r} has no crops, so no grid; modes with crops: {tiled}")
+        if kind.tile is not None and grid is None and image_size is None:
+            raise InputError(f"mode {name!r} needs image=FILE, image_size=WIDTHxHEIGHT or grid=ROWSxCOLUMNS")
+        if grid is not None:
+            grid = (as_size("grid rows", grid[0]), as_size("grid columns", grid[1]))
+        elif kind.tile is not None and image_size is not None:
+            grid = self.choose_grid(*image_size, kind.tile)
+        views = [View("global", 1, kind.base, kind.base, self.global_tokens(kind.base))]
+        valid: Size = self._valid(kind, image_size)
+        if grid is not None and kind.tile is not None:
+            crops = grid[0] * grid[1]
+            views.insert(0, View("crops", crops, kind.tile, kind.tile, self.crop_tokens(kind.tile, *grid)))
+            valid = valid + crops * self.side(kind.tile) ** 2
+        tokens = sum((view.tokens for view in views), start=SEPARATOR)
+        return ImagePlan(name, tuple(views), tokens, valid, grid, grid is None or self.produces(grid))
+
+    def produces(self, grid: tuple[Size, Size]) -> bool:
+        """Whether the preprocessor can choose this grid (every one, for arrays)."""
+        crops = grid[0] * grid[1]
+        if hasattr(crops, "free_symbols"):
+            return True
+        inside = (crops >= self.min_crops) & (crops <= self.max_crops)
+        return bool(inside.all()) if hasattr(inside, "all") else bool(inside)
+
+    def _valid(self, mode: Mode, image_size: tuple[int, int] | None) -> int:
+        """Tokens of the global view that are not padding, as the vendor's code rounds (int, not ceil)."""
+        tokens = self.side(mode.base) ** 2
+        if image_size is None or not mode.padded:
+            return tokens
+        long, short = max(image_size), min(image_size)
+        return int(tokens * (1 - (long - short) / long))

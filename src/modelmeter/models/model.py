@@ -1,0 +1,137 @@
+"""Model: what every model offers, whatever its architecture. Stages, components, parameters.
+
+A model says how an image becomes views (`plan`) and which ops a stage runs (`ops`); costs, their
+breakdown and the sum over decode steps are derived here. `compile` is in `compiled.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, final
+
+from modelmeter.cost import StageCost, measure, measure_parts
+from modelmeter.errors import InputError, choose, unknown
+from modelmeter.ops import Op, Sizes
+from modelmeter.sizes import Size, ratio
+from modelmeter.workload import ImagePlan, Workload, parse_pair, read_image_size
+
+STAGES = ("vision", "prefill", "decode")
+
+
+class Model(ABC):
+    """A vision-language model as three stages: vision, prefill and decode."""
+
+    name: str
+
+    @abstractmethod
+    def plan(
+        self, *, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
+    ) -> ImagePlan:
+        """Views and tokens of an image of (width, height) pixels, a grid of crops or a mode alone."""
+
+    @abstractmethod
+    def vision(self, n: Sizes, image: ImagePlan) -> Iterator[Op]:
+        """The ops from pixels to image tokens; n has the batch b."""
+
+    @abstractmethod
+    def language(self, n: Sizes) -> Iterator[Op]:
+        """The ops from s tokens with a context of t to logits; n has b, s and t."""
+
+    @abstractmethod
+    def grids(self, largest: int) -> list[tuple[int, int]]:
+        """All (rows, columns) of crops with rows <= columns and at most `largest` crops."""
+
+    @final
+    def workload(
+        self,
+        *,
+        image: str | None = None,
+        image_size: Any = None,
+        grid: Any = None,
+        mode: str | None = None,
+        **options: Any,
+    ) -> Workload:
+        """A workload from an image file, a size "WxH" in pixels, a crop grid "HxW" or a mode.
+
+        A grid may also be two arrays, rows and columns. Other keywords are those of Workload.
+        Raises InputError for contradictory or impossible input.
+        """
+        given = [k for k, v in (("image", image), ("image_size", image_size), ("grid", grid)) if v is not None]
+        if len(given) > 1:
+            raise InputError(f"give only one of image, image_size and grid, not {' and '.join(given)}")
+        size = parse_pair("image_size", image_size, "WIDTHxHEIGHT in pixels") if image_size is not None else None
+        if image is not None:
+            size = read_image_size(image)
+        if grid is not None and not _is_sizes(grid):
+            grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
+        valid = tuple(Workload.__dataclass_fields__)
+        for key in options:
+            if key not in valid:
+                raise unknown("workload key", key, (*valid, "image_size", "grid", "mode"))
+        return Workload(self.plan(mode=mode, image_size=size, grid=grid), **options)
+
+    @final
+    def ops(self, stage: str, work: Workload, context: Size | None = None) -> list[Op]:
+        """The ops of one stage; for decode those of one step, at `context` (default: its first)."""
+        choose("stage", stage, STAGES)
+        if stage == "vision":
+            return list(self.vision(Sizes({"b": work.batch}, work.options), work.image))
+        if stage == "prefill":
+            s: Size = work.context_tokens
+            return list(self.language(Sizes({"b": work.batch, "s": s, "t": s}, work.options)))
+        t = work.context_tokens + 1 if context is None else context
+        return list(self.language(Sizes({"b": work.batch, "s": 1, "t": t}, work.options)))
+
+    @final
+    def cost(self, stage: str, work: Workload) -> StageCost:
+        """The StageCost of a stage; decode is the exact sum over its K steps."""
+        return self.breakdown(stage, work, depth=0)[""]
+
+    @final
+    def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:
+        """The stage's costs by part: depth 1 gives components (sam, decoder...), 2 their layers.
+
+        Depth 0 is the stage as a whole. A part's peak is the stage's largest live set while it runs.
+        """
+
+        def part(op: Op) -> str:
+            return ".".join(op.path.split(".")[:depth]) if depth else ""
+
+        def cost(ops: list[Op]) -> dict[str, StageCost]:
+            return measure_parts(ops, str(work.execution), part, work.basis)
+
+        if stage != "decode":
+            return cost(self.ops(stage, work))
+        first, last = work.context_tokens + 1, work.context_tokens + work.decode_steps
+        # Step costs are affine in the context, so K times the middle step is their exact sum.
+        middle = cost(self.ops(stage, work, ratio(first + last, 2)))
+        end = cost(self.ops(stage, work, last))
+        return {name: middle[name].over_steps(work.decode_steps, end[name]) for name in end}
+
+    @final
+    def request(self, work: Workload) -> StageCost:
+        """Vision, prefill and decode together, the decoder's weights and KV stored once."""
+        vision, prefill, decode = (self.cost(stage, work) for stage in STAGES)
+        both = vision + prefill + decode
+        stored = self.storage(work)
+        return StageCost(
+            **{k: getattr(both, k) for k in ("tensor_core_flops", "cuda_core_flops", "weight_io_bytes")},
+            **{k: getattr(both, k) for k in ("activation_io_bytes", "kv_io_bytes", "peak_activation_bytes")},
+            parameters=stored.parameters,
+            weight_bytes=stored.weight_bytes,
+            kv_cache_bytes=decode.kv_cache_bytes,
+            basis=work.basis,
+        )
+
+    @final
+    def storage(self, work: Workload | None = None) -> StageCost:
+        """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
+        work = work or Workload(self.plan(mode=None, image_size=None, grid=(1, 2)))
+        both = measure([*self.ops("vision", work), *self.ops("prefill", work)], "flash")
+        return StageCost(parameters=both.parameters, weight_bytes=both.weight_bytes)
+
+
+def _is_sizes(grid: Any) -> bool:
+    """Whether a grid is a pair of arrays or symbols rather than something to parse."""
+    return isinstance(grid, tuple) and len(grid) == 2 and any(not isinstance(g, int) for g in grid)

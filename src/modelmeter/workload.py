@@ -1,0 +1,137 @@
+"""Workloads: an image as the model's preprocessor sees it, a prompt, decode steps, options.
+
+How an image becomes views and tokens is the model's own rule (`models/`); here is only what every
+model shares, and reading the size of a real image file.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelmeter.cost import EXECUTIONS
+from modelmeter.errors import InputError, choose
+from modelmeter.ops import Options
+from modelmeter.precision import Precision
+from modelmeter.sizes import Size, as_size
+
+ATTENTION = ("eager", "flash")
+
+
+@dataclass(frozen=True)
+class View:
+    """`count` images of height x width pixels that go through the vision tower in one call.
+
+    `tokens` is what all of them contribute to the prompt, row ends included.
+    """
+
+    name: str
+    count: Size
+    height: int
+    width: int
+    tokens: Size
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What the preprocessor makes of one image.
+
+    `tokens` enter the decoder; `valid_tokens` of them carry picture and no padding; `grid` is rows x
+    columns of crops, None without crops; `produced` says whether the preprocessor could make it.
+    """
+
+    mode: str
+    views: tuple[View, ...]
+    tokens: Size
+    valid_tokens: Size
+    grid: tuple[Size, Size] | None
+    produced: bool
+
+    @property
+    def crops(self) -> Size:
+        """Number of crops beside the global view."""
+        return self.grid[0] * self.grid[1] if self.grid else 0
+
+    def describe(self) -> str:
+        """One line: mode, views, crops and tokens."""
+        views = " + ".join(f"{v.count} x {v.width}x{v.height} {v.name}" for v in self.views)
+        grid = f", grid {self.grid[0]}x{self.grid[1]}" if self.grid else ""
+        real = "" if self.produced else ", which the preprocessor never produces"
+        return f"{self.mode}: {views}{grid}, {self.tokens} tokens ({self.valid_tokens} valid){real}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A page, a prompt and K decode steps, for `batch` pages at once; all pages alike.
+
+    `attention` is how attention runs (eager, flash); `execution` how everything does, by default the
+    same (also fused, compulsory: see docs/counting.md). Raises InputError for unknown choices.
+    """
+
+    image: ImagePlan
+    batch: Size = 1
+    prompt_tokens: Size = 10
+    decode_steps: Size = 100
+    logits: str = "all"
+    causal: str = "full"
+    attention: str = "flash"
+    rotary: str = "vendor"
+    execution: str | None = None
+    precision: Precision = field(default_factory=Precision)
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("prompt_tokens", 0), ("decode_steps", 1)):
+            object.__setattr__(self, name, as_size(name, getattr(self, name), least=least))
+        choose("attention", self.attention, ATTENTION)
+        if self.execution is None:
+            object.__setattr__(self, "execution", self.attention)
+        choose("execution", str(self.execution), EXECUTIONS)
+        _ = self.options
+
+    @property
+    def options(self) -> Options:
+        """The options that layers read."""
+        return Options(self.causal, self.rotary, self.logits, self.precision)
+
+    @property
+    def context_tokens(self) -> Size:
+        """Tokens of the prefill: image and prompt."""
+        return self.image.tokens + self.prompt_tokens
+
+    @property
+    def basis(self) -> str:
+        """The options by which this workload is counted, as words."""
+        return f"{self.execution}, causal {self.causal}, logits {self.logits}, rotary {self.rotary}"
+
+
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels of an image file, turned upright as its EXIF data says.
+
+    Raises InputError if the file is missing, empty or no image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            image.verify()
+            width, height = image.size
+            sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: 5 to 8 swap the sides
+    except FileNotFoundError:
+        raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"image {str(path)!r} cannot be read: {reason}") from None
+    return (height, width) if sideways else (width, height)
+
+
+def parse_pair(key: str, value: object, order: str) -> tuple[int, int]:
+    """Two whole numbers of at least 1 from "1700x2200" or a pair; `order` names them in the error."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(-?\d+)\s*[xX]\s*(-?\d+)\s*", value)
+        parts: list[object] = [int(found[1]), int(found[2])] if found else []
+    else:
+        parts = list(value) if hasattr(value, "__iter__") else []
+    if len(parts) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in parts):
+        raise InputError(f"{key} must be {order}, two whole numbers of at least 1, not {value!r}")
+    return int(str(parts[0])), int(str(parts[1]))
