@@ -153,7 +153,8 @@ class Repeat(BaseLayer):
     l: Size  # noqa: E741
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from self.layer.at(n, "each", times=self.l, x="x", y="y")
+        names = {name: name for name in (*n.names, "x", "y")}
+        yield from self.layer.at(n, "each", times=self.l, **names)
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
@@ -174,7 +175,8 @@ class Sequence(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         for index, layer in enumerate(self.layers):
-            yield from layer.at(n, str(index), x="y" if index else "x", y="y")
+            names = {name: name for name in (*n.names, "y")} | {"x": "y" if index else "x"}
+            yield from layer.at(n, str(index), **names)
 
     @property
     def sizes(self) -> str:  # type: ignore[override]

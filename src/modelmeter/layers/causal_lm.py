@@ -42,11 +42,12 @@ class CausalLM(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.embedding.at(n, "embedding", y="x", W_tok="W_tok")
+        shared = {"pos": "pos"}
         if n.options.rotary == "transformers":
-            yield from self.rotary.at(n, "decoder.rotary", cos="cos", sin="sin", pos="pos")
+            shared |= {"cos": "cos", "sin": "sin"}
+            yield from self.rotary.at(n, "decoder.rotary", **shared)
         for index, layer in enumerate(self.layers):
-            names = {"x": "h" if index else "x", "y": "h", "pos": "pos", "cos": "cos", "sin": "sin"}
-            yield from layer.at(n, f"decoder.layers{index}", **names)
+            yield from layer.at(n, f"decoder.layers{index}", x="h" if index else "x", y="h", **shared)
         yield from self.norm.at(n, "decoder.norm", x="h", y="h")
         rows: Size = n.s
         if n.options.logits == "last":

@@ -84,7 +84,8 @@ class DeepseekV2MoE(BaseLayer):
     y = sum over the k chosen of w_i expert_i(x) + shared(x). Stored are E experts, read the distinct
     ones that the call's tokens reach: D = E (1 - (1 - k/E)^(b s)), expected under uniform routing.
     Vendor: DeepseekV2MoE in modeling_deepseekv2.py. Paper: arXiv 2401.06066 (DeepSeekMoE).
-    Omits: sorting tokens by expert.
+    Tokens are copied to their experts; results are weighted and put back in order in fp32.
+    Omits: finding the order of tokens by expert.
     Axes: b sequences, s tokens, d hidden width, f width of one expert, E experts, k active ones.
 
     >>> moe = DeepseekV2MoE(MoEGate(d=4, E=1, k=1), f=3, shared=None)
@@ -112,9 +113,10 @@ class DeepseekV2MoE(BaseLayer):
         if not self.fused_gate_up:
             yield matmul("_u[b s k f] = xs[b s k d] * W_up[E:D d f]", m, over="b s k d f")
         yield pointwise("_h[b s k f] = _g[b s k f] * _u[b s k f]", MUL, m)
-        yield matmul("_o[b s k d] = _h[b s k f] * W_down[E:D f d]", m, over="b s k d f")
-        yield pointwise("_o[b s k d] = _o[b s k d] * w:32[b s k]", MUL, m)
-        yield pointwise("y[b s d] = _o[b s k d]", ADD, m, over="b s K d")
+        yield matmul("o[b s k d] = _h[b s k f] * W_down[E:D f d]", m, over="b s k d f")
+        yield pointwise("wo:32[b s k d] = o[b s k d] * w:32[b s k]", MUL, m)
+        yield copy("_r:32[b s k d] = wo:32[b s k d]", m)
+        yield pointwise("y[b s d] = _r:32[b s k d]", ADD, m, over="b s K d")
         if self.shared is None:
             yield copy("y[b s d] = e[b s d]", n)
             return
@@ -143,7 +145,8 @@ class DeepseekV2DecoderLayer(BaseLayer):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.attention.d)
         yield from self.norm.at(n, "norm1", x="x", y="h")
-        yield from self.attention.at(n, "attn", x="h", y="h", pos="pos", cos="cos", sin="sin")
+        shared = {name: name for name in ("pos", "cos", "sin") if name in n.names}
+        yield from self.attention.at(n, "attn", x="h", y="h", **shared)
         yield pointwise("h[b s d] = x[b s d] + h[b s d]", ADD, n)
         yield from self.norm.at(n, "norm2", x="h", y="m")
         yield from self.mlp.at(n, "mlp", x="m", y="m")

@@ -67,7 +67,7 @@ class _CausalAttention(BaseLayer):
             yield matmul("k[b s g e] = x[b s d] * W_k[d g e]", n)
             yield matmul("v[b s g e] = x[b s d] * W_v[d g e]", n)
         if n.options.rotary == "vendor":
-            yield from self.rotary.at(n, "rotary", cos="cos", sin="sin", pos="pos")
+            yield from self.rotary.at(n, "rotary", cos="cos", sin="sin", pos="pos", freq="freq")
         yield pointwise(
             "q[b s g r e] = q[b s g r e] * cos[b s e] * sin[b s e]", ROTATE_PAIR, n, over="b s g r H"
         )

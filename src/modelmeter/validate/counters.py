@@ -1,0 +1,210 @@
+"""What torch sees of a real module: FLOPs, scalar operations, operand bytes, live storages.
+
+Modules run on the meta device (or a real one). `tensor_core_flops` is torch's own FlopCounterMode;
+the others watch every dispatched operator. An operator that a counter does not know is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from math import prod
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from modelmeter import constants
+
+_ONE_EACH = "add sub rsub mul div neg exp sqrt rsqrt sin cos pow maximum".split()
+_PER_ELEMENT = dict.fromkeys(_ONE_EACH, 1) | {
+    "sigmoid": constants.SIGMOID,
+    "silu": constants.SILU,
+    "gelu": constants.GELU,
+}
+_FREE = set(
+    "view _unsafe_view reshape permute transpose t expand unsqueeze squeeze slice select split unbind "
+    "split_with_sizes clone contiguous copy_ _to_copy cat constant_pad_nd index embedding detach alias empty "
+    "empty_like new_empty zeros zeros_like ones arange lift_fresh fill_ mm bmm as_strided unfold flatten "
+    "_reshape_alias repeat_interleave stack native_dropout ones_like upsample_linear1d "
+    "_upsample_bicubic2d_aa upsample_bicubic2d mv index_select".split()
+)
+
+
+def tensor_core_flops(run: Callable[[], Any]) -> int:
+    """FLOPs that torch's FlopCounterMode counts while `run` runs."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class _AttentionMode(TorchFunctionMode):
+    """Runs scaled_dot_product_attention as one kernel that only allocates its result."""
+
+    def __init__(self, seen: Callable[[list[torch.Tensor], torch.Tensor], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        names = ("query", "key", "value", "attn_mask")
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in (kwargs or {}).items() if k in names}
+        query, value = given["query"], given["value"]
+        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
+        self.seen([t for t in given.values() if t is not None], out)
+        return out
+
+
+class ScalarOperations(TorchDispatchMode):
+    """Counts CUDA-core FLOPs of the unfused graph by the convention of docs/counting.md.
+
+    Only arithmetic on data that depends on the inputs counts: what depends on weights and shapes
+    alone (interpolated position tables, index arithmetic) is the same for every call.
+    """
+
+    def __init__(self, inputs: Any) -> None:
+        super().__init__()
+        self.flops = 0
+        self._storages = [t.untyped_storage() for t in _tensors(inputs)]
+        self._tainted = {s._cdata for s in self._storages}
+        self._attention = _AttentionMode(self._sdpa)
+
+    def __enter__(self) -> ScalarOperations:
+        super().__enter__()
+        self._attention.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._attention.__exit__(*error)
+        super().__exit__(*error)
+
+    def _taint(self, result: Any) -> None:
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            self._storages.append(storage)  # kept alive, so that its address is not reused
+            self._tainted.add(storage._cdata)
+
+    def _sdpa(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        rows, keys = prod(reads[0].shape[:-1]), reads[1].shape[-2]
+        slope, offset = constants.SOFTMAX
+        bias = len(reads) > 3 and reads[3].dtype is not torch.bool
+        self.flops += rows * (slope * keys + offset + keys * (2 if bias else 1))
+        self._taint(out)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if any(t.untyped_storage()._cdata in self._tainted for t in _tensors((args, kwargs))):
+            self._taint(result)
+            self.flops += self._cost(func.overloadpacket.__name__, args, result)
+        return result
+
+    @staticmethod
+    def _cost(name: str, args: Any, result: Any) -> int:
+        name = name.rstrip("_") if name not in _FREE else name
+        if name in _FREE:
+            return 0
+        out = _tensors(result)[0]
+        if name in _PER_ELEMENT:
+            return _PER_ELEMENT[name] * out.numel()
+        if name in ("addmm", "baddbmm"):
+            return int(out.numel())
+        if name == "convolution":
+            return int(out.numel()) if args[2] is not None else 0
+        if name in ("_softmax", "_safe_softmax", "softmax"):
+            width = out.shape[args[1]]
+            return int(out.numel() // width * (constants.SOFTMAX[0] * width + constants.SOFTMAX[1]))
+        if name == "native_layer_norm":
+            width = prod(args[1])
+            return int(out.numel() // width * (constants.LAYER_NORM[0] * width + constants.LAYER_NORM[1]))
+        if name == "mean":
+            return int(args[0].numel())
+        if name == "sum":
+            return int(args[0].numel() - out.numel())
+        if name == "topk":
+            return int(out.numel() * args[0].shape[-1])
+        raise NotImplementedError(f"no counting rule for operator {name!r}")
+
+
+class OperandBytes(TorchDispatchMode):
+    """Bytes that matmuls, convolutions and attention kernels read and write."""
+
+    _KERNELS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._attention = _AttentionMode(self._sdpa)
+
+    def __enter__(self) -> OperandBytes:
+        super().__enter__()
+        self._attention.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._attention.__exit__(*error)
+        super().__exit__(*error)
+
+    def _sdpa(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        self.bytes += _bytes([*reads, out])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self._KERNELS:
+            self.bytes += _bytes(_tensors((args, kwargs)) + _tensors(result))
+        return result
+
+
+class LiveStorages(TorchDispatchMode):
+    """The largest sum of live storages, those of `weights` apart, with attention as one kernel.
+
+    `at_peak` lists the shapes alive then.
+    """
+
+    def __init__(self, inputs: Any, weights: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._weights = [w.untyped_storage() for w in weights]
+        self._known = {s._cdata for s in self._weights}
+        self._live: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
+        self.peak = 0
+        self.at_peak: list[tuple[int, tuple[int, ...]]] = []
+        self._attention = _AttentionMode(lambda reads, out: self._track(out))
+        self._track(inputs)
+
+    def __enter__(self) -> LiveStorages:
+        super().__enter__()
+        self._attention.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._attention.__exit__(*error)
+        super().__exit__(*error)
+
+    def _track(self, result: Any) -> None:
+        for key in [k for k, (ref, _, _) in self._live.items() if ref.expired()]:
+            del self._live[key]
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known and storage._cdata not in self._live:
+                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), tuple(tensor.shape))
+        total = sum(size for _, size, _ in self._live.values())
+        if total > self.peak:
+            self.peak = total
+            self.at_peak = sorted(((size, shape) for _, size, shape in self._live.values()), reverse=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._track(result)
+        return result
