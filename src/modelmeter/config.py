@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,21 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputErro
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
     if key:
         given = next(g for g in key.groups() if g)
-        return unknown("key", given, _keys(compose(name)))
+        return unknown_key(given, compose(name))
     group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if group:
         return unknown(group[1], group[2], config_names(group[1]))
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return InputError(f"cannot read the configuration ({' '.join(overrides) or name}): {first}")
+
+
+def unknown_key(given: str, config: Any) -> InputError:
+    """An InputError for a key that the configuration lacks; lists the keys beside it."""
+    keys = list(_keys(config))
+    parent = given.rpartition(".")[0]
+    beside = [k for k in keys if k.rpartition(".")[0] == parent] or [k for k in keys if "." not in k]
+    near = get_close_matches(given, keys, n=1, cutoff=0.5)
+    return unknown("key", given, {*beside, *near})
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
@@ -156,3 +166,41 @@ def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
     keys = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
     keys += ("logits", "causal", "attention", "rotary", "execution")
     return model.workload(**{k: config[k] for k in keys}, precision=Precision(**config["precision"]))
+
+
+def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any) -> int:
+    """Hand the command line to Hydra (--multirun, --cfg and its other flags).
+
+    `run(config, job)` is called for each job; job is "" outside a multirun. `fixed` are further overrides.
+    """
+    import sys
+
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    known = compose(name, fixed)
+    valid = set(_keys(known))
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if "=" in argument and not argument.startswith(("-", "+", "~", "hydra")) and key.partition("@")[0] not in valid:
+            raise unknown_key(key, known)
+
+    def job(config: Any) -> None:
+        plain = OmegaConf.to_container(config, resolve=True)
+        info = HydraConfig.get()
+        try:
+            run(plain, f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else "")
+        except InputError as error:
+            print(f"modelmeter: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
+    previous, sys.argv = sys.argv, [sys.argv[0], *arguments, *fixed, *quiet]
+    try:
+        hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()
+    finally:
+        sys.argv = previous
+    return 0

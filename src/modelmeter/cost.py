@@ -123,9 +123,17 @@ class StageCost:
         return pandas.Series(self.as_dict())
 
     def _repr_html_(self) -> str:
-        from modelmeter.report.tables import cost_html
+        rows = "".join(
+            f"<tr><th>{name}</th><td style='text-align:right'>{_show(value)}</td></tr>"
+            for name, value in self.as_dict().items()
+        )
+        return f"<table><caption>{self.basis}</caption>{rows}</table>"
 
-        return cost_html({"cost": self})
+
+def _show(value: Size) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if isinstance(value, float) else str(value)
 
 
 COUNTS = tuple(f.name for f in fields(StageCost) if f.name != "basis")

@@ -63,9 +63,7 @@ def ceil_div(a: Size, b: Size) -> Size:
     5
     """
     if _symbolic(a, b):
-        import sympy
-
-        return sympy.ceiling(sympy.sympify(a) / b)
+        return _function("ceil_div", a, b)
     if isinstance(a, int) and isinstance(b, int):
         return -(-a // b)
     import numpy as np
@@ -76,9 +74,7 @@ def ceil_div(a: Size, b: Size) -> Size:
 def minimum(a: Size, b: Size) -> Size:
     """The smaller of two sizes, element by element."""
     if _symbolic(a, b):
-        import sympy
-
-        return sympy.Min(a, b)
+        return _function("minimum", a, b)
     if isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS):
         return min(a, b)
     import numpy as np
@@ -89,9 +85,7 @@ def minimum(a: Size, b: Size) -> Size:
 def maximum(a: Size, b: Size) -> Size:
     """The larger of two sizes, element by element."""
     if _symbolic(a, b):
-        import sympy
-
-        return sympy.Max(a, b)
+        return _function("maximum", a, b)
     if isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS):
         return max(a, b)
     import numpy as np
@@ -105,6 +99,8 @@ def ratio(a: Size, b: Size) -> Size:
     >>> ratio(7, 2) * 2
     Fraction(7, 1)
     """
+    if _symbolic(a, b):
+        return _function("ratio", a, b)
     if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)):
         return whole(Fraction(a) / b)
     return a / b
@@ -129,15 +125,20 @@ def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
     (6, 64)
     """
     if _symbolic(experts, active, tokens):
-        return _distinct_symbol()(experts, active, tokens)
+        return _function("expected_distinct", experts, active, tokens)
     missed = experts - active
     return whole(experts - missed * (missed / experts) ** (tokens - 1))
 
 
-def _distinct_symbol() -> Any:
+def _function(name: str, *arguments: Size) -> Size:
+    """An undefined sympy function with the name of one of ours, so that a formula prints as code."""
     import sympy
 
-    return sympy.Function("distinct", positive=True)
+    return sympy.Function(name, positive=True)(*arguments)
+
+
+FUNCTIONS = {f.__name__: f for f in (ceil_div, minimum, maximum, ratio, expected_distinct)}
+"""What a formula may call, by the name under which it prints."""
 
 
 class Term(NamedTuple):

@@ -114,12 +114,12 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 
     try:
         with Image.open(path) as image:
-            image.verify()
             width, height = image.size
             sideways = image.getexif().get(0x0112, 1) >= 5  # EXIF orientation: 5 to 8 swap the sides
+            image.load()  # a truncated file has a size too
     except FileNotFoundError:
         raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
         raise InputError(f"image {str(path)!r} cannot be read: {reason}") from None
     return (height, width) if sideways else (width, height)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 from modelmeter.cost import StageCost, measure, measure_parts
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.ops import Op, Sizes
 from modelmeter.sizes import Size, ratio
 from modelmeter.workload import ImagePlan, Workload, parse_pair, read_image_size
+
+if TYPE_CHECKING:
+    from modelmeter.models.compiled import Compiled
 
 STAGES = ("vision", "prefill", "decode")
 
@@ -41,6 +44,10 @@ class Model(ABC):
     @abstractmethod
     def grids(self, largest: int) -> list[tuple[int, int]]:
         """All (rows, columns) of crops with rows <= columns and at most `largest` crops."""
+
+    @abstractmethod
+    def has_crops(self, mode: str | None) -> bool:
+        """Whether images are cut into crops in this mode (None: the model's default)."""
 
     @final
     def workload(
@@ -96,7 +103,11 @@ class Model(ABC):
         """
 
         def part(op: Op) -> str:
-            return ".".join(op.path.split(".")[:depth]) if depth else ""
+            if not depth:
+                return ""
+            name = ".".join(op.path.split(".")[:depth])
+            repeated = depth > 1 and isinstance(op.times, int) and op.times > 1
+            return f"{name} x{op.times}" if repeated else name
 
         def cost(ops: list[Op]) -> dict[str, StageCost]:
             return measure_parts(ops, str(work.execution), part, work.basis)
@@ -108,6 +119,16 @@ class Model(ABC):
         middle = cost(self.ops(stage, work, ratio(first + last, 2)))
         end = cost(self.ops(stage, work, last))
         return {name: middle[name].over_steps(work.decode_steps, end[name]) for name in end}
+
+    @final
+    def compile(self, **options: Any) -> Compiled:
+        """All stages turned once into one function of the workload's sizes, for callers that need speed.
+
+        `options` are those of `workload` that are not sizes (mode, attention, logits, causal...).
+        """
+        from modelmeter.models.compiled import compile_model
+
+        return compile_model(self, options)
 
     @final
     def request(self, work: Workload) -> StageCost:

@@ -39,6 +39,9 @@ class DeepSeekOCR(Model):
         found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest + 1)]
         return sorted((g for g in found if least <= g[0] * g[1] <= largest), key=lambda g: (g[0] * g[1], g))
 
+    def has_crops(self, mode: str | None) -> bool:
+        return self.preprocess.mode(mode)[1].tile is not None
+
     def vision(self, n: Sizes, image: ImagePlan) -> Iterator[Op]:
         patch, factor = self.preprocess.patch, self.preprocess.downsample
         width, features = self.projector.c, self.sam.downsample[-1].o

@@ -55,6 +55,11 @@ class CropRule:
         if self.max_crops < self.min_crops:
             raise InputError(f"max_crops must be at least min_crops = {self.min_crops}, not {self.max_crops}")
 
+    def mode(self, name: str | None) -> tuple[str, Mode]:
+        """A mode by name (None: the default one)."""
+        name = choose("mode", name or self.default_mode, self.modes)
+        return name, self.modes[name]
+
     def side(self, pixels: int) -> int:
         """Tokens along one side of a square view: 640 -> 10, 1024 -> 16."""
         return int(ceil_div(pixels // self.patch, self.downsample))
@@ -85,8 +90,7 @@ class CropRule:
         self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
     ) -> ImagePlan:
         """Views and tokens of an image (width, height), of a grid (rows, columns) or of a mode."""
-        name = choose("mode", mode or self.default_mode, self.modes)
-        kind: Mode = self.modes[name]
+        name, kind = self.mode(mode)
         if kind.tile is None and grid is not None:
             tiled = ", ".join(k for k, m in self.modes.items() if m.tile)
             raise InputError(f"mode {name!r} has no crops, so no grid; modes with crops: {tiled}")

@@ -1,0 +1,1 @@
+"""Reports: tables, figures and formulas. The only place where units are converted."""

@@ -1,0 +1,116 @@
+"""Writing results: CSV, JSON and Markdown, all or nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import modelmeter
+from modelmeter.errors import InputError
+from modelmeter.sweep.table import Table
+
+SCHEMA_VERSION = 1
+
+
+def write_all(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write files into a folder; either all of them appear or the folder stays as it was.
+
+    Raises InputError if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+    except OSError as error:
+        raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
+    try:
+        for name, text in contents.items():
+            (staging / name).write_text(text, encoding="utf-8")
+        for name in contents:
+            os.replace(staging / name, folder / name)
+    except OSError as error:
+        raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def table_files(table: Table, command: str) -> dict[str, str]:
+    """The CSV, JSON and Markdown of a sweep, by file name."""
+    return {
+        f"{table.name}.csv": _csv(table),
+        f"{table.name}.json": _json(table, command),
+        f"{table.name}.md": _markdown(table, command),
+    }
+
+
+def _csv(table: Table) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, table.columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: str(v).lower() if isinstance(v, bool) else v for k, v in row.items()} for row in table.rows)
+    return text.getvalue()
+
+
+def _json(table: Table, command: str) -> str:
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "modelmeter_version": modelmeter.__version__,
+        "command": command,
+        "title": table.title,
+        "basis": table.basis,
+        "config": table.settings,
+        "rows": list(table.rows),
+    }
+    return json.dumps(content, indent=1, default=str) + "\n"
+
+
+_READABLE = (
+    ("crops", "crops", "{}"),
+    ("grid", "grid", "{}"),
+    ("image_tokens", "image tokens", "{}"),
+    ("attention", "attention", "{}"),
+    ("tensor", "tensor-core TFLOP", "{:.6f}"),
+    ("cuda", "CUDA-core TFLOP", "{:.6f}"),
+    ("io", "I/O GB", "{:.3f}"),
+    ("intensity", "FLOP/byte", "{:.1f}"),
+    ("peak", "peak activations GB", "{:.4f}"),
+    ("note", "", "{}"),
+)
+
+
+def _markdown(table: Table, command: str) -> str:
+    lines = [
+        f"# {table.title}",
+        "",
+        f"`{command}` with modelmeter {modelmeter.__version__}. Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
+        "",
+        "| " + " | ".join(heading for _, heading, _ in _READABLE) + " |",
+        "|" + " ---: |" * (len(_READABLE) - 1) + " --- |",
+    ]
+    for row in table.rows:
+        notes = ["**this image**"] if row["marked"] else []
+        notes += ["extrapolated"] if row["extrapolated"] else []
+        measured = row.get("reference_tensor_core_flops")
+        if measured is not None:
+            notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
+        values = {
+            "crops": row["crops"],
+            "grid": f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none",
+            "image_tokens": row["image_tokens"],
+            "attention": row["attention"],
+            "tensor": row["tensor_core_flops"] / 1e12,
+            "cuda": row["cuda_core_flops"] / 1e12,
+            "io": row["io_bytes"] / 1e9,
+            "intensity": row["arithmetic_intensity_flop_per_byte"],
+            "peak": row["peak_activation_bytes"] / 1e9,
+            "note": ", ".join(notes),
+        }
+        lines.append("| " + " | ".join(form.format(values[key]) for key, _, form in _READABLE) + " |")
+    lines += ["", "Extrapolated: a grid that the model's preprocessor never produces.", ""]
+    return "\n".join(lines)
