@@ -16,7 +16,7 @@ from modelmeter.cost import StageCost, measure
 from modelmeter.errors import InputError
 from modelmeter.ops import Op, Options, Sizes, backward, require_axes
 from modelmeter.precision import Precision
-from modelmeter.sizes import Size, as_size, is_symbol
+from modelmeter.sizes import Size, anywhere, as_size, is_symbol
 
 
 class BaseLayer(ABC):
@@ -185,5 +185,5 @@ class Sequence(BaseLayer):
 
 def require_divisible(layer: str, what: str, value: Size, by: str, divisor: Size) -> None:
     """Raise InputError unless one hyper-parameter divides another (symbols pass)."""
-    if not is_symbol(value) and not is_symbol(divisor) and value % divisor:
+    if not is_symbol(value) and not is_symbol(divisor) and anywhere(value % divisor):
         raise InputError(f"{layer}: {what} {value} is not divisible by {by} {divisor}")

@@ -241,7 +241,9 @@ def matmul(equation: str, n: Sizes, over: str = "", *, grad: bool = True) -> Op:
 def conv2d(equation: str, n: Sizes) -> Op:
     """A convolution: loops over the output's axes and those of the kernel; padding is not skipped."""
     eq = parse(equation)
-    weight = next(t for t in eq.factors if t.name.startswith("W_"))
+    weight = next((t for t in eq.factors if t.name.startswith("W_")), None)
+    if weight is None:
+        raise InputError(f"the kernel of a convolution must be named W_...: {equation!r}")
     loops = tuple(dict.fromkeys(eq.outputs[0].stored + weight.stored))
     bias = (n.term(eq.outputs[0].stored),) if eq.addends else ()
     return _op("conv2d", equation, n, tensor=n.term(loops).times(2), cuda=bias)

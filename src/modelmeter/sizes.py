@@ -56,6 +56,13 @@ def _symbolic(*values: Size) -> bool:
     return any(is_symbol(v) for v in values)
 
 
+def anywhere(condition: Any) -> bool:
+    """Whether a condition holds, for an array in any element; for symbols it is taken not to."""
+    if is_symbol(condition):
+        return False
+    return bool(condition.any()) if hasattr(condition, "any") else bool(condition)
+
+
 def ceil_div(a: Size, b: Size) -> Size:
     """The quotient rounded up.
 

@@ -12,7 +12,7 @@ from modelmeter.layer import BaseLayer
 from modelmeter.layers.llama import LlamaAttention, LlamaFlashAttention2
 from modelmeter.layers.norm import DeepseekV2RMSNorm
 from modelmeter.ops import Op, Sizes, copy, matmul, pointwise, softmax
-from modelmeter.sizes import Size, expected_distinct, is_symbol
+from modelmeter.sizes import Size, anywhere, expected_distinct
 
 
 @final
@@ -64,7 +64,7 @@ class MoEGate(BaseLayer):
     sizes = "b s"
 
     def check(self) -> None:
-        if not (is_symbol(self.k) or is_symbol(self.E)) and self.k > self.E:
+        if anywhere(self.k > self.E):
             raise InputError(f"MoEGate: active experts k={self.k} cannot exceed routed experts E={self.E}")
 
     def ops(self, n: Sizes) -> Iterator[Op]:

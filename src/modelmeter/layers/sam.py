@@ -12,13 +12,13 @@ from modelmeter.layer import BaseLayer, require_divisible
 from modelmeter.layers.conv import Conv2d, PatchEmbed
 from modelmeter.layers.norm import LayerNorm, LayerNorm2d
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
-from modelmeter.sizes import Size, ceil_div, is_symbol, minimum
+from modelmeter.sizes import Size, anywhere, ceil_div, is_symbol, minimum
 
 
 def require_head_width(layer: str, d: Size, h: Size, e: Size) -> None:
     """Raise InputError unless the hidden width is heads x head width (symbols pass)."""
     require_divisible(layer, "hidden size", d, "heads", h)
-    if not any(map(is_symbol, (d, h, e))) and d != h * e:
+    if not any(map(is_symbol, (d, h, e))) and anywhere(d != h * e):
         raise InputError(f"{layer}: hidden size {d} must be heads {h} x head width, so head width {d // h}, not {e}")
 
 

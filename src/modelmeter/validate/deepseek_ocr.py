@@ -7,6 +7,7 @@ sizes from `Dims`, so the same list serves the table at full size and tests at r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -155,6 +156,18 @@ def clip_block(d: Dims) -> mm.NoTPTransformerBlock:
     )
 
 
+class LayerNormWrittenOut(nn.Module):
+    """Layer normalisation as its paper writes it, operator by operator, so that each can be counted."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight + self.bias
+
+
 MIXTURE_IO = {"kernel_io_bytes": "batched_mm gathers one copy of an expert's weights for each token"}
 REFERENCE = ("dims.clip.fused_qkv=false", "dims.decoder.fused_gate_up=true")
 """Overrides under which our model has transformers' kernels: CLIP's q, k, v split, experts' gate and up fused."""
@@ -214,7 +227,7 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
     for name, w, ours in (("Block (global)", 0, full), ("Block (window)", d.window, windowed)):
         yield case("vision", name, named("SamVisionLayer", lambda w=w: ocr.UnlimitedOcrSamVisionLayer(s_cfg, w)),
                    ours, grid, d.b, d.u, d.v, hidden)  # fmt: skip
-    yield case("vision", "LayerNorm", named("torch.nn.LayerNorm", lambda: nn.LayerNorm(hidden)),
+    yield case("vision", "LayerNorm", named("LayerNorm written out", lambda: LayerNormWrittenOut(hidden)),
                windowed.norm, tokens, d.b, n, hidden, unseen=True)  # fmt: skip
     yield case("vision", "LayerNorm2d", named("VitDetLayerNorm", lambda: VitDetLayerNorm(d.neck)),
                ours_sam.neck_norm, grid, d.b, d.neck, d.u, d.v, unseen=True)  # fmt: skip
@@ -356,11 +369,19 @@ def _fresh(past: Any, d: Dims) -> DynamicCache:
     return cache
 
 
-@lru_cache(maxsize=2)
-def _full(dtype: torch.dtype) -> Any:
-    """The whole model on the meta device."""
-    with torch.device("meta"):
-        return ocr.UnlimitedOcrForConditionalGeneration(config(Dims())).to(dtype).eval()
+@lru_cache(maxsize=1)
+def _whole(device: str) -> Any:
+    """The whole model; real experts run grouped, which on meta would hide them from the counter."""
+    made = deepcopy(config(Dims()))
+    implementation = "batched_mm" if device == "meta" else "grouped_mm"
+    made._experts_implementation = made.text_config._experts_implementation = implementation
+    with torch.device(device):
+        return ocr.UnlimitedOcrForConditionalGeneration(made).to(torch.bfloat16).eval()
+
+
+def _here() -> Any:
+    """The whole model on torch's default device."""
+    return _whole(str(torch.get_default_device()))
 
 
 def reference_counts(model: Model, work: Workload) -> dict[str, int]:
@@ -368,20 +389,19 @@ def reference_counts(model: Model, work: Workload) -> dict[str, int]:
     from modelmeter.validate.counters import tensor_core_flops
 
     case = vision_case(model, work)
-    module, inputs = case.build()
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("meta"):
+        module, inputs = case.build()
         return {"reference_tensor_core_flops": tensor_core_flops(lambda: case.run(module, *inputs))}
 
 
 def vision_case(model: Model, work: Workload, label: str = "") -> Case:
     """The vision stage of a workload beside the vision tower and projector of the whole model."""
-    whole = _full(torch.bfloat16).model
 
     def build() -> tuple[None, tuple[Any, ...]]:
         views = [(work.batch * v.count, 3, v.height, v.width) for v in work.image.views]
-        return None, tuple(torch.empty(*view, dtype=torch.bfloat16, device="meta") for view in views)
+        return None, (_here().model, *(torch.zeros(*view, dtype=torch.bfloat16) for view in views))
 
-    def run(_: None, *views: torch.Tensor) -> None:
+    def run(_: None, whole: Any, *views: torch.Tensor) -> None:
         for pixels in views:
             whole.multi_modal_projector(whole.vision_tower(pixels).last_hidden_state)
 
@@ -392,18 +412,17 @@ def vision_case(model: Model, work: Workload, label: str = "") -> Case:
 
 def language_case(model: Model, work: Workload, steps: int = 0) -> Case:
     """Prefill (steps 0), or that decode step after it with a cache, beside the whole decoder."""
-    lm = _full(torch.bfloat16)
-    s = work.context_tokens
+    s, d = work.context_tokens, Dims()
 
     def build() -> tuple[None, tuple[Any, ...]]:
-        shape = (work.batch, 1 if steps else s, 1280)
-        positions = torch.empty(shape[:2], dtype=torch.long, device="meta")
-        return None, (torch.empty(shape, dtype=torch.bfloat16, device="meta"), positions)
+        shape = (work.batch, 1 if steps else s, d.hidden)
+        return None, (_here(), torch.zeros(shape, dtype=torch.bfloat16), torch.zeros(shape[:2], dtype=torch.long))
 
-    def run(_: None, embedded: torch.Tensor, positions: torch.Tensor) -> None:
+    def run(_: None, lm: Any, embedded: torch.Tensor, positions: torch.Tensor) -> None:
         cache = DynamicCache()
         if steps:
-            past = torch.empty((work.batch, 10, s + steps - 1, 128), dtype=torch.bfloat16, device="meta")
+            shape = (work.batch, d.kv_heads, s + steps - 1, d.head)
+            past = torch.zeros(shape, dtype=torch.bfloat16, device=embedded.device)
             for layer in range(12):
                 cache.update(past, past, layer)
         rows = 1 if work.logits == "last" else 0

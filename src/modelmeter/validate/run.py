@@ -1,0 +1,113 @@
+"""`modelmeter validate`: every layer and stage beside its reference module, as a table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from modelmeter.config import load_model
+from modelmeter.errors import InputError
+from modelmeter.report.tables import align, si
+from modelmeter.validate.case import Case, Comparison, compare
+
+_HEAD = ["layer", "group", "reference class", "measured FLOPs", "theoretical FLOPs", "difference"]
+_OTHERS = {"cuda_core_flops": "scalar ops", "parameters": "parameters", "kernel_io_bytes": "kernel bytes"}
+
+
+def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_only: bool = False) -> tuple[str, bool]:
+    """The table as text, and whether every count is equal.
+
+    `vendor` is a folder with the vendor's own Python files; `device` cpu or cuda also runs real
+    tensors. Raises InputError for a device that torch does not have or a folder that is none.
+    """
+    if device not in ("meta", "cpu") and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"--device {device!r} is not available; valid: meta, cpu, cuda on a machine that has it")
+    reference = import_module(f"modelmeter.validate.{name}")
+    model = load_model(name, reference.REFERENCE)
+    cases: list[Case] = list(reference.layer_cases())
+    if not layers_only:
+        cases += reference.stage_cases(model)
+    lacking: list[str] = []
+    if vendor is not None:
+        found, lacking = import_module("modelmeter.validate.vendor").vendor_cases(vendor)
+        cases += found
+    results = [compare(case) for case in cases]
+    text = [_table(results, device), "", *_notes(results), *lacking]
+    equal = all(result.equal for result in results)
+    unequal = sum(not result.equal for result in results)
+    text.append(f"{len(results)} rows, " + ("all equal" if equal else f"{unequal} NOT EQUAL"))
+    return "\n".join(text), equal
+
+
+def _table(results: Iterable[Comparison], device: str) -> str:
+    head = [*_HEAD, *_OTHERS.values()] + (["time", "memory"] if device != "meta" else [])
+    rows = [head]
+    for result in results:
+        main, difference = result.main, result.difference
+        mark = "*" if result.case.unseen else ""
+        row = [
+            result.case.layer,
+            result.case.group,
+            result.case.reference,
+            f"{result.measured[main]}{mark}",
+            f"{result.theoretical[main]}{mark}",
+            f"{difference[main]:+d}" if difference[main] else "0",
+        ]
+        row += [_difference(difference.get(quantity)) for quantity in _OTHERS]
+        rows.append(row + (_real(result.case, device) if device != "meta" else []))
+    return align(rows)
+
+
+def _difference(value: int | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+d}" if value else "0"
+
+
+def _notes(results: Iterable[Comparison]) -> list[str]:
+    """What the marks mean and which quantities are compared with an allowance or not at all."""
+    lines = [
+        "* torch's counter sees nothing here by nature: scalar operations of the unfused graph instead.",
+        "Columns after `difference` are differences too; - is not compared. Counted in: scalar ops and kernel bytes",
+        "(operands of matmuls, convolutions and attention) as docs/counting.md says.",
+    ]
+    allowed: dict[str, list[str]] = {}
+    for result in results:
+        for quantity, (_, reason) in result.case.known.items():
+            allowed.setdefault(f"{quantity} adjusted: {reason}", []).append(result.case.layer)
+        for quantity, reason in result.case.skip.items():
+            allowed.setdefault(f"{quantity} not compared: {reason}", []).append(result.case.layer)
+    return [*lines, *(f"{reason} ({', '.join(layers)})" for reason, layers in allowed.items())]
+
+
+def _real(case: Case, device: str) -> list[str]:
+    """Median time of the module on real tensors, and the most memory allocated on a GPU."""
+    with torch.device(device):
+        module, inputs = case.build()
+    cuda = device.startswith("cuda")
+    times: list[float] = []
+    with torch.no_grad():
+        for attempt in range(6 if cuda else 2):
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(device)
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            case.run(module, *inputs)
+            if cuda:
+                torch.cuda.synchronize(device)
+            if attempt:  # the first run warms up
+                times.append(time.perf_counter() - start)
+    memory = si(float(torch.cuda.max_memory_allocated(device)), "B") if cuda else "-"
+    return [f"{sorted(times)[len(times) // 2] * 1e3:.3f} ms", memory]
+
+
+def counts(results: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """The comparisons as rows of data."""
+    return [
+        {"layer": r.case.layer, "reference": r.case.reference, "measured": r.measured, "theoretical": r.theoretical}
+        for r in results
+    ]
