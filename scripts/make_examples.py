@@ -7,16 +7,17 @@ from PIL import Image, ImageDraw, ImageFont
 TEXT = (
     "A layer is a short list of equations over named axes. Everything else follows from them: the work, "
     "the traffic, the parameters, the KV cache, the peak of activations, and the formula that a person reads."
-).split()
+)
 
 
 def draw(width: int, height: int, margin: int, size: int, path: Path) -> None:
     """A page of running text in the built-in font, grey on white."""
     page = Image.new("L", (width, height), 255)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size)
+    words = TEXT.split()
     x, y, index = margin, margin, 0
     while y < height - margin - size:
-        word = TEXT[index % len(TEXT)] + " "
+        word = words[index % len(words)] + " "
         length = int(pen.textlength(word, font=font))
         if x + length > width - margin:
             x, y = margin, y + size * 3 // 2

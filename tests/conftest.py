@@ -5,9 +5,7 @@ from hypothesis import HealthCheck, settings
 
 import modelmeter
 
-settings.register_profile(
-    "modelmeter", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+settings.register_profile("modelmeter", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("modelmeter")
 
 

@@ -31,9 +31,7 @@ def examples(v=lambda name, value: value):
     patch = mm.PatchEmbed(v("c", 3), d, v("p", 2))
     conv, halved = mm.Conv2d(d, v("o", 5), v("p3", 3)), mm.Conv2d(v("o", 5), v("o2", 6), v("p3", 3), v("stride", 2))
     norm2d = mm.LayerNorm2d(v("o", 5))
-    sam = mm.ImageEncoderViT(
-        patch, (Repeat(windowed, v("l", 2)), full), (conv,), norm2d, (halved,), v("U", 9)
-    )
+    sam = mm.ImageEncoderViT(patch, (Repeat(windowed, v("l", 2)), full), (conv,), norm2d, (halved,), v("U", 9))
     no_tp = mm.NoTPAttention(d, h, e)
     block = mm.NoTPTransformerBlock(no_tp, mm.NoTPFeedForward(d, v("f", 7)), norm)
     transformer = mm.NoTPTransformer(block, v("l", 2))

@@ -4,10 +4,11 @@ import re
 from itertools import product
 
 import pytest
-from examples import every_example
 
+from examples import every_example
 from modelmeter import layers as mm
-from modelmeter.cost import measure, traffic
+from modelmeter.cost import measure
+from modelmeter.memory import traffic
 from modelmeter.ops import Options, Sizes, conv2d, matmul
 from modelmeter.precision import Precision
 
@@ -34,7 +35,9 @@ def test_each_matmul_costs_two_flops_a_point_of_its_loop_nest(name, layer, sizes
         loops = list(dict.fromkeys(axis for _, _, axes in factors for axis in axes))
         points = sum(1 for _ in space(op.n, loops))
         assert op.tensor.value() == 2 * points, op.equation
-    assert matmuls or not layer.cost(**sizes).tensor_core_flops or name in ("PatchEmbed", "Conv2d", "CLIPVisionEmbeddings")
+    assert (
+        matmuls or not layer.cost(**sizes).tensor_core_flops or name in ("PatchEmbed", "Conv2d", "CLIPVisionEmbeddings")
+    )
 
 
 @pytest.mark.parametrize(("name", "layer", "sizes"), CASES, ids=[f"{c[0]}{i}" for i, c in enumerate(CASES)])
@@ -65,7 +68,9 @@ def test_a_lookup_reads_a_row_a_token_and_stores_the_table():
     assert (cost.parameters, cost.weight_bytes, cost.flops) == (11 * 4, 11 * 4 * 2, 0)
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [(6, 3, 1), (6, 3, 2), (5, 3, 2), (4, 1, 1), (8, 2, 2), (9, 3, 3)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [(6, 3, 1), (6, 3, 2), (5, 3, 2), (4, 1, 1), (8, 2, 2), (9, 3, 3)]
+)
 def test_a_convolution_walks_outputs_times_kernel_and_touches_its_whole_input(size, kernel, stride):
     padding = (kernel - 1) // 2 if stride < kernel or stride == 1 else 0
     outputs = (size + 2 * padding - kernel) // stride + 1

@@ -7,12 +7,13 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import sympy
-from examples import all_layers, every_example, examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelmeter.cost import COUNTS, EXECUTIONS
+from examples import all_layers, every_example, examples
+from modelmeter.cost import COUNTS
 from modelmeter.errors import InputError
+from modelmeter.memory import EXECUTIONS
 from modelmeter.sizes import FUNCTIONS, as_size, ceil_div, expected_distinct, ratio
 
 PAIRS = list(zip(every_example(), every_example(lambda name, value: sympy.Symbol(name, positive=True)), strict=True))

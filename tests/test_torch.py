@@ -19,8 +19,9 @@ from modelmeter.ops import backward  # noqa: E402
 from modelmeter.validate import run as table  # noqa: E402
 from modelmeter.validate.case import Case, Comparison, compare, layer_ops  # noqa: E402
 from modelmeter.validate.counters import LiveStorages, OperandBytes, ScalarOperations  # noqa: E402
-from modelmeter.validate.deepseek_ocr import REFERENCE, Dims, config, layer_cases, stage_cases  # noqa: E402
+from modelmeter.validate.deepseek_ocr import REFERENCE, Dims, config, layer_cases  # noqa: E402
 from modelmeter.validate.deepseek_ocr import ocr as reference  # noqa: E402
+from modelmeter.validate.deepseek_ocr_stages import stage_cases  # noqa: E402
 
 # A SAM head of width 1 is left out: torch then multiplies instead of calling a matmul, which is not counted.
 SMALL = st.builds(
@@ -53,7 +54,7 @@ def test_every_layer_equals_its_module_at_random_shapes(dims):
 
 
 def test_every_layer_equals_its_module_at_full_size():
-    tested = {case.layer.split(" (")[0] for case in map(lambda c: check(c).case, layer_cases())}
+    tested = {case.layer.split(" (")[0] for case in (check(c).case for c in layer_cases())}
     wanted = set(mm.__all__) - {"CausalLM"}  # the stages test it
     assert wanted <= tested
 
@@ -116,7 +117,9 @@ def test_experts_read_by_real_routing_are_the_ones_counted():
         shared = mm.DeepseekV2MLP(dims.hidden, 5)
         ours = mm.DeepseekV2MoE(gate, 5, shared, fused_gate_up=True)
         parts = {op.equation: op for op in ours.trace(b=1, s=tokens) if op.kind == "matmul"}
-        activations = sum(r.elements.value() for op in parts.values() for r in op.reads + op.writes if r.role != "weight")
+        activations = sum(
+            r.elements.value() for op in parts.values() for r in op.reads + op.writes if r.role != "weight"
+        )
         router, both = dims.hidden * 7, 3 * 5 * dims.hidden
         assert router == next(o for o in parts.values() if "_w:32" in o.equation).reads[1].elements.value()
         weights = hit * both + both  # each hit expert and the shared one
@@ -128,7 +131,9 @@ def test_experts_read_by_real_routing_are_the_ones_counted():
 def test_a_comparison_with_nothing_counted_fails():
     """Where the counter goes blind, 0 must not pass as equal."""
     norm = mm.LayerNorm(8)
-    blind = Case("x", "norm", "LayerNorm", layer_ops(norm, b=1, s=2), lambda: (torch.nn.LayerNorm(8), (torch.zeros(1, 2, 8),)))
+    blind = Case(
+        "x", "norm", "LayerNorm", layer_ops(norm, b=1, s=2), lambda: (torch.nn.LayerNorm(8), (torch.zeros(1, 2, 8),))
+    )
     assert not compare(blind).equal
     assert compare(blind).difference["tensor_core_flops"] == 0
     nothing = Comparison(blind, {"tensor_core_flops": 0}, {"tensor_core_flops": 0})
@@ -189,16 +194,29 @@ def test_decode_peak_is_within_5_percent_of_live_storages(whole, model, past):
     for layer in range(12):
         cache.update(*(torch.empty(1, 10, past, 128, dtype=torch.bfloat16, device="meta") for _ in "kv"), layer)
     embedded = torch.empty(1, 1, 1280, dtype=torch.bfloat16, device="meta")
-    with torch.no_grad(), LiveStorages((embedded, [(c.keys, c.values) for c in cache.layers]), [*whole.parameters(), *whole.buffers()]) as live:
+    with (
+        torch.no_grad(),
+        LiveStorages(
+            (embedded, [(c.keys, c.values) for c in cache.layers]), [*whole.parameters(), *whole.buffers()]
+        ) as live,
+    ):
         whole(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    page = model.workload(mode="base", prompt_tokens=past - 273 if past > 273 else 0, rotary="transformers", decode_steps=1)
+    page = model.workload(
+        mode="base", prompt_tokens=past - 273 if past > 273 else 0, rotary="transformers", decode_steps=1
+    )
     step = measure(model.ops("decode", page, past + 1), "flash")
     # transformers' cache concatenates: both old and new tensors of one layer are alive at once
     concatenated = 2 * past * 10 * 128 * 2
     assert step.peak_activation_bytes + step.kv_cache_bytes == pytest.approx(live.peak, rel=0.05, abs=concatenated)
 
 
-VENDOR = {(1024, 1): 465_567_744, (640, 1): 84_172_800, (640, 2): 2 * 91_545_600, (640, 5): 5 * 91_545_600, (1280, 1): 1_086_259_200}
+VENDOR = {
+    (1024, 1): 465_567_744,
+    (640, 1): 84_172_800,
+    (640, 2): 2 * 91_545_600,
+    (640, 5): 5 * 91_545_600,
+    (1280, 1): 1_086_259_200,
+}
 
 
 @pytest.mark.parametrize(("pixels", "count"), VENDOR)

@@ -31,6 +31,9 @@ AXES: dict[str, str] = {
     "D": "distinct experts that the call's tokens reach, expected under uniform routing",
     "k": "active experts a token",
     "l": "repeated layers",
+    "F": "columns of a fused gate and up projection, 2 * f",
+    "K": "additions that combine k experts, k - 1",
+    "W": "windows of one image, those at a padded edge included",
     "z": "copies that torch's reshape makes of a non-contiguous tensor: 0 for a batch of 1, else 1",
     "n": "positions of a stored table",
 }

@@ -162,7 +162,7 @@ def _folder(out: str | None) -> Path:
 def _reference(model: str) -> Any:
     """The function that counts a workload on the model's reference modules."""
     try:
-        return importlib.import_module(f"modelmeter.validate.{model}").reference_counts
+        return importlib.import_module(f"modelmeter.validate.{model}_stages").reference_counts
     except ModuleNotFoundError as error:
         raise _no_reference(model, error) from None
 
@@ -175,7 +175,8 @@ def _no_reference(model: str, error: ModuleNotFoundError) -> InputError:
 
 def _cost(arguments: list[str], prog: str) -> int:
     if _wants_help(arguments) or not arguments:
-        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {', '.join(_names('model'))}\n{_keys('page', 'cost')}")
+        models = ", ".join(_names("model"))
+        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{_keys('page', 'cost')}")
         return 0 if arguments else 2
     name = arguments.pop(0)
     if name not in _names("model"):
@@ -199,8 +200,8 @@ def _validate(arguments: list[str], prog: str) -> int:
 
     parser = argparse.ArgumentParser(f"{prog} validate", description=COMMANDS["validate"])
     parser.add_argument("model", nargs="?", default="deepseek_ocr", help=f"one of: {', '.join(_names('model'))}")
-    parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's classes in the Python files of DIR")
-    parser.add_argument("--device", default="meta", help="meta (default), cpu or cuda: real tensors, with time and memory")
+    parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
+    parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
     options = parser.parse_args(arguments)
     if options.model not in _names("model"):

@@ -67,6 +67,8 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputErro
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
     if key:
         given = next(g for g in key.groups() if g)
+        if given in _keys(compose(name)):
+            return InputError(f"{given} takes new entries with a leading plus sign: '+{given}={{NAME:VALUE}}'")
         return unknown_key(given, compose(name))
     group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if group:
@@ -129,7 +131,7 @@ def _check_target(target: str, allowed: set[str]) -> None:
         return
     refusal = InputError(f"_target_ {target!r} is not a class of modelmeter; allow others by name with allow=[...]")
     module, _, name = target.rpartition(".")
-    if not module.startswith("modelmeter"):
+    if module.partition(".")[0] != "modelmeter":
         raise refusal
     try:
         found = getattr(importlib.import_module(module), name, None)
@@ -155,7 +157,11 @@ def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str]
 
     `allow` names classes outside modelmeter that its YAML may instantiate. Raises InputError.
     """
-    relative = [o if o.startswith("model.") else f"model.{o}" for o in overrides]
+    relative = []
+    for override in overrides:
+        key = override.lstrip("+~")
+        sign = override[: len(override) - len(key)]
+        relative.append(override if key.startswith("model.") else f"{sign}model.{key}")
     return build_model(compose("cost", [f"model={name}", *relative]), allow)
 
 
@@ -163,9 +169,9 @@ def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
     """The workload of a composed configuration, for a model."""
     from modelmeter.precision import Precision
 
-    keys = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
-    keys += ("logits", "causal", "attention", "rotary", "execution")
-    return model.workload(**{k: config[k] for k in keys}, precision=Precision(**config["precision"]))
+    sizes = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
+    options = ("logits", "causal", "attention", "rotary", "execution")
+    return model.workload(**{k: config[k] for k in sizes + options}, precision=Precision(**config["precision"]))
 
 
 def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any) -> int:
@@ -198,7 +204,9 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
             sys.exit(2)
 
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
-    previous, sys.argv = sys.argv, [sys.argv[0], *arguments, *fixed, *quiet]
+    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
+    flags = [a for a in arguments if a not in overrides]
+    previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *quiet]
     try:
         hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()
     finally:

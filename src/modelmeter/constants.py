@@ -23,6 +23,5 @@ RMS_NORM = (4, 2)  # square n, mean n, eps + sqrt 2, div n, weight n
 ROTATE_PAIR = 7  # (x, y) -> (x cos - y sin, y cos + x sin) as x*cos + rotate_half(x)*sin: 4 mul, 2 add, 1 neg
 ROTARY_TABLE = 4  # cos, sin and the scaling of each: four operations an element of the table
 
-BACKWARD_MATMUL = 2  # y = a * b gives da = dy * b and db = a * dy, the same loop nest twice
 BACKWARD_POINTWISE = 2  # each scalar operation: its derivative times the incoming gradient
 TOP_K = 1  # a comparison: selecting k of E costs k * E of them

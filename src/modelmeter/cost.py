@@ -7,17 +7,16 @@ for readers of published reports. What each quantity means is told in docs/count
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from modelmeter.errors import choose
+from modelmeter.memory import COMPILED, EXECUTIONS, live_sets, traffic, without_dead_copies
 from modelmeter.ops import Op, Ref
 from modelmeter.sizes import Size, Tally, Term, largest, maximum, whole
 
-EXECUTIONS = ("eager", "flash", "fused", "compulsory")
 _ROLES = ("weight", "activation", "kv")
-_RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,9 @@ class _Ledger:
             self.tensor.add(op.tensor.times(times))
         for term in op.cuda:
             self.cuda.add(term.times(times))
-        for ref in op.reads:
+
+    def store(self, refs: Iterable[Ref], times: Size) -> None:
+        for ref in refs:
             if ref.role == "weight" and ref.name not in self.weights:
                 self.weights[ref.name] = (ref.elements.times(times), ref.stored.times(times))
             elif ref.role == "kv":
@@ -182,7 +183,7 @@ class _Ledger:
             kv_io_bytes=self.io["kv"].value(products),
             parameters=parameters,
             weight_bytes=weights,
-            peak_activation_bytes=largest(self.peaks),
+            peak_activation_bytes=largest(self.peaks, products),
             kv_cache_bytes=kv,
             basis=basis,
         )
@@ -194,156 +195,34 @@ def measure(ops: Iterable[Op], execution: str = "flash", basis: str = "") -> Sta
 
 
 def measure_parts(
-    ops: Iterable[Op], execution: str, part: Callable[[Op], str], basis: str = ""
+    ops: Iterable[Op],
+    execution: str,
+    part: Callable[[Op], str],
+    basis: str = "",
+    *,
+    flows: bool = True,
+    storage: bool = True,
 ) -> dict[str, StageCost]:
     """The cost of each part; `part(op)` names the part an op belongs to.
 
     A part's peak is the largest live set of the whole list while one of its ops runs. A weight
-    that several parts read is stored in the first.
+    that several parts read is stored in the first. `flows` (work and traffic) and `storage`
+    (weights, peak, KV) can be left out and are then 0.
     """
     choose("execution", execution, EXECUTIONS)
     ops = list(ops)
+    if execution in COMPILED:
+        ops = without_dead_copies(ops)
     labels = [part(op) for op in ops]
     ledgers = {label: _Ledger() for label in labels}
     owner: dict[str, str] = {}
-    for op, label, live in zip(ops, labels, live_sets(ops, execution), strict=True):
-        ledger = ledgers[label]
-        ledger.work(op._replace(reads=tuple(r for r in op.reads if owner.setdefault(r.name, label) == label)))
-        ledger.peak(live)
-    for index, role, moved in traffic(ops, execution):
-        ledgers[labels[index]].io[role].add(moved)
+    if flows:
+        for op, label in zip(ops, labels, strict=True):
+            ledgers[label].work(op)
+        for index, role, moved in traffic(ops, execution):
+            ledgers[labels[index]].io[role].add(moved)
+    if storage:
+        for op, label, live in zip(ops, labels, live_sets(ops, execution), strict=True):
+            ledgers[label].store((r for r in op.reads if owner.setdefault(r.name, label) == label), op.times)
+            ledgers[label].peak(live)
     return {label: ledger.total(basis or execution) for label, ledger in ledgers.items()}
-
-
-def _in_memory(refs: Iterable[Ref], execution: str) -> Iterator[Ref]:
-    """The tensors that leave the chip."""
-    hidden = ("always",) if execution == "eager" else ("always", "flash")
-    return (r for r in refs if r.on_chip not in hidden)
-
-
-def traffic(ops: Sequence[Op], execution: str) -> Iterator[tuple[int, str, Term]]:
-    """(op index, role, bytes) of everything that crosses between memory and chip.
-
-    Repetitions are multiplied in, but for the stage's own inputs and outputs in `compulsory`.
-    """
-    if execution == "compulsory":
-        yield from _compulsory(ops)
-        return
-    moved = _fused(ops) if execution == "fused" else _kernel_by_kernel(ops, execution)
-    for index, ref in moved:
-        yield index, ref.role, ref.touched.times(ops[index].times)
-
-
-def _kernel_by_kernel(ops: Sequence[Op], execution: str) -> Iterator[tuple[int, Ref]]:
-    for index, op in enumerate(ops):
-        for ref in {ref.name: ref for ref in _in_memory(op.reads, execution)}.values():
-            yield index, ref
-        for ref in _in_memory(op.writes, execution):
-            yield index, ref
-
-
-def _versions(ops: Sequence[Op]) -> Iterator[tuple[list[tuple[Ref, int]], list[tuple[Ref, int]]]]:
-    """For each op its reads and writes, each with the index of the op that wrote it (-1: an input)."""
-    written: dict[str, int] = {}
-    for index, op in enumerate(ops):
-        reads = [(ref, written.get(ref.name, -1)) for ref in op.reads]
-        for ref in op.writes:
-            written[ref.name] = index
-        yield reads, [(ref, index) for ref in op.writes]
-
-
-def _fused(ops: Sequence[Op]) -> Iterator[tuple[int, Ref]]:
-    """Pointwise ops, norms and copies join the kernel that made their latest operand."""
-    kernel: list[int] = []
-    first_of_group: dict[int, int] = {}
-    users: dict[tuple[str, int], set[int]] = {}
-    versions = list(_versions(ops))
-    for index, (op, (reads, _)) in enumerate(zip(ops, versions, strict=True)):
-        home = index
-        if op.group:
-            home = first_of_group.setdefault(op.group, index)
-        elif op.kind in _RIDES:
-            made = max((at for _, at in reads), default=-1)
-            if made >= 0 and ops[made].n.loop == op.n.loop:
-                home = kernel[made]
-        kernel.append(home)
-        for ref, made in reads:
-            users.setdefault((ref.name, made), set()).add(home)
-    seen: set[tuple[int, str, int]] = set()
-    for index, (reads, writes) in enumerate(versions):
-        home = kernel[index]
-        for ref, made in reads:
-            outside = made < 0 or kernel[made] != home
-            if outside and (home, ref.name, made) not in seen:
-                seen.add((home, ref.name, made))
-                yield index, ref
-        for ref, _ in writes:
-            if users.get((ref.name, index), set()) != {home} or ref.role == "kv":
-                yield index, ref
-
-
-def _compulsory(ops: Sequence[Op]) -> Iterator[tuple[int, str, Term]]:
-    """Weights touched once, the stage's inputs and outputs, and the KV cache."""
-    seen: set[str] = set()
-    versions = list(_versions(ops))
-    read = {(ref.name, made) for reads, _ in versions for ref, made in reads}
-    for index, (reads, writes) in enumerate(versions):
-        times = ops[index].times
-        for ref, made in reads:
-            if ref.role == "kv":
-                yield index, ref.role, ref.touched.times(times)
-            elif made < 0 and ref.name not in seen:
-                seen.add(ref.name)
-                yield index, ref.role, ref.touched.times(times) if ref.role == "weight" else ref.touched
-        for ref, _ in writes:
-            if ref.role == "kv":
-                yield index, ref.role, ref.touched.times(times)
-            elif (ref.name, index) not in read:
-                yield index, ref.role, ref.touched
-
-
-def live_sets(ops: Sequence[Op], execution: str) -> Iterator[Tally]:
-    """The bytes of activations alive while each op runs, its results included.
-
-    Eager and flash follow Python: a name holds its tensor until it is rebound or the layer that
-    owns it returns; an expression temporary (leading underscore) goes at its last read, and the
-    caller holds the stage's inputs. A compiled graph (fused, compulsory) frees at the last read.
-    """
-    compiled = execution in ("fused", "compulsory")
-    last: dict[tuple[str, int], int] = {}
-    inputs: dict[str, Term] = {}
-    for index, (reads, _) in enumerate(_versions(ops)):
-        for ref, made in reads:
-            if ref.role == "activation":
-                last[ref.name, made] = index
-                if made < 0:
-                    inputs[ref.name] = ref.stored
-    dead: dict[int, list[str]] = {}
-    for (name, made), index in last.items():
-        if made >= 0:
-            dead.setdefault(index, []).append(name)
-    total = Tally()
-    for term in inputs.values():
-        total.add(term)
-    live: dict[str, tuple[Ref, int]] = {}
-    previous = ""
-    for index, op in enumerate(ops):
-        if op.path != previous:
-            previous = op.path
-            for name in [n for n, (ref, _) in live.items() if not _within(previous, ref.frame)]:
-                total.subtract(live.pop(name)[0].stored)
-        writes = [r for r in _in_memory(op.writes, execution) if r.role == "activation"]
-        for ref in writes:
-            total.add(ref.stored)
-        yield Tally(total.sums)
-        for name in dead.get(index, ()):
-            if name in live and (compiled or live[name][0].temporary):
-                total.subtract(live.pop(name)[0].stored)
-        for ref in writes:
-            if ref.name in live:
-                total.subtract(live[ref.name][0].stored)
-            live[ref.name] = (ref, index)
-
-
-def _within(path: str, frame: str) -> bool:
-    return not frame or path == frame or path.startswith(f"{frame}.")

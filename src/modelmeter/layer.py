@@ -41,7 +41,7 @@ class BaseLayer(ABC):
                 object.__setattr__(self, name, as_size(f"{type(self).__name__}.{name}", value))
         self.check()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 (most layers have nothing to check)
         """Raise InputError where hyper-parameters contradict each other."""
 
     @cached_property
@@ -116,7 +116,7 @@ class BaseLayer(ABC):
 
     @final
     def backward_cuda_core_flops(self, **sizes: Any) -> Size:
-        """CUDA-core FLOPs of the backward pass: two for each scalar operation of the forward pass."""
+        """CUDA-core FLOPs of the backward pass: two a scalar operation of the forward pass, one a bias."""
         return self.backward_cost(**sizes).cuda_core_flops
 
     @final
@@ -132,7 +132,7 @@ class BaseLayer(ABC):
 
 def _split(sizes: dict[str, Any]) -> dict[str, Any]:
     """Counting options and axis sizes apart."""
-    chosen = {k: sizes.pop(k) for k in ("causal", "rotary", "logits") if k in sizes}
+    chosen: dict[str, Any] = {k: sizes.pop(k) for k in ("causal", "rotary", "logits") if k in sizes}
     precision = sizes.pop("precision", None)
     if precision is not None and not isinstance(precision, Precision):
         precision = Precision(weights=precision, activations=precision, kv=precision)
@@ -150,7 +150,7 @@ class Repeat(BaseLayer):
     """
 
     layer: BaseLayer
-    l: Size  # noqa: E741
+    l: Size
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         names = {name: name for name in (*n.names, "x", "y")}
@@ -164,7 +164,10 @@ class Repeat(BaseLayer):
 @final
 @dataclass(frozen=True)
 class Sequence(BaseLayer):
-    """Layers one after another on the same axes. y = last(...first(x)). Axes: all of the layers'."""
+    """Layers one after another on the same axes.
+
+    y = last(...first(x)); costs add up. Axes: those of all its layers.
+    """
 
     layers: tuple[BaseLayer, ...]
 

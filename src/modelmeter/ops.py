@@ -9,15 +9,14 @@ is held in 32 bits whatever the declared precision. Nothing is summed here: see 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
 from modelmeter import constants
 from modelmeter.axes import AXES
+from modelmeter.equations import Tensor, parse
 from modelmeter.errors import InputError, choose
 from modelmeter.precision import Precision
 from modelmeter.sizes import Size, Term, product
@@ -25,6 +24,7 @@ from modelmeter.sizes import Size, Term, product
 CAUSAL = ("full", "exact")
 ROTARY = ("vendor", "transformers")
 LOGITS = ("all", "last")
+_GROUPS = count(1)
 
 
 @dataclass(frozen=True)
@@ -81,52 +81,6 @@ class Op(NamedTuple):
         return self.n.times
 
 
-class _Tensor(NamedTuple):
-    name: str
-    bits: int
-    stored: tuple[str, ...]
-    touched: tuple[str, ...]
-
-
-class Equation(NamedTuple):
-    """A parsed equation; `loops` are the distinct axes of the multiplied tensors."""
-
-    outputs: tuple[_Tensor, ...]
-    factors: tuple[_Tensor, ...]
-    addends: tuple[_Tensor, ...]
-    loops: tuple[str, ...]
-
-
-_GROUPS = count(1)
-_TENSOR = re.compile(r"(\w+)(?::(\d+))?\[([^\]]*)\]")
-
-
-@lru_cache(maxsize=None)
-def parse(equation: str) -> Equation:
-    """Parse `out[axes] = a[axes] * b[axes] + bias[axes]`; several outputs stand side by side.
-
-    >>> parse("y[b f] = x[b d] * W[d f]").loops
-    ('b', 'd', 'f')
-    """
-    left, equals, right = equation.partition("=")
-    product_part, _, sum_part = right.partition("+")
-
-    def tensors(text: str) -> tuple[_Tensor, ...]:
-        found = []
-        for name, bits, axes in _TENSOR.findall(text):
-            pairs = [axis.partition(":") for axis in axes.split()]
-            stored = tuple(p[0] for p in pairs)
-            touched = tuple(p[2] or p[0] for p in pairs)
-            found.append(_Tensor(name, int(bits or 0), stored, touched))
-        if _TENSOR.sub("", text).strip(" *+") or not found:
-            raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
-        return tuple(found)
-
-    outputs, factors = tensors(left), tensors(product_part) if equals else ()
-    addends = tensors(sum_part) if sum_part else ()
-    return Equation(outputs, factors, addends, tuple(dict.fromkeys(a for t in factors for a in t.touched)))
-
-
 class Sizes:
     """What `ops` receives: axis sizes, options, and the place in the model where the layer stands.
 
@@ -159,9 +113,7 @@ class Sizes:
             if axis.startswith("__"):
                 raise AttributeError(axis) from None
             meaning = f" ({AXES[axis]})" if axis in AXES else ""
-            raise InputError(
-                f"size {axis!r}{meaning} is not given; given: {', '.join(sorted(self.axes))}"
-            ) from None
+            raise InputError(f"size {axis!r}{meaning} is not given; given: {', '.join(sorted(self.axes))}") from None
 
     def bind(self, **axes: Size) -> Sizes:
         """The same place with further axes."""
@@ -195,13 +147,14 @@ class Sizes:
         """The product of axes."""
         found = self._terms.get(axes)
         if found is None:
-            found = self._terms[axes] = product(getattr(self, a) for a in axes)
+            sizes = self.axes
+            found = self._terms[axes] = product([sizes[a] if a in sizes else getattr(self, a) for a in axes])
         return found
 
-    def ref(self, tensor: _Tensor, touched: Term | None = None) -> Ref:
+    def ref(self, tensor: Tensor, touched: Term | None = None) -> Ref:
         """A tensor of an equation with its bytes at this place."""
         frame, name, temporary = self.resolve(tensor.name)
-        role = {"W_": "weight", "C_": "kv"}.get(tensor.name[:2], "activation")
+        role = tensor.role
         width = tensor.bits // 8 if tensor.bits else self.options.precision.bytes(name, role)
         elements = self.term(tensor.stored)
         stored = elements.times(width)
@@ -333,7 +286,8 @@ def backward(ops: Iterable[Op]) -> Iterator[Op]:
 
 
 def _gradient(ref: Ref) -> Ref:
-    return ref._replace(name=f"grad.{ref.name}")
+    """The gradient of a tensor, as large as it; that of the KV cache is no cache."""
+    return ref._replace(name=f"grad.{ref.name}", role="activation" if ref.role == "kv" else ref.role)
 
 
 def require_axes(layer: str, wanted: Iterable[str], given: Mapping[str, Any]) -> None:

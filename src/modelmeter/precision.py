@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 

@@ -30,10 +30,10 @@ def as_size(name: str, value: Any, *, least: int = 1) -> Size:
 
     Raises InputError if it is not a whole number (or an array of them) of at least `least`.
     """
-    if type(value) is int and value >= least or is_symbol(value):
+    if (type(value) is int and value >= least) or is_symbol(value):
         return value
     wanted = f"{name} must be a whole number of at least {least}"
-    if isinstance(value, bool) or isinstance(value, str) or value is None:
+    if isinstance(value, (bool, str)) or value is None:
         raise InputError(f"{wanted}, not {value!r}")
     if isinstance(value, (list, tuple)) or hasattr(value, "dtype"):
         import numpy as np
@@ -225,21 +225,23 @@ class Tally:
                 if products is not None:
                     products[key] = cached
             if hasattr(cached, "dtype"):
-                number = float(number)
+                part = float(number) * cached
+                if hasattr(total, "dtype") and total.shape == part.shape:
+                    total += part  # ours alone: made in this loop
+                    continue
             elif isinstance(number, Fraction):
-                number = number.numerator * cached / number.denominator
-                total = total + number
-                continue
-            total = total + number * cached
+                part = number.numerator * cached / number.denominator
+            else:
+                part = number * cached
+            total = total + part
         return whole(total)
 
 
 _ZERO = Term(0, (), ())
 
 
-def largest(candidates: Iterable[Tally]) -> Size:
+def largest(candidates: Iterable[Tally], products: dict[tuple[int, ...], Size] | None = None) -> Size:
     """The maximum of several sums (0 if there are none)."""
-    products: dict[tuple[int, ...], Size] = {}
     best: Size = 0
     for tally in candidates:
         value = tally.value(products)

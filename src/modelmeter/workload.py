@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelmeter.cost import EXECUTIONS
 from modelmeter.errors import InputError, choose
+from modelmeter.memory import EXECUTIONS
 from modelmeter.ops import Options
 from modelmeter.precision import Precision
 from modelmeter.sizes import Size, as_size

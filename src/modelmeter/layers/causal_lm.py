@@ -22,7 +22,7 @@ class CausalLM(BaseLayer):
     y = head(norm(layers(embedding(ids)))). Logits for all s tokens or the last one. The rotary
     table is made here once with `rotary: transformers`, in every layer with `rotary: vendor`.
     Vendor: DeepseekV2ForCausalLM in modeling_deepseekv2.py.
-    Omits: sampling.
+    Omits: putting image features in the place of embeddings (every position is looked up), sampling.
     Axes: b sequences, s tokens, t context.
 
     >>> CausalLM.sizes

@@ -148,7 +148,7 @@ class NoTPTransformer(BaseLayer):
     """
 
     block: NoTPTransformerBlock
-    l: Size  # noqa: E741
+    l: Size
     sizes = "b s"
 
     def ops(self, n: Sizes) -> Iterator[Op]:

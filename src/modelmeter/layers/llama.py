@@ -68,9 +68,7 @@ class _CausalAttention(BaseLayer):
             yield matmul("v[b s g e] = x[b s d] * W_v[d g e]", n)
         if n.options.rotary == "vendor":
             yield from self.rotary.at(n, "rotary", cos="cos", sin="sin", pos="pos", freq="freq")
-        yield pointwise(
-            "q[b s g r e] = q[b s g r e] * cos[b s e] * sin[b s e]", ROTATE_PAIR, n, over="b s g r H"
-        )
+        yield pointwise("q[b s g r e] = q[b s g r e] * cos[b s e] * sin[b s e]", ROTATE_PAIR, n, over="b s g r H")
         yield pointwise("k[b s g e] = k[b s g e] * cos[b s e] * sin[b s e]", ROTATE_PAIR, n, over="b s g H")
         yield copy("C_k[b s g e] = k[b s g e]", n)
         yield copy("C_v[b s g e] = v[b s g e]", n)

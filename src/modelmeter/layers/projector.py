@@ -41,6 +41,6 @@ class MlpProjector(BaseLayer):
             return
         yield matmul("y[b s d] = x[b s c] * W_0[c d] + W_b0[d]", n)
         if self.kind == "mlp_gelu":
-            more = n.inside("mlp", {"D": n.d}, {"y": "y"}, times=self.depth - 1)
+            more = n.inside("mlp", {"o": n.d}, {"y": "y"}, times=self.depth - 1)
             yield pointwise("y[b s d] = y[b s d]", GELU, more)
-            yield matmul("y[b s d] = y[b s D] * W_1[D d] + W_b1[d]", more)
+            yield matmul("y[b s d] = y[b s o] * W_1[o d] + W_b1[d]", more)

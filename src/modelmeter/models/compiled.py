@@ -48,10 +48,8 @@ class Compiled:
         arrays = [v for v in values if hasattr(v, "dtype")]
         counts = _in_chunks(self.function, values) if arrays else tuple(map(whole, self.function(*values)))
         width = len(COUNTS)
-        return {
-            stage: StageCost(*counts[i * width : (i + 1) * width], self.basis)
-            for i, stage in enumerate(("vision", "prefill", "decode"))
-        }
+        parts = ((*counts[start : start + width], self.basis) for start in (0, width, 2 * width))
+        return {stage: StageCost(*part) for stage, part in zip(("vision", "prefill", "decode"), parts, strict=True)}
 
 
 def _in_chunks(function: Callable[..., tuple[Size, ...]], values: list[Size]) -> tuple[Size, ...]:
@@ -88,11 +86,13 @@ def compile_model(model: Model, options: Mapping[str, Any]) -> Compiled:
 
     def over_steps(count: Size) -> Size:
         """An affine function of the context, summed over the steps without a fraction in between."""
+        count = count.replace(lambda e: e.func.__name__ == "ratio" and e.has(context), lambda e: e.args[0] / e.args[1])
         slope = sympy.diff(count, context)
         rest = sympy.expand(count - slope * context)
         if slope.has(context):
             raise InputError("a decode step whose cost is not affine in the context cannot be summed in closed form")
-        return ratio(symbols["decode_steps"] * (2 * rest + slope * (first + last)), 2) if slope else rest * symbols["decode_steps"]
+        steps = symbols["decode_steps"]
+        return ratio(steps * (2 * rest + slope * (first + last)), 2) if slope else rest * steps
 
     middle, end = step(context), step(last)
     summed = {f: over_steps(sympy.sympify(getattr(middle, f))) for f in _FLOWS}
@@ -103,7 +103,7 @@ def compile_model(model: Model, options: Mapping[str, Any]) -> Compiled:
     outputs = ",\n        ".join(str(expression) for expression in reduced)
     source = f"def evaluate({', '.join(names)}):\n" + "\n".join(body) + f"\n    return (\n        {outputs},\n    )\n"
     scope: dict[str, Any] = dict(FUNCTIONS)
-    exec(source, scope)  # noqa: S102 (our own generated arithmetic)
+    exec(source, scope)
     return Compiled(names, source, work.basis, scope["evaluate"])
 
 

@@ -109,15 +109,15 @@ class Model(ABC):
             repeated = depth > 1 and isinstance(op.times, int) and op.times > 1
             return f"{name} x{op.times}" if repeated else name
 
-        def cost(ops: list[Op]) -> dict[str, StageCost]:
-            return measure_parts(ops, str(work.execution), part, work.basis)
+        def cost(ops: list[Op], **which: bool) -> dict[str, StageCost]:
+            return measure_parts(ops, str(work.execution), part, work.basis, **which)
 
         if stage != "decode":
             return cost(self.ops(stage, work))
         first, last = work.context_tokens + 1, work.context_tokens + work.decode_steps
         # Step costs are affine in the context, so K times the middle step is their exact sum.
-        middle = cost(self.ops(stage, work, ratio(first + last, 2)))
-        end = cost(self.ops(stage, work, last))
+        middle = cost(self.ops(stage, work, ratio(first + last, 2)), storage=False)
+        end = cost(self.ops(stage, work, last), flows=False)
         return {name: middle[name].over_steps(work.decode_steps, end[name]) for name in end}
 
     @final

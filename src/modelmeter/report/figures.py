@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from modelmeter.sweep.table import Table
 
-_STYLE = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+_STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 _LINES = {"eager": ("#b04a00", "--", "s"), "flash": ("#00508c", "-", "o")}
 _OTHER = ("#555555", ":", "^")
 

@@ -88,7 +88,8 @@ def _markdown(table: Table, command: str) -> str:
     lines = [
         f"# {table.title}",
         "",
-        f"`{command}` with modelmeter {modelmeter.__version__}. Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
+        f"`{command}` with modelmeter {modelmeter.__version__}.",
+        f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
         "",
         "| " + " | ".join(heading for _, heading, _ in _READABLE) + " |",
         "|" + " ---: |" * (len(_READABLE) - 1) + " --- |",

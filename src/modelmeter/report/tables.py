@@ -19,8 +19,10 @@ def si(value: float, unit: str) -> str:
     return f"{value:.4g} {unit}"
 
 
-_COLUMNS = ("part", "tensor cores", "CUDA cores", "weight I/O", "activation I/O", "KV I/O", "FLOP/byte")
-_COLUMNS += ("parameters", "weights", "peak activ.", "KV cache")
+_COLUMNS = (
+    "part", "tensor cores", "CUDA cores", "weight I/O", "activation I/O", "KV I/O", "FLOP/byte",
+    "parameters", "weights", "peak activ.", "KV cache",
+)  # fmt: skip
 
 
 def _row(name: str, cost: StageCost) -> list[str]:
@@ -60,5 +62,5 @@ def page_table(model: Model, work: Workload, depth: int = 1, stages: Iterable[st
                 rows += [_row(f"  {name}", part) for name, part in model.breakdown(stage, work, level).items()]
     if tuple(stages) == STAGES:
         rows.append(_row("page", model.request(work)))
-    head = f"{model.name}, {work.image.describe()}\n{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}"
-    return f"{head}\n\n{align(rows)}"
+    head = f"{model.name}, {work.image.describe()}"
+    return f"{head}\n{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n\n{align(rows)}"

@@ -65,9 +65,7 @@ class Comparison:
 
 def kernel_io_bytes(ops: list[Op]) -> Any:
     """Traffic of the matmul, convolution and (flash) attention kernels alone."""
-    parts = measure_parts(
-        ops, "flash", lambda op: "kernel" if op.group or op.kind in ("matmul", "conv2d") else "other"
-    )
+    parts = measure_parts(ops, "flash", lambda op: "kernel" if op.group or op.kind in ("matmul", "conv2d") else "other")
     return parts.get("kernel", StageCost()).io_bytes
 
 

@@ -20,18 +20,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelmeter import constants
 
-_ONE_EACH = "add sub rsub mul div neg exp sqrt rsqrt sin cos pow maximum".split()
+_ONE_EACH = ["add", "sub", "rsub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "sin", "cos", "pow", "maximum"]
 _PER_ELEMENT = dict.fromkeys(_ONE_EACH, 1) | {
     "sigmoid": constants.SIGMOID,
     "silu": constants.SILU,
     "gelu": constants.GELU,
 }
-_FREE = set(
+_FREE = frozenset(
     "view _unsafe_view reshape permute transpose t expand unsqueeze squeeze slice select split unbind "
     "split_with_sizes clone contiguous copy_ _to_copy cat constant_pad_nd index embedding detach alias empty "
-    "empty_like new_empty zeros zeros_like ones arange lift_fresh fill_ mm bmm as_strided unfold flatten "
-    "_reshape_alias repeat_interleave stack native_dropout ones_like upsample_linear1d "
-    "_upsample_bicubic2d_aa upsample_bicubic2d mv index_select".split()
+    "empty_like new_empty zeros zeros_like ones ones_like arange lift_fresh fill_ mm bmm as_strided unfold flatten "
+    "_reshape_alias repeat_interleave stack native_dropout upsample_linear1d _upsample_bicubic2d_aa "
+    "upsample_bicubic2d index_select".split()
 )
 
 

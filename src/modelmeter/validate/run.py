@@ -30,7 +30,7 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     model = load_model(name, reference.REFERENCE)
     cases: list[Case] = list(reference.layer_cases())
     if not layers_only:
-        cases += reference.stage_cases(model)
+        cases += import_module(f"modelmeter.validate.{name}_stages").stage_cases(model)
     lacking: list[str] = []
     if vendor is not None:
         found, lacking = import_module("modelmeter.validate.vendor").vendor_cases(vendor)

@@ -66,9 +66,9 @@ class _Folder:
     def load(self, stem: str) -> dict[str, Any]:
         if stem not in self.loaded:
             scope = self.loaded[stem] = {"__name__": f"vendor_{stem}", "__file__": str(self.files[stem])}
-            scope["__builtins__"] = {**vars(builtins), "__import__": self._import}  # type: ignore[assignment]
+            scope["__builtins__"] = {**vars(builtins), "__import__": self._import}
             try:
-                exec(compile(self.files[stem].read_text(encoding="utf-8"), self.files[stem], "exec"), scope)  # noqa: S102
+                exec(compile(self.files[stem].read_text(encoding="utf-8"), self.files[stem], "exec"), scope)
             except Exception as error:  # whatever a stranger's file raises is for the user to read
                 self.failed[stem] = f"{type(error).__name__}: {error}"
         return self.loaded[stem]
@@ -134,7 +134,13 @@ def _recipes(d: Dims) -> Iterator[tuple[str, Callable[[Any], Any], Any, dict[str
     patch = mm.PatchEmbed(3, width, d.clip_patch, bias=False)
     embeddings = mm.CLIPVisionEmbeddings(patch, d.clip_grid**2 + 1)
     relative = dict(num_heads=d.sam_heads, use_rel_pos=True, qkv_bias=True, input_size=(side, side))
-    yield "PatchEmbed", lambda c: c((d.patch, d.patch), (d.patch, d.patch), in_chans=3, embed_dim=hidden), ours.patch, grid, (d.b, 3, image, image)
+    yield (
+        "PatchEmbed",
+        lambda c: c((d.patch, d.patch), (d.patch, d.patch), in_chans=3, embed_dim=hidden),
+        ours.patch,
+        grid,
+        (d.b, 3, image, image),
+    )
     yield "Attention", lambda c: c(hidden, **relative), full.attention, grid, square
     yield "MLPBlock", lambda c: c(hidden, d.sam_mlp), full.mlp, {"b": d.b, "s": side * side}, (d.b, side * side, hidden)
     yield "Block", lambda c: c(hidden, **relative, window_size=d.window), windowed, grid, square
@@ -157,7 +163,13 @@ def _recipes(d: Dims) -> Iterator[tuple[str, Callable[[Any], Any], Any, dict[str
     yield "VitModel", lambda c: c(clip), mm.VitModel(embeddings, mm.LayerNorm(width), transformer), small, features
     inputs = d.downsample[1] + width
     linear = _AttributeDict(projector_type="linear", input_dim=inputs, n_embed=d.hidden)
-    yield "MlpProjector", lambda c: c(linear), mm.MlpProjector("linear", inputs, d.hidden), {"b": d.b, "s": 256}, (d.b, 256, inputs)
+    yield (
+        "MlpProjector",
+        lambda c: c(linear),
+        mm.MlpProjector("linear", inputs, d.hidden),
+        {"b": d.b, "s": 256},
+        (d.b, 256, inputs),
+    )
     config, text, wide = _decoder(d), {"b": d.b, "s": d.s}, (d.b, d.s, d.hidden)
     yield "DeepseekV2MLP", lambda c: c(config), mm.DeepseekV2MLP(d.hidden, d.mlp), text, wide
     yield "MoEGate", lambda c: c(config), mm.MoEGate(d.hidden, d.experts, d.active), text, wide

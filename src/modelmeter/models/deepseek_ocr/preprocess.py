@@ -16,6 +16,7 @@ from modelmeter.workload import ImagePlan, View
 
 SEPARATOR = 1  # one view separator an image
 
+
 @dataclass(frozen=True)
 class Mode:
     """A named resolution: the side of the global view and of the crops (None: no crops), in pixels.
@@ -82,13 +83,11 @@ class CropRule:
         best, best_gap = (1, 1), float("inf")
         for w, h in sorted(candidates, key=lambda grid: grid[0] * grid[1]):
             gap = abs(width / height - w / h)
-            if gap < best_gap or gap == best_gap and width * height > self.fill * tile * tile * w * h:
+            if gap < best_gap or (gap == best_gap and width * height > self.fill * tile * tile * w * h):
                 best, best_gap = (w, h), gap
         return best[1], best[0]
 
-    def plan(
-        self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
-    ) -> ImagePlan:
+    def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
         """Views and tokens of an image (width, height), of a grid (rows, columns) or of a mode."""
         name, kind = self.mode(mode)
         if kind.tile is None and grid is not None:

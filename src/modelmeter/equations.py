@@ -1,0 +1,63 @@
+"""Equations over named axes as text: `y[b s f] = x[b s d] * W_up[d f] + W_bias[f]`.
+
+`W[E:D d f]` stores E and touches D; `x:32[...]` is held in 32 bits. Only reading is done here; what an
+equation costs is told in `ops.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from modelmeter.errors import InputError
+
+
+class Tensor(NamedTuple):
+    """A tensor of an equation: name, role, declared bits (0: as its role), axes stored and touched."""
+
+    name: str
+    role: str
+    bits: int
+    stored: tuple[str, ...]
+    touched: tuple[str, ...]
+
+
+class Equation(NamedTuple):
+    """A parsed equation; `loops` are the distinct axes of the multiplied tensors."""
+
+    outputs: tuple[Tensor, ...]
+    factors: tuple[Tensor, ...]
+    addends: tuple[Tensor, ...]
+    loops: tuple[str, ...]
+
+
+_ROLES = {"W_": "weight", "C_": "kv"}
+_TENSOR = re.compile(r"(\w+)(?::(\d+))?\[([^\]]*)\]")
+
+
+@cache
+def parse(equation: str) -> Equation:
+    """Parse `out[axes] = a[axes] * b[axes] + bias[axes]`; several outputs stand side by side.
+
+    >>> parse("y[b f] = x[b d] * W[d f]").loops
+    ('b', 'd', 'f')
+    """
+    left, equals, right = equation.partition("=")
+    product_part, _, sum_part = right.partition("+")
+
+    def tensors(text: str) -> tuple[Tensor, ...]:
+        found = []
+        for name, bits, axes in _TENSOR.findall(text):
+            pairs = [axis.partition(":") for axis in axes.split()]
+            stored = tuple(p[0] for p in pairs)
+            touched = tuple(p[2] or p[0] for p in pairs)
+            role = _ROLES.get(name[:2], "activation")
+            found.append(Tensor(name, role, int(bits or 0), stored, touched))
+        if _TENSOR.sub("", text).strip(" *+") or not found:
+            raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
+        return tuple(found)
+
+    outputs, factors = tensors(left), tensors(product_part) if equals else ()
+    addends = tensors(sum_part) if sum_part else ()
+    return Equation(outputs, factors, addends, tuple(dict.fromkeys(a for t in factors for a in t.touched)))

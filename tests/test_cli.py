@@ -1,0 +1,237 @@
+"""The command line as a user meets it: files, help, errors, imports."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+import modelmeter
+from modelmeter import cli
+from modelmeter.errors import InputError
+from modelmeter.report.files import write_all
+
+FIGURES = [
+    "stagecost_flops_tflops.svg", "stagecost_io_tb.svg", "stagecost_arithmetic_intensity.svg",
+    "stagecost_activations_gb.svg", "vision_flops_split_log.svg",
+]  # fmt: skip
+COLUMNS = (
+    "crops grid_h grid_w image_tokens attention tensor_core_flops cuda_core_flops weight_io_bytes "
+    "activation_io_bytes kv_io_bytes io_bytes arithmetic_intensity_flop_per_byte weight_bytes "
+    "peak_activation_bytes kv_cache_bytes extrapolated"
+).split()
+
+
+def run(*arguments):
+    return cli.main(list(arguments))
+
+
+def shell(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+def read(folder):
+    with (folder / "vision_crops" / "vision_crops.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    assert run("sweep", "vision_crops", f"out={out}", "image=examples/page.png") == 0
+    return out
+
+
+def test_the_main_job_writes_tables_and_figures(swept):
+    folder = swept / "vision_crops"
+    assert {p.name for p in folder.iterdir()} == {"vision_crops.csv", "vision_crops.json", "vision_crops.md", *FIGURES}
+    for name in FIGURES:
+        root = ET.fromstring((folder / name).read_text())
+        assert root.tag.endswith("svg")
+
+
+def test_the_csv_is_tidy_and_exact(swept, model):
+    rows = read(swept)
+    assert set(COLUMNS) <= set(rows[0])
+    grids = model.grids(29)
+    assert len(grids) == 53 and all(h <= w and 2 <= h * w <= 29 for h, w in grids)
+    assert len(rows) == 2 * (53 + 1)  # the page's own grid, 3x2, is one more
+    for row in rows:
+        page = model.workload(grid=f"{row['grid_h']}x{row['grid_w']}", attention=row["attention"])
+        exact = model.cost("vision", page).as_dict()
+        for name in COLUMNS[5:15]:
+            assert float(row[name]) == exact[name], (row["crops"], name)
+            assert name.startswith("arithmetic") or row[name] == str(exact[name])
+        assert row["extrapolated"] == str(not page.image.produced).lower()
+        assert int(row["image_tokens"]) == page.image.tokens
+    marked = [row for row in rows if row["marked"] == "true"]
+    assert [(r["grid_h"], r["grid_w"], r["attention"]) for r in marked] == [("3", "2", "eager"), ("3", "2", "flash")]
+
+
+def test_the_json_says_how_it_was_made(swept):
+    content = json.loads((swept / "vision_crops" / "vision_crops.json").read_text())
+    assert content["schema_version"] == 1 and content["modelmeter_version"] == modelmeter.__version__
+    assert (
+        content["command"].startswith("modelmeter sweep vision_crops")
+        and content["config"]["image"] == "examples/page.png"
+    )
+    assert [str(row["tensor_core_flops"]) for row in content["rows"]] == [
+        row["tensor_core_flops"] for row in read(swept)
+    ]
+
+
+def test_the_image_is_marked_in_table_and_figures_and_its_costs_printed(swept, capsys, tmp_path):
+    text = (swept / "vision_crops" / "vision_crops.md").read_text()
+    assert text.count("**this image**") == 2
+    for name in FIGURES:
+        assert "this image: 3x2, 903 tokens" in (swept / "vision_crops" / name).read_text()
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "image_size=1700x2200", "figures=false") == 0
+    printed = capsys.readouterr().out
+    assert "grid 3x2, 903 tokens" in printed and "prefill" in printed and "decode (100 steps)" in printed
+
+
+def test_an_image_without_crops_is_a_row_of_its_own(tmp_path):
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "image_size=600x400", "figures=false") == 0
+    marked = [row for row in read(tmp_path) if row["marked"] == "true"]
+    assert [(row["crops"], row["image_tokens"]) for row in marked] == [("0", "273"), ("0", "273")]
+
+
+def test_counts_beyond_float64_stay_exact(tmp_path, model):
+    batch = 10**6
+    assert run("sweep", "vision_crops", f"out={tmp_path}", f"batch={batch}", "largest=3", "figures=false") == 0
+    row = read(tmp_path)[0]
+    exact = model.cost("vision", model.workload(grid="1x2", batch=batch, attention=row["attention"]))
+    assert exact.tensor_core_flops > 2**53 and row["tensor_core_flops"] == str(exact.tensor_core_flops)
+
+
+def test_keys_override_and_multirun_works(tmp_path):
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "attention=flash", "largest=2", "figures=false") == 0
+    assert [row["attention"] for row in read(tmp_path)] == ["flash"]
+    done = shell(
+        "-m",
+        "modelmeter.sweep",
+        "vision_crops",
+        "batch=1,2",
+        "--multirun",
+        "largest=2",
+        "figures=false",
+        f"out={tmp_path}",
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (read(tmp_path / f"job{i}")[0] for i in range(2))
+    assert 2 * int(one["tensor_core_flops"]) == int(two["tensor_core_flops"])
+
+
+def test_reference_adds_what_torch_counts(tmp_path):
+    pytest.importorskip("torch")
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "largest=4") == 0
+    for row in read(tmp_path):
+        assert row["reference_tensor_core_flops"] == row["tensor_core_flops"]
+    assert "FlopCounterMode" in (tmp_path / "vision_crops" / FIGURES[0]).read_text()
+
+
+def test_cost_prints_stages_components_and_layers(capsys):
+    assert run("cost", "deepseek_ocr", "image=examples/page.png", "depth=2") == 0
+    text = capsys.readouterr().out
+    for word in ("vision", "prefill", "decode (100 steps)", "sam.blocks1 x4", "decoder.layers1 x11", "head", "page"):
+        assert word in text
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["swep"], "unknown command 'swep', did you mean 'sweep'"),
+    (["sweep", "vision_crop"], "unknown sweep 'vision_crop', did you mean 'vision_crops'"),
+    (["sweep", "vision_crops", "bacth=2"], "unknown key 'bacth', did you mean 'batch'"),
+    (["sweep", "vision_crops", "--multirun", "bacth=1,2"], "unknown key 'bacth', did you mean 'batch'"),
+    (["sweep", "vision_crops", "largest=0"], "largest must be a whole number of at least 2, not 0"),
+    (["sweep", "vision_crops", "attention=fast"], "unknown attention 'fast'"),
+    (["sweep", "vision_crops", "mode=base"], "mode 'base' has no crops"),
+    (["sweep", "vision_crops", "model=deepseek"], "unknown model 'deepseek', did you mean 'deepseek_ocr'"),
+    (["sweep", "vision_crops", "image=none.png"], "'none.png' does not exist"),
+    (["sweep", "vision_crops", "image_size=0x5"], "image_size must be WIDTHxHEIGHT"),
+    (["sweep", "vision_crops", "grid=0x5"], "grid must be ROWSxCOLUMNS"),
+    (["sweep", "vision_crops", "precision.weights=bf61"], "unknown dtype for precision of weights 'bf61', did you mean 'bf16'"),
+    (["sweep", "vision_crops", "out=/proc/nowhere", "figures=false"], "out='/proc/nowhere/vision_crops' cannot be written"),
+    (["sweep", "vision_crops", "precision.overrides={a:4}"], "precision.overrides takes new entries with a leading plus sign"),
+    (["cost", "deepseek"], "unknown model 'deepseek'"),
+    (["cost", "deepseek_ocr"], "mode 'gundam' needs image=FILE"),
+    (["cost", "deepseek_ocr", "page.png"], "'page.png' is not key=value"),
+    (["cost", "deepseek_ocr", "grid=1x2", "depth=3"], "unknown depth '3'; valid: 1, 2"),
+    (["cost", "deepseek_ocr", "grid=1x2", "image_size=5x5"], "only one of image, image_size and grid"),
+    (["validate", "deepseek"], "unknown model 'deepseek'"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence_and_status_2(arguments, message, capsys):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_failed_run_leaves_earlier_results_as_they_were(tmp_path, monkeypatch):
+    earlier = {"a.txt": "one", "b.txt": "two"}
+    write_all(tmp_path, earlier)
+    original = Path.write_text
+
+    def full_disk(self, text, **options):
+        if self.name == "b.txt":
+            raise OSError(28, "No space left on device")
+        return original(self, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(InputError, match="No space left"):
+        write_all(tmp_path, {"a.txt": "new", "b.txt": "new"})
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == earlier
+
+
+def test_help_lists_sweeps_and_keys(capsys):
+    assert run("sweep", "--help") == 0
+    text = capsys.readouterr().out
+    assert "vision_crops" in text and "reference=false" in text and "precision.weights=bf16" in text
+    for key in ("image", "mode", "logits", "causal", "attention", "rotary", "out", "largest"):
+        assert f"\n  {key}=" in text
+    assert run("--help") == 0 and run("cost", "--help") == 0 and run("sweep", "vision_crops", "--help") == 0
+    assert run() == 2 and run("sweep") == 2
+
+
+def imported(*arguments):
+    """The heavy packages that a command imports."""
+    code = (
+        "import sys\nfrom modelmeter.cli import main\nstatus = main(sys.argv[1:])\n"
+        "names = {m.partition('.')[0] for m in sys.modules}\n"
+        "print('IMPORTED', *sorted(names & {'hydra', 'omegaconf', 'numpy', 'pandas', 'matplotlib', 'torch', 'sympy', 'PIL'}))"
+    )
+    done = shell("-c", code, *arguments)
+    return set(done.stdout.partition("IMPORTED")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["sweep", "--help"], ["cost", "--help"], ["validate", "--help"], ["--version"],
+    ["sweep", "vision_crop"], ["cost", "nothing"], ["nonsense"],
+])  # fmt: skip
+def test_help_and_wrong_names_import_nothing_heavy(arguments):
+    assert imported(*arguments) == set()
+
+
+def test_a_sweep_never_imports_torch_and_only_draws_when_asked(tmp_path):
+    plain = imported("sweep", "vision_crops", f"out={tmp_path}", "figures=false")
+    assert plain == {"hydra", "omegaconf", "numpy"}
+    drawn = imported("sweep", "vision_crops", f"out={tmp_path}", "image=examples/page.png")
+    assert "matplotlib" in drawn and not drawn & {"torch", "pandas", "sympy"}
+
+
+def test_two_runs_write_the_same_bytes(swept, tmp_path):
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "image=examples/page.png") == 0
+    for path in (swept / "vision_crops").iterdir():
+        again = (tmp_path / "vision_crops" / path.name).read_text()
+        assert again.replace(str(tmp_path), str(swept)) == path.read_text(), path.name
+
+
+def test_both_doors_lead_to_the_same_sweep(tmp_path):
+    environment = os.environ | {"COLUMNS": "80"}
+    for index, door in enumerate((["-m", "modelmeter.sweep"], ["-m", "modelmeter", "sweep"])):
+        out = tmp_path / str(index)
+        done = shell(*door, "vision_crops", f"out={out}", "figures=false", env=environment)
+        assert done.returncode == 0, done.stderr
+    assert read(tmp_path / "0") == read(tmp_path / "1")

@@ -1,0 +1,94 @@
+"""What the documents say is what the code does."""
+
+import doctest
+import pkgutil
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import modelmeter
+from examples import all_layers, every_example
+from modelmeter import cli
+from modelmeter.axes import AXES
+from modelmeter.equations import parse
+from modelmeter.report.formulas import GENERATED
+
+MODULES = [
+    m.name for m in pkgutil.walk_packages(modelmeter.__path__, "modelmeter.")
+    if not m.name.endswith("__main__") and ".validate" not in m.name
+]  # fmt: skip
+PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md")), Path("CONTRIBUTING.md"), Path("CHANGELOG.md")]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_doctests_of_modules(name):
+    failed, _ = doctest.testmod(import_module(name))
+    assert not failed
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_snippets_of_pages(path):
+    text = re.sub(r"^```.*$", "", path.read_text(), flags=re.MULTILINE)
+    parsed = doctest.DocTestParser().get_doctest(text, {}, str(path), str(path), 0)
+    runner = doctest.DocTestRunner()
+    runner.run(parsed)
+    assert not runner.failures
+
+
+@pytest.mark.parametrize("path", PAGES, ids=str)
+def test_links_between_pages_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", GENERATED)
+def test_generated_pages_are_current(path):
+    assert Path(path).read_text() == GENERATED[path](), "run python -m modelmeter.report.formulas"
+
+
+def test_the_readmes_table_is_what_the_command_prints(capsys):
+    assert cli.main(["cost", "deepseek_ocr", "image=examples/page.png"]) == 0
+    assert capsys.readouterr().out.strip() in Path("README.md").read_text()
+
+
+def test_the_readme_has_two_commands_and_ci_runs_the_second():
+    commands = re.findall(r"```sh\n(.*?)\n```", Path("README.md").read_text(), flags=re.DOTALL)
+    assert len(commands) == 2
+    assert "modelmeter.sweep vision_crops" in commands[0] and commands[1].endswith("-m pytest")
+    assert "README.md" in Path(".ci/run").read_text()
+
+
+@pytest.mark.parametrize("layer", all_layers(), ids=lambda c: c.__name__)
+def test_every_layer_documents_its_source_axes_and_an_example(layer):
+    text = layer.__doc__
+    assert "Axes:" in text and text.endswith("\n    ")
+    if layer.__module__ != "modelmeter.layer":
+        assert "Vendor:" in text and ">>>" in text
+
+
+def test_every_axis_of_an_equation_is_in_the_glossary():
+    used = set()
+    for _, layer, sizes in every_example():
+        for op in layer.trace(**sizes):
+            eq = parse(op.equation)
+            used |= {axis for t in eq.outputs + eq.factors + eq.addends for axis in t.stored + t.touched}
+    assert used <= set(AXES)
+    assert set(AXES) - used <= {"l", "P", "K"}  # axes that only `over` and `times` name
+
+
+def test_modules_open_with_what_they_are_and_stay_small():
+    for path in Path("src").rglob("*.py"):
+        text = path.read_text()
+        assert text.startswith('"""'), path
+        assert len(text.splitlines()) <= 380, path
+
+
+def test_nothing_generic_names_the_model():
+    for path in Path("src/modelmeter").rglob("*.py"):
+        if "deepseek" in path.name or path.parent.name == "deepseek_ocr":
+            continue
+        text = re.sub(r"from modelmeter\S* import .*|#.*", "", path.read_text())
+        for word in re.findall(r"(?i)deepseek[ _-]?ocr", text):
+            assert path.name in ("__init__.py", "cli.py", "vendor.py") or ">>>" in text, (path, word)
