@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from modelmeter.ops import Op, Ref
-from modelmeter.sizes import Tally, Term
+from modelmeter.sizes import Tally, Term, maximum, product
 
 EXECUTIONS = ("eager", "flash", "fused", "compulsory")
 COMPILED = ("fused", "compulsory")
@@ -102,9 +102,10 @@ def _compulsory(ops: Sequence[Op]) -> Iterator[tuple[int, str, Term]]:
                 yield index, ref.role, ref.touched.times(times)
             elif made < 0:
                 moved = ref.touched.times(times) if ref.role == "weight" else ref.touched
-                known = inputs.get(ref.name)
-                if known is None or (known[2].key == moved.key and known[2].number < moved.number):
-                    inputs[ref.name] = (index, ref.role, moved)
+                at, _, known = inputs.get(ref.name, (index, ref.role, moved))
+                if known.key != moved.key or known.number != moved.number:
+                    moved = product((maximum(known.value(), moved.value()),))
+                inputs[ref.name] = (at, ref.role, moved)
         for ref, _ in writes:
             if ref.role == "kv":
                 yield index, ref.role, ref.touched.times(times)
