@@ -186,7 +186,7 @@ def test_prefill_peak_is_within_5_percent_of_live_storages(whole, model, tokens,
     assert cost.peak_activation_bytes + cost.kv_cache_bytes == pytest.approx(live.peak, rel=0.05)
 
 
-@pytest.mark.parametrize("past", [100, 1500])
+@pytest.mark.parametrize("past", [300, 1500])
 def test_decode_peak_is_within_5_percent_of_live_storages(whole, model, past):
     from transformers import DynamicCache
 
@@ -201,13 +201,10 @@ def test_decode_peak_is_within_5_percent_of_live_storages(whole, model, past):
         ) as live,
     ):
         whole(inputs_embeds=embedded, past_key_values=cache, use_cache=True)
-    page = model.workload(
-        mode="base", prompt_tokens=past - 273 if past > 273 else 0, rotary="transformers", decode_steps=1
-    )
+    page = model.workload(mode="base", prompt_tokens=past - 273, rotary="transformers", decode_steps=1)
     step = measure(model.ops("decode", page, past + 1), "flash")
-    # transformers' cache concatenates: both old and new tensors of one layer are alive at once
-    concatenated = 2 * past * 10 * 128 * 2
-    assert step.peak_activation_bytes + step.kv_cache_bytes == pytest.approx(live.peak, rel=0.05, abs=concatenated)
+    # the rest is one layer's keys, alive twice while transformers' cache concatenates them
+    assert step.peak_activation_bytes + step.kv_cache_bytes == pytest.approx(live.peak, rel=0.05)
 
 
 VENDOR = {

@@ -199,17 +199,20 @@ def _validate(arguments: list[str], prog: str) -> int:
     import argparse
 
     parser = argparse.ArgumentParser(f"{prog} validate", description=COMMANDS["validate"])
-    parser.add_argument("model", nargs="?", default="deepseek_ocr", help=f"one of: {', '.join(_names('model'))}")
+    parser.add_argument("model", nargs="?", help=f"one of: {', '.join(_names('model'))}; all of them by default")
     parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
     options = parser.parse_args(arguments)
-    if options.model not in _names("model"):
+    if options.model and options.model not in _names("model"):
         raise unknown("model", options.model, _names("model"))
-    try:
-        run = importlib.import_module("modelmeter.validate.run").run
-        text, equal = run(options.model, vendor=options.vendor, device=options.device, layers_only=options.layers)
-    except ModuleNotFoundError as error:
-        raise _no_reference(options.model, error) from None
-    _print(text)
+    equal = True
+    for name in [options.model] if options.model else _names("model"):
+        try:
+            run = importlib.import_module("modelmeter.validate.run").run
+            text, same = run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
+        except ModuleNotFoundError as error:
+            raise _no_reference(name, error) from None
+        _print(text)
+        equal = equal and same
     return 0 if equal else 1

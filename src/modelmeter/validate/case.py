@@ -20,7 +20,8 @@ class Case:
 
     `unseen` says that torch's counter sees no FLOPs by nature (norms, lookups): then the scalar
     operations are what is compared. `known` is by how much the reference differs for a stated reason;
-    `skip` names quantities that the reference computes otherwise, with the reason.
+    `skip` names quantities that the reference computes otherwise, with the reason. `device` is where
+    its operators are counted.
     """
 
     group: str
@@ -32,6 +33,7 @@ class Case:
     unseen: bool = False
     known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
+    device: str = "meta"
 
 
 def layer_ops(layer: BaseLayer, **sizes: Any) -> Callable[[], list[Op]]:
@@ -69,9 +71,9 @@ def kernel_io_bytes(ops: list[Op]) -> Any:
     return parts.get("kernel", StageCost()).io_bytes
 
 
-def compare(case: Case, device: str = "meta") -> Comparison:
+def compare(case: Case) -> Comparison:
     """Run the real module under each counter and our ops beside it."""
-    with torch.device(device):
+    with torch.device(case.device):
         module, inputs = case.build()
 
     def run() -> None:
@@ -80,19 +82,17 @@ def compare(case: Case, device: str = "meta") -> Comparison:
 
     ops = case.ops()
     ours = measure(ops, "flash")
-    measured = {"tensor_core_flops": tensor_core_flops(run)}
-    theoretical = {"tensor_core_flops": ours.tensor_core_flops}
-    with ScalarOperations(inputs) as scalars:
-        run()
-    measured["cuda_core_flops"], theoretical["cuda_core_flops"] = scalars.flops, ours.cuda_core_flops
-    with OperandBytes() as kernels:
-        run()
-    measured["kernel_io_bytes"], theoretical["kernel_io_bytes"] = kernels.bytes, kernel_io_bytes(ops)
+    measured, theoretical = {"tensor_core_flops": tensor_core_flops(run)}, ours.as_dict()
+    if "cuda_core_flops" not in case.skip:
+        with ScalarOperations(inputs) as scalars:
+            run()
+        measured["cuda_core_flops"] = scalars.flops
+    if "kernel_io_bytes" not in case.skip:
+        with OperandBytes() as kernels:
+            run()
+        measured["kernel_io_bytes"], theoretical["kernel_io_bytes"] = kernels.bytes, kernel_io_bytes(ops)
     if module is not None:
         measured["parameters"] = sum(p.numel() for p in module.parameters())
-        theoretical["parameters"] = ours.parameters
     for quantity, (amount, _) in case.known.items():
         theoretical[quantity] += amount
-    for quantity in case.skip:
-        measured.pop(quantity, None)
     return Comparison(case, measured, theoretical)

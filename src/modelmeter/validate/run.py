@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import import_module
-from typing import Any
 
 import torch
 
@@ -13,13 +12,14 @@ from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.report.tables import align, si
 from modelmeter.validate.case import Case, Comparison, compare
+from modelmeter.validate.vendor import vendor_cases
 
 _HEAD = ["layer", "group", "reference class", "measured FLOPs", "theoretical FLOPs", "difference"]
 _OTHERS = {"cuda_core_flops": "scalar ops", "parameters": "parameters", "kernel_io_bytes": "kernel bytes"}
 
 
 def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_only: bool = False) -> tuple[str, bool]:
-    """The table as text, and whether every count is equal.
+    """The table of a model as text, and whether every count is equal.
 
     `vendor` is a folder with the vendor's own Python files; `device` cpu or cuda also runs real
     tensors. Raises InputError for a device that torch does not have or a folder that is none.
@@ -31,16 +31,25 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     cases: list[Case] = list(reference.layer_cases())
     if not layers_only:
         cases += import_module(f"modelmeter.validate.{name}_stages").stage_cases(model)
+    results = [compare(case) for case in cases]
     lacking: list[str] = []
     if vendor is not None:
-        found, lacking = import_module("modelmeter.validate.vendor").vendor_cases(vendor)
-        cases += found
-    results = [compare(case) for case in cases]
+        recipes = import_module(f"modelmeter.validate.{name}_vendor").vendor_recipes()
+        found, lacking = vendor_cases(vendor, recipes)
+        results += _those_that_run(found, lacking)
     text = [_table(results, device), "", *_notes(results), *lacking]
-    equal = all(result.equal for result in results)
     unequal = sum(not result.equal for result in results)
-    text.append(f"{len(results)} rows, " + ("all equal" if equal else f"{unequal} NOT EQUAL"))
-    return "\n".join(text), equal
+    text.append(f"{len(results)} rows, " + (f"{unequal} NOT EQUAL" if unequal else "all equal"))
+    return "\n".join(text), not unequal
+
+
+def _those_that_run(cases: Iterable[Case], lacking: list[str]) -> Iterator[Comparison]:
+    """Comparisons of vendor classes; one that cannot run here is listed instead."""
+    for case in cases:
+        try:
+            yield compare(case)
+        except Exception as error:  # whatever a stranger's class raises is for the user to read
+            lacking.append(f"vendor class {case.layer}: cannot be run here ({type(error).__name__}: {error})")
 
 
 def _table(results: Iterable[Comparison], device: str) -> str:
@@ -103,11 +112,3 @@ def _real(case: Case, device: str) -> list[str]:
                 times.append(time.perf_counter() - start)
     memory = si(float(torch.cuda.max_memory_allocated(device)), "B") if cuda else "-"
     return [f"{sorted(times)[len(times) // 2] * 1e3:.3f} ms", memory]
-
-
-def counts(results: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """The comparisons as rows of data."""
-    return [
-        {"layer": r.case.layer, "reference": r.case.reference, "measured": r.measured, "theoretical": r.theoretical}
-        for r in results
-    ]
