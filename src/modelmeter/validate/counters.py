@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -68,7 +68,28 @@ class _AttentionMode(TorchFunctionMode):
         return out
 
 
-class ScalarOperations(TorchDispatchMode):
+class _Watch(TorchDispatchMode):
+    """Sees every operator, and attention as one kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mode = _AttentionMode(self.attention)
+
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        """Called for each attention kernel with what it reads and makes."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+        super().__exit__(*error)
+
+
+class ScalarOperations(_Watch):
     """Counts CUDA-core FLOPs of the unfused graph by the convention of docs/counting.md.
 
     Only arithmetic on data that depends on the inputs counts: what depends on weights and shapes
@@ -80,16 +101,6 @@ class ScalarOperations(TorchDispatchMode):
         self.flops = 0
         self._storages = [t.untyped_storage() for t in _tensors(inputs)]
         self._tainted = {s._cdata for s in self._storages}
-        self._attention = _AttentionMode(self._sdpa)
-
-    def __enter__(self) -> ScalarOperations:
-        super().__enter__()
-        self._attention.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._attention.__exit__(*error)
-        super().__exit__(*error)
 
     def _taint(self, result: Any) -> None:
         for tensor in _tensors(result):
@@ -97,7 +108,7 @@ class ScalarOperations(TorchDispatchMode):
             self._storages.append(storage)  # kept alive, so that its address is not reused
             self._tainted.add(storage._cdata)
 
-    def _sdpa(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
         rows, keys = prod(reads[0].shape[:-1]), reads[1].shape[-2]
         slope, offset = constants.SOFTMAX
         bias = len(reads) > 3 and reads[3].dtype is not torch.bool
@@ -138,7 +149,7 @@ class ScalarOperations(TorchDispatchMode):
         raise NotImplementedError(f"no counting rule for operator {name!r}")
 
 
-class OperandBytes(TorchDispatchMode):
+class OperandBytes(_Watch):
     """Bytes that matmuls, convolutions and attention kernels read and write."""
 
     _KERNELS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
@@ -146,18 +157,8 @@ class OperandBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
-        self._attention = _AttentionMode(self._sdpa)
 
-    def __enter__(self) -> OperandBytes:
-        super().__enter__()
-        self._attention.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._attention.__exit__(*error)
-        super().__exit__(*error)
-
-    def _sdpa(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
         self.bytes += _bytes([*reads, out])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,7 +168,7 @@ class OperandBytes(TorchDispatchMode):
         return result
 
 
-class LiveStorages(TorchDispatchMode):
+class LiveStorages(_Watch):
     """The largest sum of live storages, those of `weights` apart, with attention as one kernel.
 
     `at_peak` lists the shapes alive then.
@@ -180,17 +181,10 @@ class LiveStorages(TorchDispatchMode):
         self._live: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
         self.peak = 0
         self.at_peak: list[tuple[int, tuple[int, ...]]] = []
-        self._attention = _AttentionMode(lambda reads, out: self._track(out))
         self._track(inputs)
 
-    def __enter__(self) -> LiveStorages:
-        super().__enter__()
-        self._attention.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._attention.__exit__(*error)
-        super().__exit__(*error)
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        self._track(out)
 
     def _track(self, result: Any) -> None:
         for key in [k for k, (ref, _, _) in self._live.items() if ref.expired()]:
