@@ -7,6 +7,7 @@ sizes from `Dims`, so the same list serves the table at full size and tests at r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -111,6 +112,16 @@ def config(d: Dims) -> Any:
     for part in (made, made.text_config, vision, vision.sam_config, vision.encoder_config):
         part._attn_implementation = "sdpa"
         part._experts_implementation = "batched_mm"
+    return made
+
+
+def experts_here(made: Any) -> Any:
+    """The configuration for torch's default device: real experts run grouped, without copies of weights
+    for each token; on meta the counter would not see them so."""
+    if torch.get_default_device().type == "meta":
+        return made
+    made = deepcopy(made)
+    made._experts_implementation = made.text_config._experts_implementation = "grouped_mm"
     return made
 
 
@@ -277,7 +288,7 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
                mm.DeepseekV2MLP(d.hidden, shared), text, *wide)  # fmt: skip
     yield case("decoder", "MoEGate", named("TextTopkRouter", lambda: ocr.UnlimitedOcrTextTopkRouter(t_cfg)),
                mixture(d).gate, text, *wide)  # fmt: skip
-    yield case("decoder", "DeepseekV2MoE", named("TextMoe", lambda: ocr.UnlimitedOcrTextMoe(t_cfg)),
+    yield case("decoder", "DeepseekV2MoE", named("TextMoe", lambda: ocr.UnlimitedOcrTextMoe(experts_here(c).text_config)),
                mixture(d), text, *wide, skip=MIXTURE_IO)  # fmt: skip
     yield case("decoder", "DeepseekV2RMSNorm", named("TextRMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d.hidden)),
                mm.DeepseekV2RMSNorm(d.hidden), text, *wide, unseen=True)  # fmt: skip
@@ -313,7 +324,7 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
     for index, name, mlp in ((0, "dense", mm.DeepseekV2MLP(d.hidden, d.mlp)), (1, "moe", mixture(d))):
         ours = mm.DeepseekV2DecoderLayer(attention(d), mlp, mm.DeepseekV2RMSNorm(d.hidden))
         yield case("decoder", f"DeepseekV2DecoderLayer ({name})", named("TextDecoderLayer", lambda: None), ours, attended,
-                   run=decode, build=with_cache(lambda i=index: ocr.UnlimitedOcrTextDecoderLayer(t_cfg, i)),
+                   run=decode, build=with_cache(lambda i=index: ocr.UnlimitedOcrTextDecoderLayer(experts_here(c).text_config, i)),
                    skip=MIXTURE_IO if index else masked)  # fmt: skip
     rotary = mm.LlamaRotaryEmbedding(d.head)
     yield case("llama", "LlamaRotaryEmbedding (transformers)", named("TextRotaryEmbedding", lambda: None), rotary, text,

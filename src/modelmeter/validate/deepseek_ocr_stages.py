@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -16,17 +15,15 @@ from modelmeter.models.model import Model
 from modelmeter.ops import Op
 from modelmeter.validate.case import Case
 from modelmeter.validate.counters import tensor_core_flops
-from modelmeter.validate.deepseek_ocr import MIXTURE_IO, Dims, config, two_norms
+from modelmeter.validate.deepseek_ocr import MIXTURE_IO, Dims, config, experts_here, two_norms
 from modelmeter.workload import Workload
 
 
 @lru_cache(maxsize=1)
 def _whole(device: str) -> Any:
     """The whole model; real experts run grouped, which on meta would hide them from the counter."""
-    made = deepcopy(config(Dims()))
-    implementation = "batched_mm" if device == "meta" else "grouped_mm"
-    made._experts_implementation = made.text_config._experts_implementation = implementation
     with torch.device(device):
+        made = experts_here(config(Dims()))
         return ocr.UnlimitedOcrForConditionalGeneration(made).to(torch.bfloat16).eval()
 
 
