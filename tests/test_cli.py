@@ -86,9 +86,9 @@ def test_the_json_says_how_it_was_made(swept):
 
 def test_the_image_is_marked_in_table_and_figures_and_its_costs_printed(swept, capsys, tmp_path):
     text = (swept / "vision_crops" / "vision_crops.md").read_text()
-    assert text.count("**this image**") == 2
+    assert text.count("**this page**") == 2
     for name in FIGURES:
-        assert "this image: 3x2, 903 tokens" in (swept / "vision_crops" / name).read_text()
+        assert "this page: 3x2, 903 tokens" in (swept / "vision_crops" / name).read_text()
     assert run("sweep", "vision_crops", f"out={tmp_path}", "image_size=1700x2200", "figures=false") == 0
     printed = capsys.readouterr().out
     assert "grid 3x2, 903 tokens" in printed and "prefill" in printed and "decode (100 steps)" in printed
@@ -126,9 +126,48 @@ def test_keys_override_and_multirun_works(tmp_path):
     assert 2 * int(one["tensor_core_flops"]) == int(two["tensor_core_flops"])
 
 
+def test_jobs_of_a_multirun_say_what_was_theirs(tmp_path):
+    arguments = ["--multirun", "model.dims.clip.layers=12,24", "largest=2", "figures=false", f"out={tmp_path}"]
+    assert shell("-m", "modelmeter.sweep", "vision_crops", *arguments).returncode == 0
+    for job, layers in enumerate((12, 24)):
+        content = json.loads((tmp_path / f"job{job}" / "vision_crops" / "vision_crops.json").read_text())
+        assert f"model.dims.clip.layers={layers}" in content["command"]
+        assert content["config"]["model"]["dims"]["clip"]["layers"] == layers
+
+
+def test_paths_with_spaces_signs_and_letters_of_all_kinds_work(tmp_path):
+    out = tmp_path / "ünï code, a=b 'c'"
+    assert run("sweep", "vision_crops", f"out={out}", "largest=2", "figures=false") == 0
+    assert len(read(out)) == 2
+
+
+def test_formats_with_fractions_of_bits_print(capsys, tmp_path):
+    assert run("cost", "deepseek_ocr", "grid=1x2", "precision.weights=4.1", "precision.kv=3.3") == 0
+    assert "4.1/bf16/3.3" in capsys.readouterr().out
+    assert (
+        run(
+            "sweep",
+            "vision_crops",
+            f"out={tmp_path}",
+            "image_size=600x400",
+            "precision=fp8",
+            "batch=1000000",
+            "largest=2",
+        )
+        == 0
+    )
+    assert run("cost", "deepseek_ocr", "grid=1x2", "+precision.overrides={*.experts.W_*:4.5}") == 0
+
+
+def test_reference_refuses_another_model_than_the_shipped_one(tmp_path, capsys):
+    pytest.importorskip("torch")
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "model.dims.clip.layers=12") == 2
+    assert "counts the model as shipped" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_reference_adds_what_torch_counts(tmp_path):
     pytest.importorskip("torch")
-    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "largest=4") == 0
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "largest=4", "image_size=600x400") == 0
     for row in read(tmp_path):
         assert row["reference_tensor_core_flops"] == row["tensor_core_flops"]
     assert "FlopCounterMode" in (tmp_path / "vision_crops" / FIGURES[0]).read_text()
@@ -153,13 +192,43 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "vision_crops", "image=none.png"], "'none.png' does not exist"),
     (["sweep", "vision_crops", "image_size=0x5"], "image_size must be WIDTHxHEIGHT"),
     (["sweep", "vision_crops", "grid=0x5"], "grid must be ROWSxCOLUMNS"),
-    (["sweep", "vision_crops", "precision.weights=bf61"], "unknown dtype for precision of weights 'bf61', did you mean 'bf16'"),
+    (["sweep", "vision_crops", "precision.weights=bf61"], "unknown dtype for precision.weights 'bf61', did you mean 'bf16'"),
     (["sweep", "vision_crops", "out=/proc/nowhere", "figures=false"], "out='/proc/nowhere/vision_crops' cannot be written"),
     (["sweep", "vision_crops", "precision.overrides={a:4}"], "precision.overrides takes new entries with a leading plus sign"),
     (["cost", "deepseek"], "unknown model 'deepseek'"),
     (["cost", "deepseek_ocr"], "mode 'gundam' needs image=FILE"),
     (["cost", "deepseek_ocr", "page.png"], "'page.png' is not key=value"),
-    (["cost", "deepseek_ocr", "grid=1x2", "depth=3"], "unknown depth '3'; valid: 1, 2"),
+    (["cost", "deepseek_ocr", "grid=1x2", "depth=9"], "unknown depth '9'; valid: 1, 2, 3, 4"),
+    (["cost", "deepseek_ocr", "grid=1x2", "precision=bf61"], "unknown dtype for precision.weights 'bf61', did you mean 'bf16'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "precision.overrides=5"], "precision.overrides must map tensor names"),
+    (["cost", "deepseek_ocr", "grid=1x2", "+precision.foo=3"], "unknown precision key 'foo'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "batch=[1,2]"], "batch must be one value, not [1, 2]"),
+    (["cost", "deepseek_ocr", "grid=1x2", "batch=abc"], "batch must be a whole number of at least 1, not 'abc'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "batch=1.5"], "batch must be a whole number of at least 1, not 1.5"),
+    (["cost", "deepseek_ocr", "grid=1x2", "~batch"], "'~batch' is not key=value"),
+    (["cost", "deepseek_ocr", "grid=1x2", "~batch=1"], "key 'batch' is missing"),
+    (["cost", "deepseek_ocr", "grid=1x2", "attention=eager", "execution=flash"], "execution=flash contradicts attention=eager"),
+    (["cost", "deepseek_ocr", "image=5"], "image must be the path of a picture file, not 5"),
+    (["cost", "deepseek_ocr", "image=tests"], "image 'tests' cannot be read: it is a folder"),
+    (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
+    (["cost", "deepseek_ocr", "grid=1x2", "model.decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "model=null"], "cannot read the configuration (model=deepseek_ocr grid=1x2 model=null)"),
+    (["cost", "deepseek_ocr", "grid=1x2", "model.sam=5"], "the configuration of the model is wrong"),
+    (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
+    (["cost", "deepseek_ocr", "image_size=5x99999999999"], "two whole numbers from 1 to 10**9"),
+    (["sweep", "batch=2"], "unknown sweep ''; valid: vision_crops"),
+    (["sweep", "vision_crops", "attention=[]"], "attention must be one or more of eager, flash, each once, not []"),
+    (["sweep", "vision_crops", "attention=[eager,eager]"], "each once"),
+    (["sweep", "vision_crops", "attention=5"], "attention must be one or more of eager, flash"),
+    (["sweep", "vision_crops", "execution=fused"], "execution=fused contradicts attention=eager"),
+    (["sweep", "vision_crops", "largest=[2]"], "largest must be a whole number of at least 2, not [2]"),
+    (["sweep", "vision_crops", "largest=1000000000"], "largest must be at most 4096 crops"),
+    (["sweep", "vision_crops", "figures=maybe"], "figures must be true or false, not 'maybe'"),
+    (["sweep", "vision_crops", "out=[a]"], "out must be a folder, not ['a']"),
+    (["sweep", "vision_crops", "--frob"], "unknown option '--frob'"),
+    (["sweep", "vision_crops", "--multirun", "batch=1,2", "out=/proc/zzz"], "out='/proc/zzz' cannot be written"),
+    (["validate", "--foo"], "unrecognized arguments: --foo"),
+    (["validate", "--device", "tpu"], "--device 'tpu' is not available; valid: meta, cpu, cuda"),
     (["cost", "deepseek_ocr", "grid=1x2", "image_size=5x5"], "only one of image, image_size and grid"),
     (["validate", "deepseek"], "unknown model 'deepseek'"),
 ])  # fmt: skip

@@ -72,6 +72,7 @@ def test_bad_sizes_are_named(model):
         ({"batch": 0}, "batch must be a whole number of at least 1"),
         ({"decode_steps": 1.5}, "decode_steps must be a whole number"),
         ({"steps": 1}, "unknown size 'steps'"),
+        ({"batch": np.ones((2, 3))}, "must be one-dimensional"),
         ({"batch": np.ones(3), "decode_steps": np.ones(4)}, "must have one length, not 3, 4"),
     ):
         with pytest.raises(InputError, match=message):

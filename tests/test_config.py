@@ -61,6 +61,16 @@ def test_overrides_change_the_model():
     (["dims.decoder.experts=0"], "E must be a whole number of at least 1, not 0"),
     (["dims.projector.kind=mpl_gelu"], "unknown projector kind 'mpl_gelu', did you mean 'mlp_gelu'"),
     (["preprocess.max_crops=1"], "max_crops must be at least min_crops"),
+    (["dims.projector.inputs=5"], "projector inputs and SAM + CLIP features must be equal, not 5 and 2048"),
+    (["dims.clip.hidden=512"], "SAM features and CLIP hidden size must be equal, not 1024 and 512"),
+    (["dims.projector.kind=identity"], "projector outputs and decoder hidden size must be equal, not 2048 and 1280"),
+    (["decoder.head.d=7"], "CausalLM: embedding is 1280 and head is 7; they must be equal"),
+    (["decoder.tied=no"], "CausalLM.tied must be true or false"),
+    (["dims.sam.patch=17"], "must be a multiple of the patch, 17 pixels"),
+    (["preprocess.modes.gundam.base=-640"], "modes.gundam.base must be a whole number of at least 1, not -640"),
+    (["preprocess.fill=abc"], "fill must be a number of at least 0"),
+    (["preprocess.max_crops=100000"], "max_crops must be at most 4096"),
+    (["+decoder.head.x=1"], "configuration of the model.decoder.head is wrong: LMHead.__init__() got an unexpected keyword argument 'x'"),
     (["dims.sam.hidden"], "cannot read the configuration"),
     (["sam._target_=os.system"], "'os.system' is not a class of modelmeter"),
 ])  # fmt: skip
@@ -68,6 +78,11 @@ def test_bad_overrides_are_one_sentence(overrides, message):
     with pytest.raises(InputError) as error:
         modelmeter.load_model("deepseek_ocr", overrides)
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parameters_do_not_depend_on_the_default_mode():
+    base = modelmeter.load_model("deepseek_ocr", "preprocess.default_mode=base")
+    assert base.storage() == modelmeter.load_model("deepseek_ocr").storage()
 
 
 def test_an_unknown_model_is_named():

@@ -10,9 +10,10 @@ import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from modelmeter.errors import InputError, unknown
+from modelmeter.config import config_dir, config_names
+from modelmeter.errors import InputError, choose, unknown
 
 COMMANDS = {
     "sweep": "a named sweep: tables and figures over a grid of workloads",
@@ -61,20 +62,10 @@ def _wants_help(arguments: Sequence[str]) -> bool:
     return any(a in ("-h", "--help") for a in arguments)
 
 
-def _config_dir() -> Path:
-    from modelmeter.config import config_dir
-
-    return config_dir()
-
-
-def _names(group: str) -> list[str]:
-    return sorted(path.stem for path in (_config_dir() / group).glob("*.yaml"))
-
-
 def _settings(name: str) -> dict[str, str]:
     """The keys of a YAML file, each with default and meaning; read as text: the file is the help."""
     found, parent = {}, ""
-    for line in (_config_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
+    for line in (config_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
         key, colon, rest = line.partition(":")
         if not colon or line.startswith(("#", "  -", "defaults", "name")):
             continue
@@ -90,7 +81,7 @@ def _settings(name: str) -> dict[str, str]:
 
 def _keys(*files: str) -> str:
     lines = {
-        "model": f"  {'model=NAME':30} one of: {', '.join(_names('model'))}",
+        "model": f"  {'model=NAME':30} one of: {', '.join(config_names('model'))}",
         "dims": f"  {'model.dims.PART.NAME=NUMBER':30} a number of the model",
     }
     for file in files:
@@ -100,43 +91,47 @@ def _keys(*files: str) -> str:
 
 def _sweep(arguments: list[str], prog: str) -> int:
     usage = prog if "modelmeter.sweep" in prog else f"{prog} sweep"
-    sweeps = _names("sweep")
+    sweeps = config_names("sweep")
     named = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else ""
-    if named and named not in sweeps:
+    if named not in sweeps and (named or (arguments and not _wants_help(arguments))):
         raise unknown("sweep", named, sweeps)
     if _wants_help(arguments) or not named:
         text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
         for name in sweeps:
-            described = (_config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[1]
+            described = (config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[1]
             text.append(f"  {name:16} {described.lstrip('# ')}")
         _print("\n".join(text) + "\n" + _keys(f"sweep/{named or sweeps[0]}", "page", "output"))
         return 0 if _wants_help(arguments) else 2
     from modelmeter import config
+    from modelmeter.report.files import writable
 
-    command = f"{usage} {' '.join([named, *arguments])}"
-    if any(a.startswith("-") for a in arguments):
-        out = next((a.partition("=")[2] for a in arguments if a.startswith("out=")), None)
-        folder = _folder(out)
-        fixed = [f"sweep@_global_={named}", f"hydra.sweep.dir='{folder}'"]
+    fixed = [f"sweep@_global_={named}"]
+    if not any(a.startswith("-") for a in arguments):
+        settings = config.compose("run_sweep", [*fixed, *arguments])
+        _run_sweep(named, settings, " ".join([usage, named, *arguments]), _folder(settings["out"]))
+        return 0
+    out = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("out=")), None)
+    folder = _folder(out)
+    writable(folder)
+    fixed.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")))
 
-        def job(settings: Mapping[str, Any], number: str) -> None:
-            _run_sweep(named, settings, command, folder / number if number else _folder(settings["out"]))
+    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
+        command = " ".join([usage, named, *overrides])
+        _run_sweep(named, settings, command, folder / number if number else _folder(settings["out"]))
 
-        return config.hydra_main("run_sweep", arguments, fixed, job)
-    settings = config.compose("run_sweep", [f"sweep@_global_={named}", *arguments])
-    _run_sweep(named, settings, command, _folder(settings["out"]))
-    return 0
+    return config.hydra_main("run_sweep", arguments, fixed, job)
 
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
     from modelmeter import config
     from modelmeter.report.files import table_files, write_all
 
+    for key in ("figures", "reference"):
+        if not isinstance(settings[key], bool):
+            raise InputError(f"{key} must be true or false, not {settings[key]!r}")
     model = config.build_model(settings)
     reference = _reference(model.name) if settings["reference"] else None
-    sweep = importlib.import_module(f"modelmeter.sweep.{name}")
-    shown = {key: value for key, value in settings.items() if key != "model"} | {"model": model.name}
-    table = sweep.run(model, shown, reference)
+    table = importlib.import_module(f"modelmeter.sweep.{name}").run(model, settings, reference)
     contents = table_files(table, command)
     if settings["figures"]:
         from modelmeter.report.figures import figures
@@ -144,7 +139,7 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
         contents |= figures(table)
     folder = parent / name
     write_all(folder, contents)
-    if settings["image"] is not None or settings["image_size"] is not None:
+    if any(settings[key] is not None for key in ("image", "image_size", "grid")):
         from modelmeter.report.tables import page_table
 
         kinds = settings["attention"]
@@ -153,10 +148,14 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     _print(f"{len(table.rows)} rows, {', '.join(contents)}\nin {folder}")
 
 
-def _folder(out: str | None) -> Path:
+def _folder(out: Any) -> Path:
     from datetime import datetime
 
-    return Path(out) if out else Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if isinstance(out, (list, dict, bool)):
+        raise InputError(f"out must be a folder, not {out!r}")
+    if out is None or out == "":
+        return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(str(out))
 
 
 def _reference(model: str) -> Any:
@@ -175,22 +174,21 @@ def _no_reference(model: str, error: ModuleNotFoundError) -> InputError:
 
 def _cost(arguments: list[str], prog: str) -> int:
     if _wants_help(arguments) or not arguments:
-        models = ", ".join(_names("model"))
+        models = ", ".join(config_names("model"))
         _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{_keys('page', 'cost')}")
         return 0 if arguments else 2
     name = arguments.pop(0)
-    if name not in _names("model"):
-        raise unknown("model", name, _names("model"))
+    if name not in config_names("model"):
+        raise unknown("model", name, config_names("model"))
     for argument in arguments:
         if "=" not in argument:
             raise InputError(f"{argument!r} is not key=value; see {prog} cost --help")
     from modelmeter import config
-    from modelmeter.errors import choose
     from modelmeter.report.tables import page_table
 
     settings = config.compose("cost", [f"model={name}", *arguments])
     model = config.build_model(settings)
-    depth = int(choose("depth", str(settings["depth"]), ("1", "2")))
+    depth = int(choose("depth", str(settings["depth"]), ("1", "2", "3", "4")))
     _print(page_table(model, config.build_workload(model, settings), depth))
     return 0
 
@@ -198,16 +196,20 @@ def _cost(arguments: list[str], prog: str) -> int:
 def _validate(arguments: list[str], prog: str) -> int:
     import argparse
 
-    parser = argparse.ArgumentParser(f"{prog} validate", description=COMMANDS["validate"])
-    parser.add_argument("model", nargs="?", help=f"one of: {', '.join(_names('model'))}; all of them by default")
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message}; see {prog} validate --help")
+
+    parser = Parser(f"{prog} validate", description=COMMANDS["validate"])
+    parser.add_argument("model", nargs="?", help=f"one of: {', '.join(config_names('model'))}; all of them by default")
     parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
     options = parser.parse_args(arguments)
-    if options.model and options.model not in _names("model"):
-        raise unknown("model", options.model, _names("model"))
+    if options.model and options.model not in config_names("model"):
+        raise unknown("model", options.model, config_names("model"))
     equal = True
-    for name in [options.model] if options.model else _names("model"):
+    for name in [options.model] if options.model else config_names("model"):
         try:
             run = importlib.import_module("modelmeter.validate.run").run
             text, same = run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)

@@ -48,11 +48,12 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    overrides = [quoted(o) for o in overrides]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = hydra_compose(name, overrides=list(overrides))
         return OmegaConf.to_container(config, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, name, overrides) from None
 
 
@@ -111,9 +112,21 @@ def build(config: Any, allow: Iterable[str] = ()) -> Any:
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, InputError):
-                raise cause from None
+                key = re.search(r"full_key: (\S+)", str(error))
+                raise InputError(f"{cause} (model.{key[1]})" if key else str(cause)) from None
             cause = cause.__cause__
-        raise InputError(str(error).splitlines()[0]) from None
+        key = re.search(r"full_key: (\S+)", str(error))
+        last = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(f"the configuration of the model{'.' + key[1] if key else ''} is wrong: {last}") from None
+
+
+def quoted(override: str) -> str:
+    """An override with its path quoted for Hydra where it has characters that Hydra would read otherwise."""
+    key, equals, value = override.partition("=")
+    if key not in ("image", "out") or not re.search(r"[^\w./,:-]", value, re.ASCII) or value[:1] in "'\"[$":
+        return override
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}{equals}'{escaped}'"
 
 
 def _targets(config: Any) -> Iterator[str]:
@@ -145,8 +158,13 @@ def build_model(config: Mapping[str, Any], allow: Iterable[str] = ()) -> Any:
     """The model of a composed configuration; `dims` only names its numbers."""
     from modelmeter.models.model import Model
 
+    if not isinstance(config["model"], Mapping):
+        raise InputError(f"model must be one of {', '.join(config_names('model'))}, not {config['model']!r}")
     node = {key: value for key, value in config["model"].items() if key != "dims"}
-    model = build(node, allow)
+    try:
+        model = build(node, allow)
+    except (TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"model has not the shape of configs/model/{node.get('name')}.yaml: {error}") from None
     if not isinstance(model, Model):
         raise InputError(f"model must be a modelmeter Model, not {type(model).__name__}")
     return model
@@ -157,6 +175,7 @@ def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str]
 
     `allow` names classes outside modelmeter that its YAML may instantiate. Raises InputError.
     """
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     relative = []
     for override in overrides:
         key = override.lstrip("+~")
@@ -167,17 +186,26 @@ def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str]
 
 def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
     """The workload of a composed configuration, for a model."""
-    from modelmeter.precision import Precision
-
     sizes = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
     options = ("logits", "causal", "attention", "rotary", "execution")
-    return model.workload(**{k: config[k] for k in sizes + options}, precision=Precision(**config["precision"]))
+    missing = [k for k in (*sizes, *options, "precision") if k not in config]
+    if missing:
+        raise InputError(f"key {missing[0]!r} is missing from the configuration")
+    for key in (*sizes, *options):
+        if isinstance(config[key], list):
+            raise InputError(f"{key} must be one value, not {config[key]!r}; sweep several with --multirun {key}=A,B")
+    return model.workload(**{k: config[k] for k in sizes + options}, precision=config["precision"])
+
+
+HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
+"""The flags of Hydra that a sweep passes on."""
 
 
 def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any) -> int:
     """Hand the command line to Hydra (--multirun, --cfg and its other flags).
 
-    `run(config, job)` is called for each job; job is "" outside a multirun. `fixed` are further overrides.
+    `run(config, number, overrides)` is called for each job; number is "" outside a multirun.
+    `fixed` are further overrides.
     """
     import sys
 
@@ -187,6 +215,10 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if argument.startswith("-") and flag not in HYDRA_FLAGS:
+            raise unknown("option", flag, HYDRA_FLAGS)
     known = compose(name, fixed)
     valid = set(_keys(known))
     for argument in arguments:
@@ -198,14 +230,15 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
         plain = OmegaConf.to_container(config, resolve=True)
         info = HydraConfig.get()
         try:
-            run(plain, f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else "")
+            number = f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else ""
+            run(plain, number, [o for o in info.overrides.task if not o.startswith("sweep@")])
         except InputError as error:
             print(f"modelmeter: {error}", file=sys.stderr)
             sys.exit(2)
 
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
-    overrides = [a for a in arguments if "=" in a and not a.startswith("-")]
-    flags = [a for a in arguments if a not in overrides]
+    overrides = [quoted(a) for a in arguments if "=" in a and not a.startswith("-")]
+    flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *quiet]
     try:
         hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()

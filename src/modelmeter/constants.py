@@ -8,7 +8,6 @@ from __future__ import annotations
 
 ADD = 1  # one addition
 MUL = 1  # one multiplication
-FREE = 0  # casts, copies, gathers, padding: they move bytes and compute nothing
 
 SIGMOID = 4  # 1 / (1 + exp(-x)): neg, exp, add, div
 SILU = SIGMOID + MUL  # x * sigmoid(x)

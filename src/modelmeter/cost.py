@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from typing import Any
 
 from modelmeter.errors import choose
 from modelmeter.memory import COMPILED, EXECUTIONS, live_sets, traffic, without_dead_copies
 from modelmeter.ops import Op, Ref
-from modelmeter.sizes import Size, Tally, Term, largest, maximum, whole
+from modelmeter.sizes import Size, Tally, Term, as_size, largest, maximum, whole
 
 _ROLES = ("weight", "activation", "kv")
 
@@ -50,7 +51,7 @@ class StageCost:
 
     @property
     def arithmetic_intensity(self) -> Size:
-        """FLOPs per byte of traffic; 0 where nothing moves."""
+        """FLOPs per byte of traffic."""
         return self.flops / maximum(self.io_bytes, 1)
 
     @property
@@ -99,7 +100,12 @@ class StageCost:
     def __radd__(self, other: object) -> StageCost:
         return self if other == 0 else NotImplemented
 
+    __array_ufunc__ = None  # array * cost is a cost of arrays, not an array of costs
+
     def __mul__(self, times: Size) -> StageCost:
+        if isinstance(times, StageCost):
+            return NotImplemented
+        times = as_size("the number of parts", times, least=0)
         scaled = {f: whole(times * getattr(self, f)) for f in COUNTS if f != "peak_activation_bytes"}
         return replace(self, **scaled)
 
@@ -112,14 +118,17 @@ class StageCost:
 
     def as_dict(self) -> dict[str, Size]:
         """Every count and the derived totals by name, in FLOPs and bytes."""
-        counts = {f: getattr(self, f) for f in COUNTS}
-        return counts | {"io_bytes": self.io_bytes, "arithmetic_intensity_flop_per_byte": self.arithmetic_intensity}
+        counts = {f: _plain(getattr(self, f)) for f in COUNTS}
+        return counts | {
+            "io_bytes": _plain(self.io_bytes),
+            "arithmetic_intensity_flop_per_byte": self.arithmetic_intensity,
+        }
 
     def to_series(self) -> Any:
         """The same as a pandas Series (a row of a table)."""
         import pandas
 
-        return pandas.Series(self.as_dict())
+        return pandas.Series(self.as_dict(), dtype=object)
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -127,6 +136,11 @@ class StageCost:
             for name, value in self.as_dict().items()
         )
         return f"<table><caption>{self.basis}</caption>{rows}</table>"
+
+
+def _plain(value: Size) -> Size:
+    """A fraction of a byte (from formats such as 4.1 bits) as a float; whole numbers stay exact."""
+    return float(value) if isinstance(value, Fraction) else value
 
 
 def _show(value: Size) -> str:
@@ -210,7 +224,7 @@ def measure_parts(
     (weights, peak, KV) can be left out and are then 0.
     """
     choose("execution", execution, EXECUTIONS)
-    ops = list(ops)
+    ops = [op for op in ops if not (isinstance(op.times, int) and op.times == 0)]
     if execution in COMPILED:
         ops = without_dead_copies(ops)
     labels = [part(op) for op in ops]

@@ -58,6 +58,8 @@ def parse(equation: str) -> Equation:
             raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
         return tuple(found)
 
+    if "*" in sum_part:
+        raise InputError(f"write the product before what is added to it, not {equation!r}")
     outputs, factors = tensors(left), tensors(product_part) if equals else ()
     addends = tensors(sum_part) if sum_part else ()
     return Equation(outputs, factors, addends, tuple(dict.fromkeys(a for t in factors for a in t.touched)))

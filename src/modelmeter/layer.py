@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any, ClassVar, final
+from functools import cache, cached_property
+from typing import Any, ClassVar, final, get_args, get_origin, get_type_hints
 
 from modelmeter.cost import StageCost, measure
 from modelmeter.errors import InputError
-from modelmeter.ops import Op, Options, Sizes, backward, require_axes
+from modelmeter.ops import NOTHING, Op, Options, Sizes, backward, require_axes
 from modelmeter.precision import Precision
-from modelmeter.sizes import Size, anywhere, as_size, is_symbol
+from modelmeter.sizes import Size, anywhere, as_size, is_symbol, minimum
 
 
 class BaseLayer(ABC):
@@ -36,19 +36,27 @@ class BaseLayer(ABC):
         """The layer's equations, reading `x` and writing `y`."""
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, (BaseLayer, str, bool, list, tuple, type(None))):
-                object.__setattr__(self, name, as_size(f"{type(self).__name__}.{name}", value))
+        for name, kinds in _field_types(type(self)).items():
+            checked = _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds)
+            object.__setattr__(self, name, checked)
         self.check()
 
     def check(self) -> None:  # noqa: B027 (most layers have nothing to check)
         """Raise InputError where hyper-parameters contradict each other."""
 
+    def require_equal(self, **widths: Size) -> None:
+        """Raise InputError unless these sizes, named by the part they belong to, are one (symbols pass)."""
+        (first, wanted), *others = widths.items()
+        for name, value in others:
+            if not is_symbol(value) and not is_symbol(wanted) and anywhere(value != wanted):
+                kind, a, b = type(self).__name__, first.replace("_", " "), name.replace("_", " ")
+                raise InputError(f"{kind}: {a} is {wanted} and {b} is {value}; they must be equal")
+
     @cached_property
     def axes(self) -> dict[str, Size]:
         """The fields that are sizes."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        return {k: v for k, v in values.items() if not isinstance(v, (BaseLayer, str, bool, list, tuple, type(None)))}
+        return {k: v for k, v in values.items() if not isinstance(v, (BaseLayer, str, bool, tuple, type(None)))}
 
     @final
     def at(self, n: Sizes, scope: str, *, times: Size = 1, **bound: Any) -> Iterator[Op]:
@@ -133,12 +141,50 @@ class BaseLayer(ABC):
 def _split(sizes: dict[str, Any]) -> dict[str, Any]:
     """Counting options and axis sizes apart."""
     chosen: dict[str, Any] = {k: sizes.pop(k) for k in ("causal", "rotary", "logits") if k in sizes}
-    precision = sizes.pop("precision", None)
-    if precision is not None and not isinstance(precision, Precision):
-        precision = Precision(weights=precision, activations=precision, kv=precision)
-    if precision is not None:
-        chosen["precision"] = precision
+    if sizes.get("precision") is not None:
+        chosen["precision"] = Precision.of(sizes["precision"])
+    sizes.pop("precision", None)
     return {"options": Options(**chosen), **sizes}
+
+
+def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
+    """`times` copies of a layer from x to y. From the second on, the caller still holds the first x."""
+    names = {name: name for name in (*n.names, "x", "y")}
+    ops = list(layer.at(n, scope, times=times, **names))
+    outer, (frame, name, temporary) = n.resolve("x")[1], n.resolve("y")
+    entering = next((ref for op in ops for ref in op.reads if ref.name == outer), None)
+    if entering is not None and name != outer:
+        later = minimum(times - 1, 1)
+        held = entering._replace(
+            name=name, frame=frame, temporary=temporary, stored=entering.stored.times(later), touched=NOTHING
+        )
+        yield Op("hold", "", (), (held,), None, (), n)
+    yield from ops
+
+
+@cache
+def _field_types(kind: type[Any]) -> dict[str, tuple[type[Any], ...]]:
+    """The classes that each field of a layer may have; none (or None alone) for a size."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        options = (tuple,) if get_origin(hint) is tuple else get_args(hint) or (hint,)
+        found[name] = tuple(o for o in options if isinstance(o, type) and o is not Any)
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def _checked(key: str, value: Any, kinds: tuple[type[Any], ...]) -> Any:
+    """A field's value if it is what the field takes; raises InputError if not."""
+    wanted = tuple(kind for kind in kinds if kind is not type(None))
+    if value is None and len(wanted) < len(kinds):
+        return None
+    if not wanted:
+        return as_size(key, value)
+    if tuple in wanted and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, wanted):
+        names = "true or false" if wanted == (bool,) else " or ".join(kind.__name__ for kind in wanted)
+        raise InputError(f"{key} must be {names}, not {value!r}")
+    return value
 
 
 @final
@@ -153,8 +199,7 @@ class Repeat(BaseLayer):
     l: Size
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        names = {name: name for name in (*n.names, "x", "y")}
-        yield from self.layer.at(n, "each", times=self.l, **names)
+        yield from repeat(self.layer, n, "each", self.l)
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
@@ -174,7 +219,6 @@ class Sequence(BaseLayer):
     def check(self) -> None:
         if not self.layers:
             raise InputError("Sequence.layers must name at least one layer")
-        object.__setattr__(self, "layers", tuple(self.layers))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         for index, layer in enumerate(self.layers):

@@ -18,8 +18,9 @@ _RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
 
 
 def without_dead_copies(ops: Sequence[Op]) -> list[Op]:
-    """A compiled graph drops what only eager code makes: temporaries that nothing reads."""
+    """A compiled graph drops what only eager code has: held inputs, temporaries that nothing reads."""
     read = {ref.name for op in ops for ref in op.reads}
+    ops = [op for op in ops if op.kind != "hold"]
     return [op for op in ops if not op.writes or any(not w.temporary or w.name in read for w in op.writes)]
 
 

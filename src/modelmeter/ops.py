@@ -19,11 +19,12 @@ from modelmeter.axes import AXES
 from modelmeter.equations import Tensor, parse
 from modelmeter.errors import InputError, choose
 from modelmeter.precision import Precision
-from modelmeter.sizes import Size, Term, product
+from modelmeter.sizes import Size, Term, product, ratio
 
 CAUSAL = ("full", "exact")
 ROTARY = ("vendor", "transformers")
 LOGITS = ("all", "last")
+NOTHING = product((0,))
 _GROUPS = count(1)
 
 
@@ -155,7 +156,7 @@ class Sizes:
         """A tensor of an equation with its bytes at this place."""
         frame, name, temporary = self.resolve(tensor.name)
         role = tensor.role
-        width = tensor.bits // 8 if tensor.bits else self.options.precision.bytes(name, role)
+        width = ratio(tensor.bits, 8) if tensor.bits else self.options.precision.bytes(name, role)
         elements = self.term(tensor.stored)
         stored = elements.times(width)
         if touched is None and tensor.touched == tensor.stored:
@@ -239,9 +240,8 @@ def lookup(equation: str, n: Sizes) -> Op:
 
 def unused(ops: Iterable[Op]) -> Iterator[Op]:
     """The weights of ops that a checkpoint holds and this computation never runs."""
-    nothing = product((0,))
     for op in ops:
-        weights = tuple(r._replace(touched=nothing) for r in op.reads if r.role == "weight")
+        weights = tuple(r._replace(touched=NOTHING) for r in op.reads if r.role == "weight")
         yield op._replace(kind="unused", reads=weights, writes=(), tensor=None, cuda=())
 
 
@@ -268,7 +268,7 @@ def backward(ops: Iterable[Op]) -> Iterator[Op]:
     Elsewhere each scalar operation costs its derivative times the incoming gradient.
     """
     for op in reversed(list(ops)):
-        if not op.grad or op.kind == "unused":
+        if not op.grad or op.kind in ("unused", "hold"):
             continue
         eq = parse(op.equation)
         gradients = tuple(_gradient(r) for r in op.writes)

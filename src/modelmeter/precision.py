@@ -13,7 +13,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from modelmeter.errors import InputError, unknown
+from modelmeter.errors import InputError, choose, unknown
 
 DTYPES = {
     "fp64": 64, "fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4,
@@ -32,7 +32,7 @@ def bits_of(key: str, value: Any) -> Fraction:
         return Fraction(DTYPES[value])
     if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)) or not 0 < value <= 64:
         raise InputError(f"{key} must be a dtype name or bits per element between 0 and 64, not {value!r}")
-    return Fraction(value)
+    return Fraction(str(value)) if isinstance(value, float) else Fraction(value)
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,35 @@ class Precision:
 
     @cached_property
     def _bits(self) -> dict[str, Fraction]:
-        roles = {"weight": self.weights, "activation": self.activations, "kv": self.kv}
-        return {role: bits_of(f"precision of {role}s", value) for role, value in roles.items()}
+        return {
+            "weight": bits_of("precision.weights", self.weights),
+            "activation": bits_of("precision.activations", self.activations),
+            "kv": bits_of("precision.kv", self.kv),
+        }
 
     @cached_property
     def _memo(self) -> dict[tuple[str, str], int | Fraction]:
         return {}
 
+    @classmethod
+    def of(cls, value: Any) -> Precision:
+        """A Precision from one, from a dtype or bits for all roles, or from a mapping of its fields."""
+        if isinstance(value, Precision):
+            return value
+        if isinstance(value, Mapping):
+            for key in value:
+                choose("precision key", str(key), cls.__dataclass_fields__)
+            return cls(**value)
+        return cls(weights=value, activations=value, kv=value)
+
+    def __str__(self) -> str:
+        names = dict.fromkeys(map(str, (self.weights, self.activations, self.kv)))
+        one = next(iter(names)) if len(names) == 1 else f"{self.weights}/{self.activations}/{self.kv}"
+        return one + "".join(f", {pattern} {bits}" for pattern, bits in self.overrides.items())
+
     def __post_init__(self) -> None:
+        if not isinstance(self.overrides, Mapping):
+            raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
         for key, value in self.overrides.items():
             bits_of(f"precision override {key}", value)
         _ = self._bits

@@ -39,14 +39,21 @@ def as_size(name: str, value: Any, *, least: int = 1) -> Size:
         import numpy as np
 
         try:
-            array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError):
-            raise InputError(f"{wanted}, or an array of them, not {value!r}") from None
+            given = np.asarray(value)
+            array = given.astype(np.float64) if given.dtype.kind in "iuf" else None
+        except ValueError:
+            array = None
+        if array is None:
+            raise InputError(f"{wanted}, or an array of them, not {value!r}")
+        if not given.ndim:
+            return as_size(name, given.item(), least=least)
+        if array.size and np.abs(array).max() >= 2**53:
+            raise InputError(f"{name} must be below 2**53 in an array; give single points as Python ints")
         if not array.size or not np.all(np.isfinite(array)) or np.any(array != np.floor(array)):
             raise InputError(f"{wanted} in every element of the array")
         if array.min() < least:
             raise InputError(f"{wanted}, not {array.min():g}")
-        return array if array.ndim else int(array)
+        return array
     if isinstance(value, _NUMBERS) and value == value // 1 and value >= least:
         return int(value)
     raise InputError(f"{wanted}, not {value!r}")

@@ -87,6 +87,12 @@ class Workload:
         if self.execution is None:
             object.__setattr__(self, "execution", self.attention)
         choose("execution", str(self.execution), EXECUTIONS)
+        if self.execution != self.attention and (self.execution in ATTENTION or self.attention == "eager"):
+            raise InputError(
+                f"execution={self.execution} contradicts attention={self.attention}; "
+                "fused and compulsory go with attention=flash"
+            )
+        object.__setattr__(self, "precision", Precision.of(self.precision))
         _ = self.options
 
     @property
@@ -102,7 +108,8 @@ class Workload:
     @property
     def basis(self) -> str:
         """The options by which this workload is counted, as words."""
-        return f"{self.execution}, causal {self.causal}, logits {self.logits}, rotary {self.rotary}"
+        counted = f"causal {self.causal}, logits {self.logits}, rotary {self.rotary}"
+        return f"{self.execution}, {counted}, {self.precision}"
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
@@ -112,6 +119,8 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if not isinstance(path, (str, Path)):
+        raise InputError(f"image must be the path of a picture file, not {path!r}")
     try:
         with Image.open(path) as image:
             width, height = image.size
@@ -121,6 +130,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file") from None
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
+        reason = "it is a folder" if isinstance(error, IsADirectoryError) else reason
         raise InputError(f"image {str(path)!r} cannot be read: {reason}") from None
     return (height, width) if sideways else (width, height)
 
@@ -132,6 +142,13 @@ def parse_pair(key: str, value: object, order: str) -> tuple[int, int]:
         parts: list[object] = [int(found[1]), int(found[2])] if found else []
     else:
         parts = list(value) if hasattr(value, "__iter__") else []
-    if len(parts) != 2 or any(isinstance(p, bool) or not isinstance(p, int) or p < 1 for p in parts):
-        raise InputError(f"{key} must be {order}, two whole numbers of at least 1, not {value!r}")
-    return int(str(parts[0])), int(str(parts[1]))
+    wanted = f"{key} must be {order}, two whole numbers from 1 to 10**9, not {value!r}"
+    if len(parts) != 2:
+        raise InputError(wanted)
+    try:
+        first, second = (as_size(key, part) for part in parts)
+    except InputError:
+        raise InputError(wanted) from None
+    if not (isinstance(first, int) and isinstance(second, int) and max(first, second) <= 10**9):
+        raise InputError(wanted)
+    return first, second

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.layer import BaseLayer
+from modelmeter.layer import BaseLayer, Repeat
+from modelmeter.layers.deepseek import DeepseekV2DecoderLayer
 from modelmeter.layers.embedding import LMHead, TokenEmbedding
 from modelmeter.layers.llama import LlamaRotaryEmbedding
 from modelmeter.layers.norm import DeepseekV2RMSNorm
@@ -38,7 +39,12 @@ class CausalLM(BaseLayer):
     sizes = "b s t"
 
     def check(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
+        self.require_equal(embedding=self.embedding.d, norm=self.norm.d, head=self.head.d)
+        self.require_equal(vocabulary_of_embedding=self.embedding.V, vocabulary_of_head=self.head.V)
+        for layer in self.layers:
+            inner = layer.layer if isinstance(layer, Repeat) else layer
+            if isinstance(inner, DeepseekV2DecoderLayer):
+                self.require_equal(embedding=self.embedding.d, decoder_layer=inner.attention.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.embedding.at(n, "embedding", y="x", W_tok="W_tok")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import final
 
 from modelmeter.constants import ADD, MUL, QUICK_GELU
-from modelmeter.layer import BaseLayer
+from modelmeter.layer import BaseLayer, repeat
 from modelmeter.layers.conv import PatchEmbed
 from modelmeter.layers.norm import LayerNorm
 from modelmeter.layers.sam import require_head_width
@@ -126,6 +126,9 @@ class NoTPTransformerBlock(BaseLayer):
     norm: LayerNorm
     sizes = "b s"
 
+    def check(self) -> None:
+        self.require_equal(attention=self.attention.d, mlp=self.mlp.d, norm=self.norm.d)
+
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.attention.d)
         yield from self.norm.at(n, "norm1", x="x", y="h")
@@ -152,7 +155,7 @@ class NoTPTransformer(BaseLayer):
     sizes = "b s"
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from self.block.at(n, "layers", times=self.l, x="x", y="y")
+        yield from repeat(self.block, n, "layers", self.l)
 
 
 @final
@@ -171,6 +174,10 @@ class VitModel(BaseLayer):
     norm: LayerNorm
     transformer: NoTPTransformer
     sizes = "b u v"
+
+    def check(self) -> None:
+        width = self.transformer.block.attention.d
+        self.require_equal(embeddings=self.embeddings.patch.d, norm=self.norm.d, transformer=width)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(s=n.u * n.v + 1)

@@ -99,6 +99,10 @@ class DeepseekV2MoE(BaseLayer):
     fused_gate_up: bool = False
     sizes = "b s"
 
+    def check(self) -> None:
+        if self.shared is not None:
+            self.require_equal(router=self.gate.d, shared_experts=self.shared.d)
+
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.gate.d, E=self.gate.E, k=self.gate.k, F=2 * n.f, K=self.gate.k - 1)
         n = n.bind(D=expected_distinct(n.E, n.k, n.b * n.s))
@@ -141,6 +145,10 @@ class DeepseekV2DecoderLayer(BaseLayer):
     mlp: DeepseekV2MLP | DeepseekV2MoE
     norm: DeepseekV2RMSNorm
     sizes = "b s t"
+
+    def check(self) -> None:
+        mlp = self.mlp.d if isinstance(self.mlp, DeepseekV2MLP) else self.mlp.gate.d
+        self.require_equal(attention=self.attention.d, mlp=mlp, norm=self.norm.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.attention.d)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import final
 
 from modelmeter.constants import MUL, ROTARY_TABLE, ROTATE_PAIR
+from modelmeter.errors import InputError
 from modelmeter.layer import BaseLayer, require_divisible
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
-from modelmeter.sizes import Size, ratio
+from modelmeter.sizes import Size, anywhere, ratio
 
 
 @final
@@ -52,12 +53,17 @@ class _CausalAttention(BaseLayer):
     fused_qkv: bool = False
     sizes = "b s t"
 
+    def check(self) -> None:
+        self.require_equal(head_width=self.e, rotary_width=self.rotary.e)
+
     @property
     @abstractmethod
     def flash_only(self) -> bool:
         """Whether the scores never leave the chip, whatever the execution."""
 
     def ops(self, n: Sizes) -> Iterator[Op]:
+        if anywhere(n.s > n.t):
+            raise InputError(f"context t={n.t} must hold the call's own tokens, s={n.s}, so t >= s")
         pairs = n.s * n.t if n.options.causal == "full" else ratio(n.s * (2 * n.t - n.s + 1), 2)
         n = n.bind(P=pairs, Q=n.g * n.e * (n.r + 2), H=ratio(n.e, 2))
         if self.fused_qkv:

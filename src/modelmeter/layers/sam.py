@@ -8,7 +8,7 @@ from typing import final
 
 from modelmeter.constants import ADD, GELU, MUL
 from modelmeter.errors import InputError
-from modelmeter.layer import BaseLayer, require_divisible
+from modelmeter.layer import BaseLayer, Repeat, require_divisible
 from modelmeter.layers.conv import Conv2d, PatchEmbed
 from modelmeter.layers.norm import LayerNorm, LayerNorm2d
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
@@ -119,6 +119,9 @@ class Block(BaseLayer):
     w: Size | None = None
     sizes = "b u v"
 
+    def check(self) -> None:
+        self.require_equal(attention=self.attention.d, mlp=self.mlp.d, norm=self.norm.d)
+
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(s=n.u * n.v, d=self.attention.d)
         yield from self.norm.at(n, "norm1", x="x", y="h")
@@ -158,8 +161,18 @@ class ImageEncoderViT(BaseLayer):
     sizes = "b u v"
 
     def check(self) -> None:
-        for name in ("blocks", "neck", "downsample"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        convolutions = (*self.neck, *self.downsample)
+        if not self.neck or not self.downsample:
+            raise InputError("ImageEncoderViT: neck and downsample must name at least one convolution each")
+        width = self.patch.d
+        for index, conv in enumerate(convolutions):
+            self.require_equal(**{"channels_there": width, f"convolution_{index}_input": conv.c})
+            width = conv.o
+        self.require_equal(neck_output=self.neck[-1].o, neck_norm=self.neck_norm.c)
+        for block in self.blocks:
+            inner = block.layer if isinstance(block, Repeat) else block
+            if isinstance(inner, Block):
+                self.require_equal(patch_width=self.patch.d, block_width=inner.attention.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.patch.d)

@@ -55,7 +55,8 @@ class Compiled:
 def _in_chunks(function: Callable[..., tuple[Size, ...]], values: list[Size]) -> tuple[Size, ...]:
     import numpy as np
 
-    values = [v.ravel() if hasattr(v, "dtype") else v for v in values]
+    if any(v.ndim != 1 for v in values if hasattr(v, "dtype")):
+        raise InputError("the arrays must be one-dimensional, all of one length")
     lengths = {len(v) for v in values if hasattr(v, "dtype")}
     if len(lengths) > 1:
         raise InputError(f"the arrays must have one length, not {', '.join(map(str, sorted(lengths)))}")

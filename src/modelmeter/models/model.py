@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 from modelmeter.cost import StageCost, measure, measure_parts
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.ops import Op, Sizes
-from modelmeter.sizes import Size, ratio
+from modelmeter.sizes import Size, is_symbol, ratio
 from modelmeter.workload import ImagePlan, Workload, parse_pair, read_image_size
 
 if TYPE_CHECKING:
@@ -99,8 +99,12 @@ class Model(ABC):
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:
         """The stage's costs by part: depth 1 gives components (sam, decoder...), 2 their layers.
 
-        Depth 0 is the stage as a whole. A part's peak is the stage's largest live set while it runs.
+        Depth 0 is the stage as a whole, greater depths go into the layers. A part's peak is the stage's
+        largest live set while it runs.
         """
+
+        if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
+            raise InputError(f"depth must be a whole number of at least 0, not {depth!r}")
 
         def part(op: Op) -> str:
             if not depth:
@@ -148,11 +152,12 @@ class Model(ABC):
     @final
     def storage(self, work: Workload | None = None) -> StageCost:
         """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
-        work = work or Workload(self.plan(mode=None, image_size=None, grid=(1, 2)))
+        work = work or Workload(self.plan(mode=None, image_size=(1000, 1000), grid=None))
         both = measure([*self.ops("vision", work), *self.ops("prefill", work)], "flash")
         return StageCost(parameters=both.parameters, weight_bytes=both.weight_bytes)
 
 
 def _is_sizes(grid: Any) -> bool:
     """Whether a grid is a pair of arrays or symbols rather than something to parse."""
-    return isinstance(grid, tuple) and len(grid) == 2 and any(not isinstance(g, int) for g in grid)
+    pair = isinstance(grid, (tuple, list)) and len(grid) == 2
+    return pair and any((hasattr(g, "ndim") and g.ndim) or is_symbol(g) for g in grid)

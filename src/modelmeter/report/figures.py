@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import matplotlib
@@ -17,7 +17,7 @@ from modelmeter.sweep.table import Table
 
 _STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
 _LINES = {"eager": ("#b04a00", "--", "s"), "flash": ("#00508c", "-", "o")}
-_OTHER = ("#555555", ":", "^")
+_OTHER = ("#00508c", "-", "o")
 
 Row = Mapping[str, Any]
 Measure = Callable[[Row], float]
@@ -61,17 +61,18 @@ def _draw(table: Table, label: str, measures: Mapping[str, Measure], log: bool =
             _line(axes, points, ", ".join(filter(None, (part, f"{kind} attention"))), _look(kind, part, measures))
     if log:
         axes.set_yscale("log")
+        axes.set_ylim(top=2 * max(measure(row) for measure in measures.values() for row in table.rows))
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * max(measure(row) for measure in measures.values() for row in table.rows))
     if "FLOPs" in label:
-        _reference(axes, table, log)
+        _reference(axes, table)
     _labels(axes, table, next(iter(measures.values())))
-    _mark(axes, table)
+    _mark(axes, table, measures.values())
     axes.set_xlabel("image tokens (grid of crops written rows x columns)")
     axes.set_ylabel(label)
     axes.set_title(f"{table.title}\n{table.basis}", fontsize=10)
-    axes.plot([], [], color="k", marker="o", linestyle="", label="a grid of the preprocessor")
-    axes.plot([], [], color="k", marker="o", linestyle="", fillstyle="none", label="extrapolated")
+    axes.plot([], [], color="k", marker="o", linestyle="", markersize=4, label="filled: a grid of the preprocessor")
+    axes.plot([], [], color="k", marker="o", linestyle="", markersize=4, fillstyle="none", label="hollow: extrapolated")
     axes.legend(loc="lower right" if not log else "center right", framealpha=0.9)
     return _svg(figure)
 
@@ -97,7 +98,7 @@ def _line(axes: Axes, points: list[tuple[int, float, bool]], label: str, look: t
         )  # fmt: skip
 
 
-def _reference(axes: Axes, table: Table, log: bool) -> None:
+def _reference(axes: Axes, table: Table) -> None:
     rows = [row for row in table.rows if "reference_tensor_core_flops" in row]
     if rows:
         label = "FlopCounterMode on the reference modules (tensor cores)"
@@ -119,16 +120,22 @@ def _labels(axes: Axes, table: Table, measure: Measure) -> None:
         )  # fmt: skip
 
 
-def _mark(axes: Axes, table: Table) -> None:
-    for row in table.rows:
-        if row["marked"]:
-            grid = f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "no crops"
-            axes.axvline(row["image_tokens"], color="k", linewidth=0.8, linestyle="-.")
-            axes.annotate(
-                f"this image: {grid}, {row['image_tokens']} tokens", (row["image_tokens"], 0.98),
-                xycoords=("data", "axes fraction"), xytext=(4, 0), textcoords="offset points", va="top", fontsize=8,
-            )  # fmt: skip
-            return
+def _mark(axes: Axes, table: Table, measures: Iterable[Measure]) -> None:
+    """The page's own points ringed, with a note on the side where there is room."""
+    marked = [row for row in table.rows if row["marked"]]
+    if not marked:
+        return
+    x = marked[0]["image_tokens"]
+    grid = f"{marked[0]['grid_h']}x{marked[0]['grid_w']}" if marked[0]["crops"] else "no crops"
+    for measure in measures:
+        axes.plot([x] * len(marked), list(map(measure, marked)), "o", color="k", markersize=11, fillstyle="none")
+    tokens = [row["image_tokens"] for row in table.rows]
+    left = x < (min(tokens) + max(tokens)) / 2
+    axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
+    axes.annotate(
+        f"this page: {grid}, {x} tokens", (x, 0.02), xycoords=("data", "axes fraction"),
+        xytext=(4 if left else -4, 0), textcoords="offset points", ha="left" if left else "right", fontsize=8,
+    )  # fmt: skip
 
 
 def _svg(figure: Figure) -> str:

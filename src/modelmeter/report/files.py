@@ -19,16 +19,24 @@ from modelmeter.sweep.table import Table
 SCHEMA_VERSION = 1
 
 
+def writable(folder: Path) -> None:
+    """Make a folder; raises InputError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"out={str(folder)!r} cannot be written: {reason}; give a writable folder") from None
+
+
 def write_all(folder: Path, contents: Mapping[str, str]) -> None:
     """Write files into a folder; either all of them appear or the folder stays as it was.
 
     Raises InputError if the folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    except OSError as error:
-        raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
+    writable(folder)
+    staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
         for name, text in contents.items():
             (staging / name).write_text(text, encoding="utf-8")
@@ -95,7 +103,7 @@ def _markdown(table: Table, command: str) -> str:
         "|" + " ---: |" * (len(_READABLE) - 1) + " --- |",
     ]
     for row in table.rows:
-        notes = ["**this image**"] if row["marked"] else []
+        notes = ["**this page**"] if row["marked"] else []
         notes += ["extrapolated"] if row["extrapolated"] else []
         measured = row.get("reference_tensor_core_flops")
         if measured is not None:
@@ -107,9 +115,9 @@ def _markdown(table: Table, command: str) -> str:
             "attention": row["attention"],
             "tensor": row["tensor_core_flops"] / 1e12,
             "cuda": row["cuda_core_flops"] / 1e12,
-            "io": row["io_bytes"] / 1e9,
+            "io": float(row["io_bytes"]) / 1e9,
             "intensity": row["arithmetic_intensity_flop_per_byte"],
-            "peak": row["peak_activation_bytes"] / 1e9,
+            "peak": float(row["peak_activation_bytes"]) / 1e9,
             "note": ", ".join(notes),
         }
         lines.append("| " + " | ".join(form.format(values[key]) for key, _, form in _READABLE) + " |")

@@ -12,11 +12,12 @@ _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def si(value: float, unit: str) -> str:
-    """A number with a decimal prefix and four significant digits: 1.140 TFLOP, 465.6 MB."""
+    """A number with a decimal prefix and at most four significant digits: 1.14 TFLOP, 465.6 MB."""
+    value = float(value)
     for scale, prefix in _UNITS:
         if abs(value) >= scale:
-            return f"{value / scale:.4g} {prefix}{unit}"
-    return f"{value:.4g} {unit}"
+            return f"{value / scale:.4g} {prefix}{unit}".rstrip()
+    return f"{value:.4g} {unit}".rstrip()
 
 
 _COLUMNS = (
@@ -33,7 +34,7 @@ def _row(name: str, cost: StageCost) -> list[str]:
         si(cost.weight_io_bytes, "B"),
         si(cost.activation_io_bytes, "B"),
         si(cost.kv_io_bytes, "B"),
-        f"{cost.arithmetic_intensity:.1f}",
+        f"{float(cost.arithmetic_intensity):.1f}",
         si(cost.parameters, ""),
         si(cost.weight_bytes, "B"),
         si(cost.peak_activation_bytes, "B"),

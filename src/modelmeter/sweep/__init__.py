@@ -1,6 +1,6 @@
 """Sweeps: a grid of workloads becomes arrays, one evaluation and a tidy table.
 
-`run(name, model, settings)` gives a Table; writing files and drawing is done by `report/`. Each sweep
+`run(model, settings, reference)` of a sweep's module gives a Table; `report/` writes and draws it. Each sweep
 is a module here with a `run` function and a YAML of the same name in configs/sweep/.
 """
 

@@ -54,12 +54,18 @@ def cost_columns(cost: StageCost, points: int) -> list[dict[str, Any]] | None:
     values = {name: _column(cost.as_dict()[name], points) for name in COST_COLUMNS}
     if any(abs(v) >= EXACT for column in values.values() for v in column):
         return None
-    return [{name: _number(column[i]) for name, column in values.items()} for i in range(points)]
+    return [{name: _number(name, column[i]) for name, column in values.items()} for i in range(points)]
 
 
 def _column(value: Size, points: int) -> list[Any]:
     return list(value.tolist()) if hasattr(value, "tolist") else [value] * points
 
 
-def _number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def point_columns(cost: StageCost) -> dict[str, Any]:
+    """The cost columns of one StageCost of exact ints."""
+    return {name: cost.as_dict()[name] for name in COST_COLUMNS}
+
+
+def _number(name: str, value: Any) -> Any:
+    whole = isinstance(value, float) and value.is_integer() and not name.startswith("arithmetic")
+    return int(value) if whole else value

@@ -11,6 +11,8 @@ import torch
 from transformers import DynamicCache
 from transformers.models.unlimited_ocr import modeling_unlimited_ocr as ocr
 
+from modelmeter.config import load_model
+from modelmeter.errors import InputError
 from modelmeter.models.model import Model
 from modelmeter.ops import Op
 from modelmeter.validate.case import Case
@@ -34,6 +36,9 @@ def _here() -> Any:
 
 def reference_counts(model: Model, work: Workload) -> dict[str, int]:
     """What FlopCounterMode counts on the real modules for the vision stage of a workload."""
+    shipped = load_model(model.name)
+    if any(getattr(model, part) != getattr(shipped, part) for part in ("sam", "clip", "projector", "decoder")):
+        raise InputError("reference=true counts the model as shipped; leave out overrides of model dimensions")
     case = vision_case(model, work)
     with torch.no_grad(), torch.device("meta"):
         module, inputs = case.build()

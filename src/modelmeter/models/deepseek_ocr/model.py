@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
+from modelmeter.errors import InputError
 from modelmeter.layers import CausalLM, ImageEncoderViT, MlpProjector, VitModel
-from modelmeter.models.deepseek_ocr.preprocess import CropRule
+from modelmeter.models.deepseek_ocr.preprocess import MOST_CROPS, CropRule
 from modelmeter.models.model import Model
 from modelmeter.ops import Op, Sizes, copy
 from modelmeter.sizes import Size, ceil_div
@@ -29,15 +30,28 @@ class DeepSeekOCR(Model):
     projector: MlpProjector
     decoder: CausalLM
 
+    def __post_init__(self) -> None:
+        features, clip = self.sam.downsample[-1].o, self.clip.norm.d
+        leaving = self.projector.c if self.projector.kind == "identity" else self.projector.d
+        for what, a, b in (
+            ("SAM features and CLIP hidden size", features, clip),
+            ("projector inputs and SAM + CLIP features", self.projector.c, features + clip),
+            ("projector outputs and decoder hidden size", leaving, self.decoder.embedding.d),
+            ("SAM patch and preprocessing patch", self.sam.patch.p, self.preprocess.patch),
+        ):
+            if a != b:
+                raise InputError(f"{self.name}: {what} must be equal, not {a} and {b}")
+
     def plan(
         self, *, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
     ) -> ImagePlan:
         return self.preprocess.plan(mode, image_size, grid)
 
     def grids(self, largest: int) -> list[tuple[int, int]]:
-        least = self.preprocess.min_crops
-        found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest + 1)]
-        return sorted((g for g in found if least <= g[0] * g[1] <= largest), key=lambda g: (g[0] * g[1], g))
+        if largest > MOST_CROPS:
+            raise InputError(f"largest must be at most {MOST_CROPS} crops, not {largest}")
+        found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest // h + 1)]
+        return sorted((g for g in found if g[0] * g[1] >= self.preprocess.min_crops), key=lambda g: (g[0] * g[1], g))
 
     def has_crops(self, mode: str | None) -> bool:
         return self.preprocess.mode(mode)[1].tile is not None

@@ -14,6 +14,7 @@ from modelmeter.errors import InputError, choose
 from modelmeter.sizes import Size, as_size, ceil_div
 from modelmeter.workload import ImagePlan, View
 
+MOST_CROPS = 4096  # the largest grid that a sweep may ask for
 SEPARATOR = 1  # one view separator an image
 
 
@@ -27,6 +28,12 @@ class Mode:
     base: int
     tile: int | None = None
     padded: bool = True
+
+    def check(self, name: str, patch: int) -> None:
+        """Raise InputError unless the sides are whole multiples of the patch."""
+        for key, value in (("base", self.base), ("tile", self.tile)):
+            if value is not None and as_size(f"modes.{name}.{key}", value) % patch:
+                raise InputError(f"modes.{name}.{key} {value} must be a multiple of the patch, {patch} pixels")
 
 
 @dataclass(frozen=True)
@@ -48,17 +55,23 @@ class CropRule:
     fill: float
 
     def __post_init__(self) -> None:
-        modes = {str(k): m if isinstance(m, Mode) else Mode(**m) for k, m in self.modes.items()}
-        object.__setattr__(self, "modes", modes)
-        choose("mode", self.default_mode, modes)
         for key in ("patch", "downsample", "min_crops", "max_crops", "uncropped"):
             as_size(key, getattr(self, key))
+        modes = {str(k): m if isinstance(m, Mode) else Mode(**m) for k, m in self.modes.items()}
+        for name, mode in modes.items():
+            mode.check(name, self.patch)
+        object.__setattr__(self, "modes", modes)
+        choose("mode", self.default_mode, modes)
+        if not isinstance(self.fill, (int, float)) or isinstance(self.fill, bool) or not self.fill >= 0:
+            raise InputError(f"fill must be a number of at least 0, not {self.fill!r}")
+        if self.max_crops > MOST_CROPS:
+            raise InputError(f"max_crops must be at most {MOST_CROPS}, not {self.max_crops}")
         if self.max_crops < self.min_crops:
             raise InputError(f"max_crops must be at least min_crops = {self.min_crops}, not {self.max_crops}")
 
     def mode(self, name: str | None) -> tuple[str, Mode]:
         """A mode by name (None: the default one)."""
-        name = choose("mode", name or self.default_mode, self.modes)
+        name = choose("mode", self.default_mode if name is None else name, self.modes)
         return name, self.modes[name]
 
     def side(self, pixels: int) -> int:
@@ -78,8 +91,8 @@ class CropRule:
         """The vendor's grid (rows, columns) for an image, None if it is not cropped."""
         if width <= self.uncropped and height <= self.uncropped:
             return None
-        counts = range(1, self.max_crops + 1)
-        candidates = [(w, h) for w in counts for h in counts if self.min_crops <= w * h <= self.max_crops]
+        most = self.max_crops
+        candidates = [(w, h) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= self.min_crops]
         best, best_gap = (1, 1), float("inf")
         for w, h in sorted(candidates, key=lambda grid: grid[0] * grid[1]):
             gap = abs(width / height - w / h)
