@@ -45,8 +45,8 @@ def machine() -> str:
 
 def rate(points: int, seconds: tuple[float, float, float]) -> str:
     """Points a second: median (least to most)."""
-    middle, fast, slow = (points / s for s in seconds)
-    return f"{middle:,.0f} a second ({slow:,.0f} to {fast:,.0f})"
+    middle, fast, slow = (f"{points / s:,.0f}" if points / s >= 10 else f"{points / s:.2f}" for s in seconds)
+    return f"{middle} a second ({slow} to {fast})"
 
 
 def sizes(points: int) -> dict[str, np.ndarray]:

@@ -263,6 +263,7 @@ def test_precision_scales_bytes_and_no_flops(model):
     (lambda: mm.MlpProjector("mlp", 3, 4), "unknown projector kind 'mlp', did you mean 'mlp_gelu'"),
     (lambda: mm.LlamaRotaryEmbedding(3), "head width 3 is not divisible"),
     (lambda: mm.DeepseekV2MLP(0, 4), "DeepseekV2MLP.d must be a whole number of at least 1, not 0"),
+    (lambda: mm.Conv2d(3, 4, p=2), "Conv2d: padding, kernel side less 1, 1 is not divisible by its two sides, 2"),
     (lambda: mm.DeepseekV2MLP("4", 4), "DeepseekV2MLP.d must be a whole number of at least 1, not '4'"),
     (lambda: mm.DeepseekV2MLP(4, 4, "no"), "DeepseekV2MLP.fused_gate_up must be true or false, not 'no'"),
     (lambda: Repeat("mlp", 2), "Repeat.layer must be BaseLayer, not 'mlp'"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.layer import BaseLayer
+from modelmeter.layer import BaseLayer, require_divisible
 from modelmeter.ops import Op, Sizes, conv2d
 from modelmeter.sizes import Size, ceil_div
 
@@ -54,6 +54,9 @@ class Conv2d(BaseLayer):
     p: Size
     stride: Size = 1
     sizes = "b i j"
+
+    def check(self) -> None:
+        require_divisible("Conv2d", "padding, kernel side less 1,", self.p - 1, "its two sides,", 2)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(u=ceil_div(n.i, n.stride), v=ceil_div(n.j, n.stride), q=n.p)

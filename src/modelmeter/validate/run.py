@@ -34,8 +34,11 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     results = [compare(case) for case in cases]
     lacking: list[str] = []
     if vendor is not None:
-        recipes = import_module(f"modelmeter.validate.{name}_vendor").vendor_recipes()
+        recipes = list(import_module(f"modelmeter.validate.{name}_vendor").vendor_recipes())
         found, lacking = vendor_cases(vendor, recipes)
+        named = {recipe.name for recipe in recipes}
+        others = dict.fromkeys(case.layer.partition(" (")[0] for case in cases if case.group != "stage")
+        lacking.append("no class of the vendor's files: " + ", ".join(o for o in others if o not in named))
         results += _those_that_run(found, lacking)
     text = [_table(results, device), "", *_notes(results), *lacking]
     unequal = sum(not result.equal for result in results)
