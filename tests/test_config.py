@@ -92,12 +92,17 @@ def test_an_unknown_model_is_named():
 
 @pytest.mark.parametrize("target", [
     "os.system", "builtins.eval", "subprocess.Popen", "modelmeter.cli.sys.exit", "modelmeter.cli.main",
-    "modelmeter.config.Path", "modelmeterx.Layer", "modelmeter_other.layers.Layer", "modelmeter.layers.Nothing", "modelmeter",
+    "modelmeter.config.Path", "modelmeterx.Layer", "modelmeter_other.layers.Layer", "modelmeter",
 ])  # fmt: skip
 def test_only_classes_of_modelmeter_may_be_instantiated(target):
     for node in ({"_target_": target}, {"_target_": "modelmeter.layers.LMHead", "V": [{"_target_": target}], "d": 2}):
         with pytest.raises(InputError, match="is not a class of modelmeter; allow others by name"):
             config.build(node)
+
+
+def test_an_unknown_layer_is_named():
+    with pytest.raises(InputError, match="unknown layer 'LMHaed', did you mean 'LMHead'"):
+        config.build({"_target_": "modelmeter.layers.LMHaed", "V": 3, "d": 2})
 
 
 def test_a_class_that_the_user_allows_is_instantiated():

@@ -150,6 +150,8 @@ def _check_target(target: str, allowed: set[str]) -> None:
         found = getattr(importlib.import_module(module), name, None)
     except ImportError:
         raise refusal from None
+    if found is None and module == "modelmeter.layers":
+        raise unknown("layer", name, importlib.import_module(module).__all__)
     if not isinstance(found, type) or not found.__module__.startswith("modelmeter."):
         raise refusal
 
