@@ -78,48 +78,52 @@ def _json(table: Table, command: str) -> str:
     return json.dumps(content, indent=1, default=str) + "\n"
 
 
-_READABLE = (
-    ("crops", "crops", "{}"),
-    ("grid", "grid", "{}"),
-    ("image_tokens", "image tokens", "{}"),
-    ("attention", "attention", "{}"),
-    ("tensor", "tensor-core TFLOP", "{:.6f}"),
-    ("cuda", "CUDA-core TFLOP", "{:.6f}"),
-    ("io", "I/O GB", "{:.3f}"),
-    ("intensity", "FLOP/byte", "{:.1f}"),
-    ("peak", "peak activations GB", "{:.4f}"),
-    ("note", "", "{}"),
-)
+_READABLE = {
+    "crops": "crops",
+    "grid": "grid",
+    "image_tokens": "image tokens",
+    "component": "component",
+    "attention": "attention",
+    "tensor_core_flops": "tensor-core TFLOP",
+    "cuda_core_flops": "CUDA-core TFLOP",
+    "io_bytes": "I/O GB",
+    "arithmetic_intensity_flop_per_byte": "FLOP/byte",
+    "peak_activation_bytes": "peak activations GB",
+    "kv_cache_bytes": "KV cache GB",
+}
+
+
+def _cell(column: str, row: Mapping[str, Any]) -> str:
+    if column == "grid":
+        return f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none"
+    value = row[column]
+    if column.endswith("_flops"):
+        return f"{value / 1e12:.6f}"
+    if column.endswith("_bytes"):
+        return f"{float(value) / 1e9:.4f}"
+    return f"{value:.1f}" if column.startswith("arithmetic") else str(value)
+
+
+def _note(row: Mapping[str, Any]) -> str:
+    notes = ["**this page**"] if row["marked"] else []
+    notes += ["extrapolated"] if row["extrapolated"] else []
+    measured = row.get("reference_tensor_core_flops")
+    if measured is not None:
+        notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
+    return ", ".join(notes)
 
 
 def _markdown(table: Table, command: str) -> str:
+    stored = {"kv_cache_bytes"} if not any(row["kv_cache_bytes"] for row in table.rows) else set()
+    columns = [c for c in _READABLE if (c in table.columns or c == "grid") and c not in stored]
     lines = [
         f"# {table.title}",
         "",
         f"`{command}` with modelmeter {modelmeter.__version__}.",
         f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
         "",
-        "| " + " | ".join(heading for _, heading, _ in _READABLE) + " |",
-        "|" + " ---: |" * (len(_READABLE) - 1) + " --- |",
+        "| " + " | ".join(_READABLE[c] for c in columns) + " | |",
+        "|" + " ---: |" * len(columns) + " --- |",
     ]
-    for row in table.rows:
-        notes = ["**this page**"] if row["marked"] else []
-        notes += ["extrapolated"] if row["extrapolated"] else []
-        measured = row.get("reference_tensor_core_flops")
-        if measured is not None:
-            notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
-        values = {
-            "crops": row["crops"],
-            "grid": f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none",
-            "image_tokens": row["image_tokens"],
-            "attention": row["attention"],
-            "tensor": row["tensor_core_flops"] / 1e12,
-            "cuda": row["cuda_core_flops"] / 1e12,
-            "io": float(row["io_bytes"]) / 1e9,
-            "intensity": row["arithmetic_intensity_flop_per_byte"],
-            "peak": float(row["peak_activation_bytes"]) / 1e9,
-            "note": ", ".join(notes),
-        }
-        lines.append("| " + " | ".join(form.format(values[key]) for key, _, form in _READABLE) + " |")
-    lines += ["", "Extrapolated: a grid that the model's preprocessor never produces.", ""]
-    return "\n".join(lines)
+    lines += ["| " + " | ".join(_cell(c, row) for c in columns) + f" | {_note(row)} |" for row in table.rows]
+    return "\n".join([*lines, "", "Extrapolated: a grid that the model's preprocessor never produces.", ""])

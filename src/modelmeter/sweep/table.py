@@ -12,6 +12,9 @@ from modelmeter.sizes import Size
 EXACT = 2**53
 """Up to here a float64 holds every integer."""
 
+TOTAL = "total"
+"""The component that is the whole: sums of the others, its peak their largest."""
+
 COST_COLUMNS = (
     "tensor_core_flops",
     "cuda_core_flops",

@@ -1,0 +1,112 @@
+"""What all sweeps over crop grids share: the grids, the page's own grid, one evaluation, the rows.
+
+A sweep says which parts it shows (`GridSweep`); `run_grids` makes its Table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modelmeter.cost import StageCost
+from modelmeter.errors import InputError, choose
+from modelmeter.models.model import Model
+from modelmeter.sizes import as_size
+from modelmeter.sweep.table import Table, cost_columns, point_columns
+from modelmeter.workload import ATTENTION, Workload
+
+WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "mode", "precision")
+
+
+@dataclass(frozen=True)
+class GridSweep:
+    """`parts` gives the costs of a workload by component ("" alone: no components), `columns` further
+    columns of its rows; `comparable` says that reference modules can be counted beside it."""
+
+    name: str
+    subject: Callable[[Workload], str]
+    parts: Callable[[Model, Workload], Mapping[str, StageCost]]
+    columns: Callable[[Workload], Mapping[str, Any]] = lambda work: {}
+    comparable: bool = False
+
+
+def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], reference: Any = None) -> Table:
+    """Sweep all grids up to `settings["largest"]` crops; the page's own grid is marked.
+
+    `settings` are the keys of the sweep's YAML, `reference` a function of a model and a workload that
+    gives further columns. Raises InputError for settings that make no sense.
+    """
+    if reference is not None and not sweep.comparable:
+        raise InputError(f"reference=true is not available for {sweep.name}; it is for vision_crops")
+    largest = settings["largest"]
+    if not isinstance(largest, int):
+        raise InputError(f"largest must be a whole number of at least 2, not {largest!r}")
+    grids = model.grids(as_size("largest", largest, least=2))
+    page = {key: settings[key] for key in WORK}
+    place = {key: settings[key] for key in ("image", "image_size", "grid") if settings[key] is not None}
+    own = model.workload(**place, **page) if place else None
+    if own is not None and own.image.grid is not None and own.image.grid not in grids:
+        grids = [*grids, own.image.grid]
+    rows: list[dict[str, Any]] = []
+    for kind in _kinds(settings["attention"]):
+        options = page | {"attention": kind}
+        works = [model.workload(grid=f"{h}x{w}", **options) for h, w in grids]
+        columns = _evaluate(sweep, model, grids, works, options)
+        marks = [own is not None and own.image.grid == grid for grid in grids]
+        if own is not None and own.image.grid is None:
+            works.append(model.workload(**place, **options))
+            columns.append({part: point_columns(c) for part, c in sweep.parts(model, works[-1]).items()})
+            marks.append(True)
+        for work, parts, marked in zip(works, columns, marks, strict=True):
+            rows += [_row(sweep, work, part, costs, marked) for part, costs in parts.items()]
+    if reference is not None:
+        _add_reference(model, rows, page, own, reference)
+    count = f"{len(grids)} crop grids" if len(grids) > 1 else "one crop grid"
+    title = f"{model.name}: {sweep.subject(works[0])} over {count}, mode {works[0].image.mode}, batch {works[0].batch}"
+    return Table(sweep.name, title, works[0].basis.partition(", ")[2], rows, dict(settings))
+
+
+def _kinds(attention: Any) -> list[str]:
+    """The attention kinds of the rows."""
+    kinds = [attention] if isinstance(attention, str) else attention
+    if not isinstance(kinds, list) or not kinds or len(set(map(str, kinds))) < len(kinds):
+        raise InputError(f"attention must be one or more of {', '.join(ATTENTION)}, each once, not {attention!r}")
+    return [choose("attention", str(kind), ATTENTION) for kind in kinds]
+
+
+def _row(sweep: GridSweep, work: Workload, part: str, costs: Mapping[str, Any], marked: bool) -> dict[str, Any]:
+    image = work.image
+    h, w = image.grid or (0, 0)
+    head = {"crops": h * w, "grid_h": h, "grid_w": w, "image_tokens": image.tokens, **sweep.columns(work)}
+    if part:
+        head["component"] = part
+    return head | {"attention": work.attention, **costs, "extrapolated": not image.produced, "marked": marked}
+
+
+def _evaluate(
+    sweep: GridSweep, model: Model, grids: list[tuple[int, int]], works: list[Workload], page: dict[str, Any]
+) -> list[dict[str, dict[str, Any]]]:
+    """Costs of all grids at once, or one by one where float64 would round: {component: columns} a grid."""
+    h, w = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
+    together = sweep.parts(model, model.workload(grid=(h, w), **page))
+    columns = {part: cost_columns(cost, len(grids)) for part, cost in together.items()}
+    exact = {part: found for part, found in columns.items() if found is not None}
+    if len(exact) == len(columns):
+        return [{part: found[i] for part, found in exact.items()} for i in range(len(grids))]
+    return [{part: point_columns(cost) for part, cost in sweep.parts(model, work).items()} for work in works]
+
+
+def _add_reference(
+    model: Model, rows: list[dict[str, Any]], page: dict[str, Any], own: Workload | None, reference: Any
+) -> None:
+    """What the reference modules count; they see the number of crops, not their arrangement."""
+    counted: dict[int, dict[str, int]] = {}
+    for row in rows:
+        crops = row["crops"]
+        if crops not in counted:
+            grid = f"{row['grid_h']}x{row['grid_w']}"
+            counted[crops] = reference(model, model.workload(grid=grid, **page) if crops else own)
+        row.update(counted[crops])
