@@ -59,23 +59,29 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
 
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
     """Hydra's error as one sentence that names the key."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
+    ours = _input_error(error)
+    if ours is not None:
+        return ours
     text = str(error)
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
     if key:
         given = next(g for g in key.groups() if g)
-        if given in _keys(compose(name)):
+        known = compose(name)
+        if given in _keys(known):
             return InputError(f"{given} takes new entries with a leading plus sign: '+{given}={{NAME:VALUE}}'")
-        return unknown_key(given, compose(name))
+        return unknown_key(given, known)
     group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
     if group:
         return unknown(group[1], group[2], config_names(group[1]))
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return InputError(f"cannot read the configuration ({' '.join(overrides) or name}): {first}")
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """Our own error among the causes of one that Hydra wrapped around it."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def unknown_key(given: str, config: Any) -> InputError:
@@ -109,13 +115,10 @@ def build(config: Any, allow: Iterable[str] = ()) -> Any:
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, InputError):
-                key = re.search(r"full_key: (\S+)", str(error))
-                raise InputError(f"{cause} (model.{key[1]})" if key else str(cause)) from None
-            cause = cause.__cause__
         key = re.search(r"full_key: (\S+)", str(error))
+        ours = _input_error(error)
+        if ours is not None:
+            raise InputError(f"{ours} (model.{key[1]})" if key else str(ours)) from None
         last = str(error.__cause__ or error).splitlines()[0]
         raise InputError(f"the configuration of the model{'.' + key[1] if key else ''} is wrong: {last}") from None
 
@@ -216,7 +219,6 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("divide", _divide, replace=True)
     for argument in arguments:
         flag = argument.partition("=")[0]
         if argument.startswith("-") and flag not in HYDRA_FLAGS:

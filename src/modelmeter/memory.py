@@ -138,24 +138,24 @@ def live_sets(ops: Sequence[Op], execution: str) -> Iterator[Tally]:
     total = Tally()
     for term in inputs.values():
         total.add(term)
-    live: dict[str, tuple[Ref, int]] = {}
+    live: dict[str, Ref] = {}
     previous = ""
     for index, op in enumerate(ops):
         if op.path != previous:
             previous = op.path
-            for name in [n for n, (ref, _) in live.items() if not _within(previous, ref.frame)]:
-                total.subtract(live.pop(name)[0].stored)
+            for name in [n for n, ref in live.items() if not _within(previous, ref.frame)]:
+                total.subtract(live.pop(name).stored)
         writes = [r for r in _in_memory(op.writes, execution) if r.role == "activation"]
         for ref in writes:
             total.add(ref.stored)
         yield Tally(total.sums)
         for name in dead.get(index, ()):
-            if name in live and (compiled or live[name][0].temporary):
-                total.subtract(live.pop(name)[0].stored)
+            if name in live and (compiled or live[name].temporary):
+                total.subtract(live.pop(name).stored)
         for ref in writes:
             if ref.name in live:
-                total.subtract(live[ref.name][0].stored)
-            live[ref.name] = (ref, index)
+                total.subtract(live[ref.name].stored)
+            live[ref.name] = ref
 
 
 def _within(path: str, frame: str) -> bool:

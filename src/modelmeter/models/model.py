@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, final
 
 from modelmeter.cost import StageCost, measure, measure_parts
@@ -138,15 +139,12 @@ class Model(ABC):
     def request(self, work: Workload) -> StageCost:
         """Vision, prefill and decode together, the decoder's weights and KV stored once."""
         vision, prefill, decode = (self.cost(stage, work) for stage in STAGES)
-        both = vision + prefill + decode
         stored = self.storage(work)
-        return StageCost(
-            **{k: getattr(both, k) for k in ("tensor_core_flops", "cuda_core_flops", "weight_io_bytes")},
-            **{k: getattr(both, k) for k in ("activation_io_bytes", "kv_io_bytes", "peak_activation_bytes")},
+        return replace(
+            vision + prefill + decode,
             parameters=stored.parameters,
             weight_bytes=stored.weight_bytes,
             kv_cache_bytes=decode.kv_cache_bytes,
-            basis=work.basis,
         )
 
     @final

@@ -7,13 +7,13 @@ from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.models.model import Model
-from modelmeter.sweep.grids import GridSweep, run_grids
-from modelmeter.sweep.table import TOTAL, Table
+from modelmeter.sweep.grids import GridSweep, run_grids, with_total
+from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
 
 
 def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
-    return {**model.breakdown("decode", work), TOTAL: model.cost("decode", work)}
+    return with_total(model.breakdown("decode", work))
 
 
 def _columns(work: Workload) -> Mapping[str, Any]:

@@ -7,14 +7,13 @@ from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.models.model import Model
-from modelmeter.sweep.grids import GridSweep, run_grids
-from modelmeter.sweep.table import TOTAL, Table
+from modelmeter.sweep.grids import GridSweep, run_grids, with_total
+from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
 
 
 def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
-    vision, prefill = model.cost("vision", work), model.cost("prefill", work)
-    return {"vision": vision, **model.breakdown("prefill", work), TOTAL: vision + prefill}
+    return with_total({"vision": model.cost("vision", work), **model.breakdown("prefill", work)})
 
 
 def _columns(work: Workload) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.table import Table, cost_columns, point_columns
+from modelmeter.sweep.table import TOTAL, Table, cost_columns, point_columns
 from modelmeter.workload import ATTENTION, Workload
 
 WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "mode", "precision")
@@ -31,6 +31,11 @@ class GridSweep:
     parts: Callable[[Model, Workload], Mapping[str, StageCost]]
     columns: Callable[[Workload], Mapping[str, Any]] = lambda work: {}
     comparable: bool = False
+
+
+def with_total(parts: Mapping[str, StageCost]) -> dict[str, StageCost]:
+    """Components and their whole: parts add up to it, its peak is their largest."""
+    return {**parts, TOTAL: sum(parts.values(), start=StageCost())}
 
 
 def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], reference: Any = None) -> Table:

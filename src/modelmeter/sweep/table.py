@@ -54,7 +54,7 @@ def cost_columns(cost: StageCost, points: int) -> list[dict[str, Any]] | None:
 
     None if a count is too large for float64 to hold exactly: then evaluate point by point.
     """
-    values = {name: _column(cost.as_dict()[name], points) for name in COST_COLUMNS}
+    values = {name: _column(value, points) for name, value in point_columns(cost).items()}
     if any(abs(v) >= EXACT for column in values.values() for v in column):
         return None
     return [{name: _number(name, column[i]) for name, column in values.items()} for i in range(points)]
@@ -65,8 +65,9 @@ def _column(value: Size, points: int) -> list[Any]:
 
 
 def point_columns(cost: StageCost) -> dict[str, Any]:
-    """The cost columns of one StageCost of exact ints."""
-    return {name: cost.as_dict()[name] for name in COST_COLUMNS}
+    """The cost columns of one StageCost as they are."""
+    counts = cost.as_dict()
+    return {name: counts[name] for name in COST_COLUMNS}
 
 
 def _number(name: str, value: Any) -> Any:

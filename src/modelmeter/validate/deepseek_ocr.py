@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -21,8 +21,7 @@ from transformers.models.unlimited_ocr.configuration_unlimited_ocr import Unlimi
 from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
 from modelmeter import layers as mm
-from modelmeter.layer import Repeat
-from modelmeter.ops import Op
+from modelmeter.layer import BaseLayer, Repeat, Sequence
 from modelmeter.validate.case import Case, layer_ops
 
 
@@ -202,44 +201,46 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
     def x(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=dtype)
 
-    def case(group: str, layer: str, module: Any, ours: Any, sizes: dict[str, int], *shape: int, **more: Any) -> Case:
-        made = module if callable(module) and not isinstance(module, type) else None
-        name = more.pop("reference", None) or module.__name__
+    def case(
+        group: str,
+        layer: str,
+        module: tuple[str, Any],
+        ours: BaseLayer,
+        sizes: dict[str, int],
+        *shape: int,
+        **more: Any,
+    ) -> Case:
+        reference, make = module  # make is None where `build` is given
 
         def build() -> tuple[nn.Module, tuple[Any, ...]]:
-            assert made is not None
-            return made().to(dtype).eval(), (x(*shape),)
+            return make().to(dtype).eval(), (x(*shape),)
 
-        return Case(group, layer, name, layer_ops(ours, **sizes), more.pop("build", build), **more)
-
-    def named(reference: str, make: Any) -> Any:
-        make.__name__ = reference
-        return make
+        return Case(group, layer, reference, layer_ops(ours, **sizes), more.pop("build", build), **more)
 
     grid, tokens = {"b": d.b, "u": d.u, "v": d.v}, {"b": d.b, "s": n}
     hidden = d.sam_hidden
     windowed, full = (r.layer for r in ours_sam.blocks)  # type: ignore[attr-defined]
     windows = d.b * -(-d.u // d.window) * -(-d.v // d.window)
-    yield case("vision", "PatchEmbed", named("SamPatchEmbeddings", lambda: ocr.UnlimitedOcrSamPatchEmbeddings(s_cfg)),
+    yield case("vision", "PatchEmbed", ("SamPatchEmbeddings", lambda: ocr.UnlimitedOcrSamPatchEmbeddings(s_cfg)),
                ours_sam.patch, grid, d.b, 3, d.u * d.patch, d.v * d.patch)  # fmt: skip
     for name, w, ours, sizes in (
         ("Attention (global)", 0, full.attention, grid),
         ("Attention (window)", d.window, windowed.attention, {"b": windows, "u": d.window, "v": d.window}),
     ):
-        yield case("vision", name, named("SamVisionSdpaAttention", lambda w=w: ocr.UnlimitedOcrSamVisionSdpaAttention(s_cfg, w)),
+        yield case("vision", name, ("SamVisionSdpaAttention", lambda w=w: ocr.UnlimitedOcrSamVisionSdpaAttention(s_cfg, w)),
                    ours, sizes, sizes["b"], sizes["u"], sizes["v"], hidden)  # fmt: skip
-    yield case("vision", "MLPBlock", named("SamMLPBlock", lambda: ocr.UnlimitedOcrSamMLPBlock(s_cfg)),
+    yield case("vision", "MLPBlock", ("SamMLPBlock", lambda: ocr.UnlimitedOcrSamMLPBlock(s_cfg)),
                windowed.mlp, tokens, d.b, n, hidden)  # fmt: skip
     for name, w, ours in (("Block (global)", 0, full), ("Block (window)", d.window, windowed)):
-        yield case("vision", name, named("SamVisionLayer", lambda w=w: ocr.UnlimitedOcrSamVisionLayer(s_cfg, w)),
+        yield case("vision", name, ("SamVisionLayer", lambda w=w: ocr.UnlimitedOcrSamVisionLayer(s_cfg, w)),
                    ours, grid, d.b, d.u, d.v, hidden)  # fmt: skip
-    yield case("vision", "LayerNorm", named("LayerNorm written out", lambda: LayerNormWrittenOut(hidden)),
+    yield case("vision", "LayerNorm", ("LayerNorm written out", lambda: LayerNormWrittenOut(hidden)),
                windowed.norm, tokens, d.b, n, hidden, unseen=True)  # fmt: skip
-    yield case("vision", "LayerNorm2d", named("VitDetLayerNorm", lambda: VitDetLayerNorm(d.neck)),
+    yield case("vision", "LayerNorm2d", ("VitDetLayerNorm", lambda: VitDetLayerNorm(d.neck)),
                ours_sam.neck_norm, grid, d.b, d.neck, d.u, d.v, unseen=True)  # fmt: skip
-    yield case("vision", "Conv2d", named("torch.nn.Conv2d", lambda: nn.Conv2d(d.neck, d.downsample[0], 3, 2, 1, bias=False)),
+    yield case("vision", "Conv2d", ("torch.nn.Conv2d", lambda: nn.Conv2d(d.neck, d.downsample[0], 3, 2, 1, bias=False)),
                ours_sam.downsample[0], {"b": d.b, "i": d.u, "j": d.v}, d.b, d.neck, d.u, d.v)  # fmt: skip
-    yield case("vision", "ImageEncoderViT", named("SamVisionEncoder", lambda: ocr.UnlimitedOcrSamVisionEncoder(s_cfg)),
+    yield case("vision", "ImageEncoderViT", ("SamVisionEncoder", lambda: ocr.UnlimitedOcrSamVisionEncoder(s_cfg)),
                ours_sam, grid, d.b, 3, d.u * d.patch, d.v * d.patch, known=two_norms(d, d.b * n))  # fmt: skip
 
     side, positions = d.clip_grid, d.clip_grid**2 + 1
@@ -251,11 +252,11 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
     )
     patch = mm.PatchEmbed(3, d.clip_hidden, d.clip_patch, bias=False)
     pixels = side * d.clip_patch
-    yield case("vision", "CLIPVisionEmbeddings (conv)", named("CLIPVisionEmbeddings", lambda: ClipEmbeddings(clip_cfg)),
+    yield case("vision", "CLIPVisionEmbeddings (conv)", ("CLIPVisionEmbeddings", lambda: ClipEmbeddings(clip_cfg)),
                mm.CLIPVisionEmbeddings(patch, positions, own_patches=True), {"b": d.b, "u": side, "v": side},
                d.b, 3, pixels, pixels)  # fmt: skip
     square = {"b": d.b, "u": rows, "v": cols}
-    yield case("vision", "CLIPVisionEmbeddings", named("VisionEmbeddings", lambda: ocr.UnlimitedOcrVisionEmbeddings(e_cfg)),
+    yield case("vision", "CLIPVisionEmbeddings", ("VisionEmbeddings", lambda: ocr.UnlimitedOcrVisionEmbeddings(e_cfg)),
                mm.CLIPVisionEmbeddings(patch, positions), square, d.b, d.clip_hidden, rows, cols,
                unseen=True, known=no_patch(d))  # fmt: skip
     line = {"b": d.b, "s": clip_tokens}
@@ -266,39 +267,39 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
         ("NoTPTransformer", "Encoder", lambda: ocr.UnlimitedOcrEncoder(e_cfg), mm.NoTPTransformer(block, d.clip_layers)),
     ):  # fmt: skip
         run = (lambda m, t: m(t, None)) if reference in ("EncoderLayer",) else (lambda m, t: m(t))
-        yield case("vision", name, named(reference, make), ours, line, d.b, clip_tokens, d.clip_hidden, run=run)
+        yield case("vision", name, (reference, make), ours, line, d.b, clip_tokens, d.clip_hidden, run=run)
     vit = mm.VitModel(
         mm.CLIPVisionEmbeddings(patch, positions), mm.LayerNorm(d.clip_hidden), mm.NoTPTransformer(block, d.clip_layers)
     )
-    yield case("vision", "VitModel", named("VisionEncoder", lambda: ocr.UnlimitedOcrVisionEncoder(e_cfg)),
+    yield case("vision", "VitModel", ("VisionEncoder", lambda: ocr.UnlimitedOcrVisionEncoder(e_cfg)),
                vit, square, d.b, d.clip_hidden, rows, cols, known=no_patch(d))  # fmt: skip
     inputs = d.downsample[1] + d.clip_hidden
     token_line = {"b": d.b, "s": rows * cols}
-    yield case("vision", "MlpProjector (linear)", named("multi_modal_projector", lambda: nn.Linear(inputs, d.hidden)),
+    yield case("vision", "MlpProjector (linear)", ("multi_modal_projector", lambda: nn.Linear(inputs, d.hidden)),
                mm.MlpProjector("linear", inputs, d.hidden), token_line, d.b, rows * cols, inputs)  # fmt: skip
     deep = [part for _ in range(d.depth - 1) for part in (nn.GELU, nn.Linear)]
-    yield case("vision", "MlpProjector (mlp_gelu)", named("torch.nn.Sequential", lambda: nn.Sequential(
+    yield case("vision", "MlpProjector (mlp_gelu)", ("torch.nn.Sequential", lambda: nn.Sequential(
         nn.Linear(inputs, d.hidden), *(p() if p is nn.GELU else p(d.hidden, d.hidden) for p in deep))),
         mm.MlpProjector("mlp_gelu", inputs, d.hidden, d.depth), token_line, d.b, rows * cols, inputs)  # fmt: skip
 
     text = {"b": d.b, "s": d.s}
     wide = (d.b, d.s, d.hidden)
     shared = d.shared * d.expert_mlp
-    yield case("decoder", "DeepseekV2MLP", named("TextMLP", lambda: ocr.UnlimitedOcrTextMLP(t_cfg, intermediate_size=shared)),
+    yield case("decoder", "DeepseekV2MLP", ("TextMLP", lambda: ocr.UnlimitedOcrTextMLP(t_cfg, intermediate_size=shared)),
                mm.DeepseekV2MLP(d.hidden, shared), text, *wide)  # fmt: skip
-    yield case("decoder", "MoEGate", named("TextTopkRouter", lambda: ocr.UnlimitedOcrTextTopkRouter(t_cfg)),
+    yield case("decoder", "MoEGate", ("TextTopkRouter", lambda: ocr.UnlimitedOcrTextTopkRouter(t_cfg)),
                mixture(d).gate, text, *wide)  # fmt: skip
-    yield case("decoder", "DeepseekV2MoE", named("TextMoe", lambda: ocr.UnlimitedOcrTextMoe(experts_here(c).text_config)),
+    yield case("decoder", "DeepseekV2MoE", ("TextMoe", lambda: ocr.UnlimitedOcrTextMoe(experts_here(c).text_config)),
                mixture(d), text, *wide, skip=MIXTURE_IO)  # fmt: skip
-    yield case("decoder", "DeepseekV2RMSNorm", named("TextRMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d.hidden)),
+    yield case("decoder", "DeepseekV2RMSNorm", ("TextRMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d.hidden)),
                mm.DeepseekV2RMSNorm(d.hidden), text, *wide, unseen=True)  # fmt: skip
-    yield case("decoder", "TokenEmbedding", named("torch.nn.Linear after torch.nn.Embedding", lambda: nn.Sequential(
-        nn.Embedding(d.vocabulary, d.hidden), nn.Linear(d.hidden, d.vocabulary, bias=False))),
-        _EmbeddingAndHead(mm.TokenEmbedding(d.vocabulary, d.hidden), mm.LMHead(d.vocabulary, d.hidden)), text,
+    yield case("decoder", "TokenEmbedding", ("torch.nn.Linear after torch.nn.Embedding", None),
+        # a lookup alone has nothing that a counter could see
+        Sequence((mm.TokenEmbedding(d.vocabulary, d.hidden), mm.LMHead(d.vocabulary, d.hidden))), text,
         build=lambda: (nn.Sequential(nn.Embedding(d.vocabulary, d.hidden, dtype=dtype),
                                      nn.Linear(d.hidden, d.vocabulary, bias=False, dtype=dtype)),
                        (torch.zeros(d.b, d.s, dtype=torch.long),)))  # fmt: skip
-    yield case("decoder", "LMHead", named("lm_head", lambda: nn.Linear(d.hidden, d.vocabulary, bias=False)),
+    yield case("decoder", "LMHead", ("lm_head", lambda: nn.Linear(d.hidden, d.vocabulary, bias=False)),
                mm.LMHead(d.vocabulary, d.hidden), text, *wide)  # fmt: skip
 
     attended = {"b": d.b, "s": d.s, "t": context}
@@ -319,19 +320,18 @@ def layer_cases(d: Dims = Dims(), dtype: torch.dtype = torch.bfloat16) -> Iterat
     masked = {"kernel_io_bytes": "with a mask transformers reads it and copies grouped KV heads"} if chunked else {}
 
     for kind in (mm.LlamaAttention, mm.LlamaFlashAttention2):
-        yield case("llama", kind.__name__, named("TextAttention", lambda: None), attention(d, kind), attended, run=decode, skip=masked,
+        yield case("llama", kind.__name__, ("TextAttention", None), attention(d, kind), attended, run=decode, skip=masked,
                    build=with_cache(lambda: ocr.UnlimitedOcrTextAttention(t_cfg, 0)))  # fmt: skip
     for index, name, mlp in ((0, "dense", mm.DeepseekV2MLP(d.hidden, d.mlp)), (1, "moe", mixture(d))):
         ours = mm.DeepseekV2DecoderLayer(attention(d), mlp, mm.DeepseekV2RMSNorm(d.hidden))
-        yield case("decoder", f"DeepseekV2DecoderLayer ({name})", named("TextDecoderLayer", lambda: None), ours, attended,
+        yield case("decoder", f"DeepseekV2DecoderLayer ({name})", ("TextDecoderLayer", None), ours, attended,
                    run=decode, build=with_cache(lambda i=index: ocr.UnlimitedOcrTextDecoderLayer(experts_here(c).text_config, i)),
                    skip=MIXTURE_IO if index else masked)  # fmt: skip
     rotary = mm.LlamaRotaryEmbedding(d.head)
-    yield case("llama", "LlamaRotaryEmbedding (transformers)", named("TextRotaryEmbedding", lambda: None), rotary, text,
+    yield case("llama", "LlamaRotaryEmbedding (transformers)", ("TextRotaryEmbedding", None), rotary, text,
                build=lambda: (ocr.UnlimitedOcrTextRotaryEmbedding(t_cfg), (x(*wide), _positions(d))), unseen=True)  # fmt: skip
-    vendor = replace(_VENDOR_ROTARY, ops=lambda: rotary.trace(b=d.b, s=d.s),
-                     build=lambda: (None, (torch.randn(d.head // 2), _positions(d))))  # fmt: skip
-    yield vendor
+    yield Case("llama", "LlamaRotaryEmbedding (vendor)", "inv_freq @ positions", lambda: rotary.trace(b=d.b, s=d.s),
+               lambda: (None, (torch.randn(d.head // 2), _positions(d))), _vendor_rotary)  # fmt: skip
 
 
 def _positions(d: Dims) -> torch.Tensor:
@@ -344,20 +344,6 @@ def _vendor_rotary(module: None, inv_freq: torch.Tensor, positions: torch.Tensor
     angles = (left @ positions[:, None, :].float()).transpose(1, 2)
     table = torch.cat((angles, angles), dim=-1)
     return (table.cos() * 1.0).bfloat16(), (table.sin() * 1.0).bfloat16()
-
-
-_VENDOR_ROTARY = Case("llama", "LlamaRotaryEmbedding (vendor)", "inv_freq @ positions", list, tuple, _vendor_rotary)  # type: ignore[arg-type]
-
-
-class _EmbeddingAndHead:
-    """Embedding and head in one row: a lookup alone has nothing that a counter could see."""
-
-    def __init__(self, embedding: mm.TokenEmbedding, head: mm.LMHead) -> None:
-        self.parts = (embedding, head)
-
-    def trace(self, **arguments: Any) -> list[Op]:
-        embedding, head = (part.trace(**arguments) for part in self.parts)
-        return [*embedding, *head]
 
 
 def _cache(d: Dims, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor] | None:

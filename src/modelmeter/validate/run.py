@@ -67,7 +67,7 @@ def _table(results: Iterable[Comparison], device: str) -> str:
             result.case.reference,
             f"{result.measured[main]}{mark}",
             f"{result.theoretical[main]}{mark}",
-            f"{difference[main]:+d}" if difference[main] else "0",
+            _difference(difference[main]),
         ]
         row += [_difference(difference.get(quantity)) for quantity in _OTHERS]
         rows.append(row + (_real(result.case, device) if device != "meta" else []))
