@@ -213,6 +213,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
     (["cost", "deepseek_ocr", "grid=1x2", "model.decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
     (["cost", "deepseek_ocr", "grid=1x2", "model=null"], "cannot read the configuration (model=deepseek_ocr grid=1x2 model=null)"),
+    (["cost", "deepseek_ocr", "grid=1x2", "+model.sam._partial_=5"], "model has not the shape of configs/model/deepseek_ocr.yaml"),
     (["cost", "deepseek_ocr", "grid=1x2", "model.sam=5"], "the configuration of the model is wrong"),
     (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
     (["cost", "deepseek_ocr", "image_size=5x99999999999"], "two whole numbers from 1 to 10**9"),

@@ -169,7 +169,8 @@ def build_model(config: Mapping[str, Any], allow: Iterable[str] = ()) -> Any:
     try:
         model = build(node, allow)
     except (TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"model has not the shape of configs/model/{node.get('name')}.yaml: {error}") from None
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"model has not the shape of configs/model/{node.get('name')}.yaml: {reason}") from None
     if not isinstance(model, Model):
         raise InputError(f"model must be a modelmeter Model, not {type(model).__name__}")
     return model
