@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def swept(tmp_path_factory):
 
 def test_the_main_job_writes_tables_and_figures(swept):
     folder = swept / "vision_crops"
-    assert {p.name for p in folder.iterdir()} == {"vision_crops.csv", "vision_crops.json", "vision_crops.md", *FIGURES}
+    parquet = ["vision_crops.parquet"] if find_spec("pyarrow") else []
+    tables = ["vision_crops.csv", "vision_crops.json", "vision_crops.md"]
+    assert {p.name for p in folder.iterdir()} == {*tables, *parquet, *FIGURES}
     for name in FIGURES:
         root = ET.fromstring((folder / name).read_text())
         assert root.tag.endswith("svg")
@@ -217,7 +220,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["cost", "deepseek_ocr", "grid=1x2", "model.sam=5"], "the configuration of the model is wrong"),
     (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
     (["cost", "deepseek_ocr", "image_size=5x99999999999"], "two whole numbers from 1 to 10**9"),
-    (["sweep", "batch=2"], "unknown sweep ''; valid: e2e_decode, e2e_vision_prefill, vision_crops"),
+    (["sweep", "batch=2"], "unknown sweep ''; valid: compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops"),
     (["sweep", "e2e_decode", "decode_steps=0"], "decode_steps must be a whole number of at least 1, not 0"),
     (["sweep", "e2e_decode", "reference=true"], "reference=true is not available for e2e_decode"),
     (["sweep", "vision_crops", "attention=[]"], "attention must be one or more of eager, flash, each once, not []"),
@@ -230,6 +233,36 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "vision_crops", "out=[a]"], "out must be a folder, not ['a']"),
     (["sweep", "vision_crops", "--frob"], "unknown option '--frob'"),
     (["sweep", "vision_crops", "--multirun", "batch=1,2", "out=/proc/zzz"], "out='/proc/zzz' cannot be written"),
+    (["sweep", "targets", "devices=[rtx_4080]"], "unknown device 'rtx_4080', did you mean 'rtx_4090'"),
+    (["sweep", "targets", "devices=[]"], "devices must be one or more of a100_40gb"),
+    (["sweep", "targets", "devices=[l40s,l40s]"], "each once"),
+    (["sweep", "targets", "devices=[none.yaml]"], "'none.yaml' cannot be read as YAML: No such file"),
+    (["sweep", "targets", "ttft=0"], "ttft must be one or more budgets in seconds, each above 0, not 0"),
+    (["sweep", "targets", "ttft=[1.0,-1]"], "each above 0, not -1"),
+    (["sweep", "targets", "tpot=[]"], "tpot must be one or more budgets in seconds, each once, not []"),
+    (["sweep", "targets", "tpot=soon"], "each above 0, not 'soon'"),
+    (["sweep", "targets", "tpot=null"], "each above 0, not None"),
+    (["sweep", "e2e_decode", "tpot=.inf"], "each above 0, not '.inf'"),
+    (["sweep", "e2e_vision_prefill", "ttft=[1,1]"], "each once, not [1, 1]"),
+    (["sweep", "targets", "reference=true"], "reference=true is not available for targets"),
+    (["sweep", "profiles", "profiles=[recipt]"], "unknown profile 'recipt', did you mean 'receipt'"),
+    (["sweep", "profiles", "profiles=[]"], "profiles must be one or more of"),
+    (["sweep", "profiles", "image=examples/page.png"], "unknown key 'image'"),
+    (["sweep", "sequence", "prefill_tokens=[0]"], "prefill_tokens must be a whole number of at least 1, not 0"),
+    (["sweep", "sequence", "decode_tokens=0"], "decode_tokens must be a whole number of at least 1, not 0"),
+    (["sweep", "sequence", "batch=[]"], "batch must be one or more whole numbers, each once, not []"),
+    (["sweep", "sequence", "heads=[10]"], "heads must be HEADSxKV_HEADS"),
+    (["sweep", "sequence", "heads=[7x7]"], "hidden size 1280 is not divisible by heads 7"),
+    (["sweep", "sequence", "heads=[10x3]"], "heads 10 is not divisible by KV heads 3"),
+    (["sweep", "sequence", "heads=[1280x1]"], "head width 1 is not divisible by a pair's width 2"),
+    (["sweep", "sequence", "grid=1x2"], "unknown key 'grid'"),
+    (["sweep", "compression", "text_tokens=[]"], "text_tokens must be one or more page lengths"),
+    (["sweep", "compression", "text_tokens=-3"], "text_tokens must be a whole number of at least 1, not -3"),
+    (["sweep", "compression", "modes=[tinny]"], "unknown mode 'tinny', did you mean 'tiny'"),
+    (["sweep", "compression", "modes=gundam"], "modes=gundam have crops: give grid=ROWSxCOLUMNS"),
+    (["sweep", "vision_crops", "png=5"], "png must be true or false, not 5"),
+    (["sweep", "vision_crops", "--multirun", "hydra/launcher=nothing", "batch=1,2"], "unknown hydra/launcher 'nothing'; valid: basic"),
+    (["cost", "deepseek_ocr_published", "grid=1x2", "model.departures=[nothing]"], "unknown departure 'nothing'"),
     (["validate", "--foo"], "unrecognized arguments: --foo"),
     (["validate", "--device", "tpu"], "--device 'tpu' is not available; valid: meta, cpu, cuda"),
     (["cost", "deepseek_ocr", "grid=1x2", "image_size=5x5"], "only one of image, image_size and grid"),
@@ -261,10 +294,19 @@ def test_help_lists_sweeps_and_keys(capsys):
     assert run("sweep", "--help") == 0
     text = capsys.readouterr().out
     assert "vision_crops" in text and "reference=false" in text and "precision.weights=bf16" in text
-    for key in ("image", "mode", "logits", "causal", "attention", "rotary", "out", "largest"):
+    for key in ("logits", "causal", "rotary", "out", "png"):
         assert f"\n  {key}=" in text
-    assert run("--help") == 0 and run("cost", "--help") == 0 and run("sweep", "vision_crops", "--help") == 0
-    assert run() == 2 and run("sweep") == 2
+    own = {
+        "vision_crops": ("image", "mode", "attention", "largest"), "targets": ("ttft", "tpot", "devices", "grid"),
+        "sequence": ("prefill_tokens", "heads"), "profiles": ("profiles",), "compression": ("text_tokens", "modes"),
+    }  # fmt: skip
+    for name, keys in own.items():
+        assert run("sweep", name, "--help") == 0
+        text = capsys.readouterr().out
+        assert all(f"\n  {key}=" in text for key in keys), name
+        assert ("\n  image=" in text) == (name in ("vision_crops", "targets"))
+    assert run("--help") == 0 and run("cost", "--help") == 0 and run("report", "--help") == 0
+    assert run() == 2 and run("sweep") == 2 and run("report") == 2
 
 
 def imported(*arguments):
@@ -279,7 +321,7 @@ def imported(*arguments):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["sweep", "--help"], ["cost", "--help"], ["validate", "--help"], ["--version"],
+    ["--help"], ["sweep", "--help"], ["cost", "--help"], ["report", "--help"], ["report", "nothing"], ["validate", "--help"], ["--version"],
     ["sweep", "vision_crop"], ["cost", "nothing"], ["nonsense"],
 ])  # fmt: skip
 def test_help_and_wrong_names_import_nothing_heavy(arguments):
@@ -287,17 +329,18 @@ def test_help_and_wrong_names_import_nothing_heavy(arguments):
 
 
 def test_a_sweep_never_imports_torch_and_only_draws_when_asked(tmp_path):
+    parquet = {"pandas"} if find_spec("pyarrow") else set()  # pyarrow imports it
     plain = imported("sweep", "vision_crops", f"out={tmp_path}", "figures=false")
-    assert plain == {"hydra", "omegaconf", "numpy"}
+    assert plain == {"hydra", "omegaconf", "numpy"} | parquet
     drawn = imported("sweep", "vision_crops", f"out={tmp_path}", "image=examples/page.png")
-    assert "matplotlib" in drawn and not drawn & {"torch", "pandas", "sympy"}
+    assert "matplotlib" in drawn and not (drawn - parquet) & {"torch", "pandas", "sympy"}
 
 
 def test_two_runs_write_the_same_bytes(swept, tmp_path):
     assert run("sweep", "vision_crops", f"out={tmp_path}", "image=examples/page.png") == 0
     for path in (swept / "vision_crops").iterdir():
-        again = (tmp_path / "vision_crops" / path.name).read_text()
-        assert again.replace(str(tmp_path), str(swept)) == path.read_text(), path.name
+        again = (tmp_path / "vision_crops" / path.name).read_bytes()
+        assert again.replace(str(tmp_path).encode(), str(swept).encode()) == path.read_bytes(), path.name
 
 
 def test_both_doors_lead_to_the_same_sweep(tmp_path):

@@ -60,9 +60,23 @@ def test_components_add_up_to_the_total(swept):
 def test_figures_carry_the_sweeps_name(swept):
     name, folder, _ = swept
     drawn = {path.name for path in folder.glob("*.svg")}
-    assert drawn == {f"{name}.svg", f"{name}_flops_split_log.svg", *(f"{name}_stagecost_{c}.svg" for c in CURVES)}
+    target = "tpot" if name == "e2e_decode" else "ttft"
+    responsive = {f"responsive_{what}_by_{target}.svg" for what in ("tflops", "gb")}
+    assert drawn == responsive | {
+        f"{name}.svg",
+        f"{name}_flops_split_log.svg",
+        *(f"{name}_stagecost_{c}.svg" for c in CURVES),
+    }
     for path in folder.glob("*.svg"):
         assert "this page: 3x2, 903 tokens" in path.read_text()
+
+
+def test_tokens_share_the_steps_evenly(swept):
+    name, _, rows = swept
+    if name == "e2e_decode":
+        for row in rows:
+            for count in ("tensor_core_flops", "cuda_core_flops", "io_bytes"):
+                assert float(row[f"{count}_per_token"]) * 30 == pytest.approx(float(row[count]), rel=1e-12)
 
 
 def test_decode_moves_a_byte_for_each_flop(swept):

@@ -1,4 +1,4 @@
-"""The command line: sweep, cost, validate. Help and errors come before any heavy import.
+"""The command line: sweep, cost, report, validate. Help and errors come before any heavy import.
 
 Hydra, NumPy, matplotlib and torch are imported by the command that needs them, never by `--help`.
 Bad input ends with one sentence on standard error and status 2.
@@ -18,6 +18,7 @@ from modelmeter.errors import InputError, choose, unknown
 COMMANDS = {
     "sweep": "a named sweep: tables and figures over a grid of workloads",
     "cost": "the costs of one page by stage and component",
+    "report": "the architecture and performance report of a model, with all sweeps and figures",
     "validate": "the proof: counts of the real modules beside ours (needs modelmeter[validation])",
 }
 
@@ -26,7 +27,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "modelmeter") -> int:
     """Run a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else ""
-    run: dict[str, Callable[[list[str], str], int]] = {"sweep": _sweep, "cost": _cost, "validate": _validate}
+    run: dict[str, Callable[[list[str], str], int]] = {
+        "sweep": _sweep, "cost": _cost, "report": _report, "validate": _validate,
+    }  # fmt: skip
     try:
         if not command:
             if arguments and arguments[0] not in ("-h", "--help", "--version"):
@@ -37,6 +40,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "modelmeter") -> int:
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted; earlier results are as they were", file=sys.stderr)
+        return 130
 
 
 def _print(text: str) -> None:
@@ -89,6 +95,12 @@ def _keys(*files: str) -> str:
     return "\n".join(["", "keys (any value of the configuration can be overridden as key=value):", *lines.values()])
 
 
+def _shared(sweep: str) -> list[str]:
+    """The files of keys that a sweep takes beside its own."""
+    text = (config_dir() / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8")
+    return ["page", "counting"] if "/page@" in text else ["counting"]
+
+
 def _sweep(arguments: list[str], prog: str) -> int:
     usage = prog if "modelmeter.sweep" in prog else f"{prog} sweep"
     sweeps = config_names("sweep")
@@ -100,7 +112,9 @@ def _sweep(arguments: list[str], prog: str) -> int:
         for name in sweeps:
             described = (config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[1]
             text.append(f"  {name:16} {described.lstrip('# ')}")
-        _print("\n".join(text) + "\n" + _keys(f"sweep/{named or sweeps[0]}", "page", "output"))
+        files = (f"sweep/{named}", *_shared(named), "output") if named else ("counting", "output")
+        more = "" if named else f"\n\n{usage} NAME --help lists the keys of a sweep's own."
+        _print("\n".join(text) + "\n" + _keys(*files) + more)
         return 0 if _wants_help(arguments) else 2
     from modelmeter import config
     from modelmeter.report.files import writable
@@ -124,28 +138,33 @@ def _sweep(arguments: list[str], prog: str) -> int:
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
     from modelmeter import config
+    from modelmeter.publish import sweep_tables
     from modelmeter.report.files import table_files, write_all
 
-    for key in ("figures", "reference"):
+    for key in ("figures", "png", "reference"):
         if not isinstance(settings[key], bool):
             raise InputError(f"{key} must be true or false, not {settings[key]!r}")
     model = config.build_model(settings)
-    reference = _reference(model.name) if settings["reference"] else None
-    table = importlib.import_module(f"modelmeter.sweep.{name}").run(model, settings, reference)
-    contents = table_files(table, command)
+    tables = sweep_tables(name, model, settings)
+    contents: dict[str, str | bytes] = {}
+    for table in tables:
+        contents |= table_files(table, command)
     if settings["figures"]:
         from modelmeter.report.figures import figures
 
-        contents |= figures(table)
+        for table in tables:
+            contents |= figures(table, ("svg", "png") if settings["png"] else ("svg",))
     folder = parent / name
     write_all(folder, contents)
-    if any(settings[key] is not None for key in ("image", "image_size", "grid")):
+    if any(settings.get(key) is not None for key in ("image", "image_size")) or (
+        "image" in settings and settings["grid"]
+    ):
         from modelmeter.report.tables import page_table
 
         kinds = settings["attention"]
         page = dict(settings) | {"attention": kinds if isinstance(kinds, str) else kinds[-1]}
         _print(page_table(model, config.build_workload(model, page)) + "\n")
-    _print(f"{len(table.rows)} rows, {', '.join(contents)}\nin {folder}")
+    _print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
 
 def _folder(out: Any) -> Path:
@@ -158,24 +177,10 @@ def _folder(out: Any) -> Path:
     return Path(str(out))
 
 
-def _reference(model: str) -> Any:
-    """The function that counts a workload on the model's reference modules."""
-    try:
-        return importlib.import_module(f"modelmeter.validate.{model}_stages").reference_counts
-    except ModuleNotFoundError as error:
-        raise _no_reference(model, error) from None
-
-
-def _no_reference(model: str, error: ModuleNotFoundError) -> InputError:
-    if error.name and error.name.startswith("modelmeter.validate."):
-        return InputError(f"model {model!r} has no reference modules to compare with")
-    return InputError(f"{error.name} is not installed: pip install 'modelmeter[validation]'")
-
-
 def _cost(arguments: list[str], prog: str) -> int:
     if _wants_help(arguments) or not arguments:
         models = ", ".join(config_names("model"))
-        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{_keys('page', 'cost')}")
+        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{_keys('page', 'counting', 'cost')}")
         return 0 if arguments else 2
     name = arguments.pop(0)
     if name not in config_names("model"):
@@ -190,6 +195,39 @@ def _cost(arguments: list[str], prog: str) -> int:
     model = config.build_model(settings)
     depth = int(choose("depth", str(settings["depth"]), ("1", "2", "3", "4")))
     _print(page_table(model, config.build_workload(model, settings), depth))
+    return 0
+
+
+def _report(arguments: list[str], prog: str) -> int:
+    models = config_names("report")
+    keys = {"out": "reports", "png": "false", "validation": "true"}
+    if _wants_help(arguments) or not arguments:
+        lines = [
+            f"usage: {prog} report MODEL [key=value ...]",
+            f"\nmodels: {', '.join(models)}\n",
+            f"  {'out=reports':30} folder of the reports",
+            f"  {'png=false':30} each figure as PNG too",
+            f"  {'validation=true':30} the comparison with the reference modules; needs modelmeter[validation]",
+        ]
+        _print("\n".join(lines))
+        return 0 if arguments else 2
+    name = arguments.pop(0)
+    if name not in models:
+        raise unknown("model with a report", name, models)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(f"{argument!r} is not key=value; see {prog} report --help")
+        keys[choose("key", key, keys)] = value
+    flags = {key: choose(key, keys[key], ("true", "false")) == "true" for key in ("png", "validation")}
+    from modelmeter.publish import report_files
+    from modelmeter.report.files import writable, write_all
+
+    folder = Path(keys["out"])
+    writable(folder)
+    contents = report_files(name, f"modelmeter report {name}", **flags)
+    write_all(folder, contents)
+    _print(f"{len(contents)} files, {', '.join(n for n in contents if n.endswith('.md'))}\nin {folder}")
     return 0
 
 
@@ -208,13 +246,16 @@ def _validate(arguments: list[str], prog: str) -> int:
     options = parser.parse_args(arguments)
     if options.model and options.model not in config_names("model"):
         raise unknown("model", options.model, config_names("model"))
+    from modelmeter.publish import no_reference
+
     equal = True
-    for name in [options.model] if options.model else config_names("model"):
+    referenced = [m for m in config_names("model") if (Path(__file__).parent / "validate" / f"{m}.py").is_file()]
+    for name in [options.model] if options.model else referenced:
         try:
             run = importlib.import_module("modelmeter.validate.run").run
             text, same = run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
         except ModuleNotFoundError as error:
-            raise _no_reference(name, error) from None
+            raise no_reference(name, error) from None
         _print(text)
         equal = equal and same
     return 0 if equal else 1

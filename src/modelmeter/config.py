@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parent
 def config_dir() -> Path:
     """The folder of YAML files: in the installed package, else in the checkout."""
     for folder in (PACKAGE / "configs", PACKAGE.parent.parent / "configs"):
-        if (folder / "page.yaml").is_file():
+        if (folder / "run_sweep.yaml").is_file():
             return folder
     raise InputError("configs are missing from this installation of modelmeter; install it again")
 
@@ -66,7 +66,7 @@ def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputErro
     key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
     if key:
         given = next(g for g in key.groups() if g)
-        known = compose(name)
+        known = compose(name, [o for o in overrides if "@" in o.partition("=")[0]])
         if given in _keys(known):
             return InputError(f"{given} takes new entries with a leading plus sign: '+{given}={{NAME:VALUE}}'")
         return unknown_key(given, known)
@@ -190,6 +190,22 @@ def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str]
     return build_model(compose("cost", [f"model={name}", *relative]), allow)
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a plain dict. Raises InputError if it is missing, malformed or no mapping."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise InputError(f"{str(path)!r} cannot be read as YAML: {reason}") from None
+    if not isinstance(values, dict) or not values:
+        raise InputError(f"{str(path)!r} must hold KEY: VALUE lines")
+    return {str(key): value for key, value in values.items()}
+
+
 def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
     """The workload of a composed configuration, for a model."""
     sizes = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
@@ -205,6 +221,24 @@ def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
 
 HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
 """The flags of Hydra that a sweep passes on."""
+
+
+def _require_plugins(name: str, arguments: Sequence[str]) -> None:
+    """Raise InputError for a launcher or another part of Hydra's own that is not installed."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+
+    chosen = [a for a in arguments if a.startswith("hydra/") and "=" in a]
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3"):
+            hydra_compose(name, overrides=chosen, return_hydra_config=True)
+    except HydraException as error:
+        group, _, wrong = chosen[-1].partition("=")
+        found = re.search(r"Available options in '[^']+':\n((?:\t\S+\n)+)", str(error))
+        if found is None:
+            raise _explain(error, name, chosen) from None
+        raise unknown(group, wrong, found[1].split()) from None
 
 
 def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any) -> int:
@@ -225,6 +259,7 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
         if argument.startswith("-") and flag not in HYDRA_FLAGS:
             raise unknown("option", flag, HYDRA_FLAGS)
     known = compose(name, fixed)
+    _require_plugins(name, arguments)
     valid = set(_keys(known))
     for argument in arguments:
         key = argument.partition("=")[0]

@@ -7,8 +7,8 @@ Fields that are sizes become axes, fields that are layers are placed with `at`. 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property
 from typing import Any, ClassVar, final, get_args, get_origin, get_type_hints
 
@@ -63,7 +63,7 @@ class BaseLayer(ABC):
         """This layer placed under `scope`, `times` over: strings rename tensors, others set sizes."""
         names = {k: v for k, v in bound.items() if isinstance(v, str)}
         sizes = {k: v for k, v in bound.items() if not isinstance(v, str)}
-        return self.ops(n.inside(scope, sizes | self.axes, names, times))
+        return self.ops(n.inside(scope, sizes | self.axes, names, times, type(self).__name__))
 
     @final
     def trace(self, *, options: Options | None = None, **sizes: Any) -> list[Op]:
@@ -160,6 +160,19 @@ def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
         )
         yield Op("hold", "", (), (held,), None, (), n)
     yield from ops
+
+
+def rebuild(node: Any, change: Callable[[BaseLayer], BaseLayer]) -> Any:
+    """A model or layer with every layer in it passed through `change`, the outermost first."""
+    if isinstance(node, tuple):
+        return tuple(rebuild(part, change) for part in node)
+    if isinstance(node, BaseLayer):
+        node = change(node)
+    if not is_dataclass(node) or isinstance(node, type):
+        return node
+    parts = {f.name: getattr(node, f.name) for f in fields(node)}
+    changed = {name: rebuild(part, change) for name, part in parts.items()}
+    return replace(node, **changed) if any(changed[name] is not parts[name] for name in parts) else node
 
 
 @cache

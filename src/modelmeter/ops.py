@@ -86,7 +86,8 @@ class Sizes:
     """What `ops` receives: axis sizes, options, and the place in the model where the layer stands.
 
     `n.s` is the size of axis s. `n.bind(Q=...)` adds derived axes; `BaseLayer.at` enters a layer.
-    `times` is how often the ops here run, `loop` the path of the innermost repeated layer.
+    `times` is how often the ops here run, `loop` the path of the innermost repeated layer, `layers` the
+    classes of the layers around, the outermost first.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Sizes:
         names: Mapping[str, tuple[str, str, bool]] | None = None,
         times: Size = 1,
         loop: str = "",
+        layers: tuple[str, ...] = (),
     ) -> None:
         self.axes = dict(axes)
         self.options = options or Options()
@@ -105,6 +107,7 @@ class Sizes:
         self.names = dict(names or {})
         self.times = times
         self.loop = loop
+        self.layers = layers
         self._terms: dict[tuple[str, ...], Term] = {}
 
     def __getattr__(self, axis: str) -> Size:
@@ -118,11 +121,15 @@ class Sizes:
 
     def bind(self, **axes: Size) -> Sizes:
         """The same place with further axes."""
-        here = Sizes(self.axes | axes, self.options, path=self.path, times=self.times, loop=self.loop)
+        here = Sizes(
+            self.axes | axes, self.options, path=self.path, times=self.times, loop=self.loop, layers=self.layers
+        )
         here.names = self.names
         return here
 
-    def inside(self, scope: str, axes: Mapping[str, Size], names: Mapping[str, str], times: Size = 1) -> Sizes:
+    def inside(
+        self, scope: str, axes: Mapping[str, Size], names: Mapping[str, str], times: Size = 1, layer: str = ""
+    ) -> Sizes:
         """A layer placed here under `scope`; `names` maps its tensors to the ones of this place."""
         path = f"{self.path}.{scope}" if self.path else scope
         inner = {local: self.resolve(outer) for local, outer in names.items()}
@@ -134,6 +141,7 @@ class Sizes:
             names=inner,
             times=self.times if once else product((self.times, times)).value(),
             loop=self.loop if once else path,
+            layers=(*self.layers, layer) if layer else self.layers,
         )
 
     def resolve(self, local: str) -> tuple[str, str, bool]:

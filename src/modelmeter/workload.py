@@ -61,6 +61,10 @@ class ImagePlan:
         return f"{self.mode}: {views}{grid}, {self.tokens} tokens ({self.valid_tokens} valid){real}"
 
 
+NO_IMAGE = ImagePlan("text", (), 0, 0, None, True)
+"""Text alone: nothing for the vision stage to do."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """A page, a prompt and K decode steps, for `batch` pages at once; all pages alike.

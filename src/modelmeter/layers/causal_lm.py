@@ -23,6 +23,7 @@ class CausalLM(BaseLayer):
     y = head(norm(layers(embedding(ids)))). Logits for all s tokens or the last one. The rotary
     table is made here once with `rotary: transformers`, in every layer with `rotary: vendor`.
     Vendor: DeepseekV2ForCausalLM in modeling_deepseekv2.py.
+    `positions` is the longest context that it was made for; longer ones are counted all the same.
     Omits: putting image features in the place of embeddings (every position is looked up), sampling.
     Axes: b sequences, s tokens, t context.
 
@@ -36,6 +37,7 @@ class CausalLM(BaseLayer):
     head: LMHead
     rotary: LlamaRotaryEmbedding
     tied: bool = False
+    positions: Size | None = None
     sizes = "b s t"
 
     def check(self) -> None:

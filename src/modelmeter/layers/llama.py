@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import final
+from dataclasses import dataclass, replace
+from typing import Any, final
 
 from modelmeter.constants import MUL, ROTARY_TABLE, ROTATE_PAIR
 from modelmeter.errors import InputError
-from modelmeter.layer import BaseLayer, require_divisible
+from modelmeter.layer import BaseLayer, rebuild, require_divisible
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
 from modelmeter.sizes import Size, anywhere, ratio
 
@@ -88,6 +88,39 @@ class _CausalAttention(BaseLayer):
         )
         yield copy("o[b s g r e] = o[b s g r e]", n)
         yield matmul("y[b s d] = o[b s g r e] * W_o[g r e d]", n)
+
+
+def attention_layers(node: Any) -> list[_CausalAttention]:
+    """The causal attention layers in a model or layer, each counted once however often it is repeated."""
+    found: list[_CausalAttention] = []
+
+    def note(layer: BaseLayer) -> BaseLayer:
+        if isinstance(layer, _CausalAttention):
+            found.append(layer)
+        return layer
+
+    rebuild(node, note)
+    return found
+
+
+def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
+    """A model or layer whose causal attention has other heads at the same hidden width, ints or arrays.
+
+    The head width becomes hidden width / heads, as the vendors' codes have it. Raises InputError where
+    heads do not divide the hidden width, or KV heads not the heads.
+    """
+    hidden = attention_layers(node)[0].d
+    require_divisible("attention", "hidden size", hidden, "heads", heads)
+    require_divisible("attention", "heads", heads, "KV heads", kv_heads)
+    r, e = ratio(heads, kv_heads), ratio(hidden, heads)
+    rotary = LlamaRotaryEmbedding(e)
+
+    def change(layer: BaseLayer) -> BaseLayer:
+        if isinstance(layer, _CausalAttention):
+            return replace(layer, g=kv_heads, r=r, e=e, rotary=rotary)
+        return rotary if isinstance(layer, LlamaRotaryEmbedding) else layer
+
+    return rebuild(node, change)
 
 
 @final

@@ -15,7 +15,7 @@ from modelmeter.cost import StageCost, measure, measure_parts
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.ops import Op, Sizes
 from modelmeter.sizes import Size, is_symbol, ratio
-from modelmeter.workload import ImagePlan, Workload, parse_pair, read_image_size
+from modelmeter.workload import NO_IMAGE, ImagePlan, Workload, parse_pair, read_image_size
 
 if TYPE_CHECKING:
     from modelmeter.models.compiled import Compiled
@@ -50,6 +50,26 @@ class Model(ABC):
     def has_crops(self, mode: str | None) -> bool:
         """Whether images are cut into crops in this mode (None: the model's default)."""
 
+    @property
+    @abstractmethod
+    def modes(self) -> tuple[str, ...]:
+        """The names of its resolution modes."""
+
+    @property
+    @abstractmethod
+    def positions(self) -> Size | None:
+        """Positions that the decoder was made for; None: it has no limit."""
+
+    @final
+    def is_beyond(self, tokens: Size) -> bool:
+        """Whether a context of so many tokens exceeds the decoder's positions: counted, but never trained."""
+        return self.positions is not None and bool(tokens > self.positions)
+
+    @final
+    def text(self, tokens: Size, **options: Any) -> Workload:
+        """A workload without an image: `tokens` of text, then decode steps."""
+        return Workload(NO_IMAGE, prompt_tokens=tokens, **options)
+
     @final
     def workload(
         self,
@@ -83,6 +103,8 @@ class Model(ABC):
     def ops(self, stage: str, work: Workload, context: Size | None = None) -> list[Op]:
         """The ops of one stage; for decode those of one step, at `context` (default: its first)."""
         choose("stage", stage, STAGES)
+        if stage == "vision" and not work.image.views:
+            return []
         if stage == "vision":
             return list(self.vision(Sizes({"b": work.batch}, work.options), work.image))
         if stage == "prefill":
@@ -94,7 +116,7 @@ class Model(ABC):
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:
         """The StageCost of a stage; decode is the exact sum over its K steps."""
-        return self.breakdown(stage, work, depth=0)[""]
+        return self.breakdown(stage, work, depth=0).get("", StageCost(basis=work.basis))
 
     @final
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:

@@ -1,10 +1,14 @@
-"""Figures of sweeps as SVG text: readable in print and in grey, units on the axes, no time stamps."""
+"""Figures of sweeps: readable in print and in grey, units on the axes, no time stamps.
+
+A Chart of a table becomes curves or bars; which quantities there are is in `measures.py`.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import floor, log10
 from typing import Any
 
 import matplotlib
@@ -13,140 +17,184 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from modelmeter.sweep.table import TOTAL, Table
+from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row
+from modelmeter.sweep.table import Chart, Table
 
-_STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-_KINDS = {"eager": ("#b04a00", "--", "s"), "flash": ("#00508c", "-", "o")}
-_LOOKS = (
-    ("#00508c", "-", "o"), ("#b04a00", "--", "s"), ("#2f7d32", "-.", "^"), ("#7a3e9d", ":", "D"), ("#222222", "-", "v"),
-)  # fmt: skip
-
-Row = Mapping[str, Any]
-Measure = Callable[[Row], float]
-
-STAGECOST: dict[str, tuple[str, Measure]] = {
-    "stagecost_flops_tflops": (
-        "FLOPs, tensor and CUDA cores (TFLOP = 1e12)",
-        lambda r: (r["tensor_core_flops"] + r["cuda_core_flops"]) / 1e12,
-    ),
-    "stagecost_io_tb": ("traffic to and from memory (Tb = 1e12 bits)", lambda r: r["io_bytes"] * 8 / 1e12),
-    "stagecost_arithmetic_intensity": (
-        "arithmetic intensity (FLOP per byte)",
-        lambda r: r["arithmetic_intensity_flop_per_byte"],
-    ),
-    "stagecost_activations_gb": ("peak activations (GB = 1e9 bytes)", lambda r: r["peak_activation_bytes"] / 1e9),
-}
-_KV: tuple[str, Measure] = ("KV cache at the end (GB = 1e9 bytes)", lambda r: r["kv_cache_bytes"] / 1e9)
-_ENGINES: dict[str, Measure] = {
-    "tensor cores": lambda r: r["tensor_core_flops"] / 1e12,
-    "CUDA cores": lambda r: r["cuda_core_flops"] / 1e12,
-}
-_SPLIT = "FLOPs by engine (TFLOP = 1e12, log scale)"
+STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+LOOKS = (
+    ("#00508c", "-", "o", ""),
+    ("#b04a00", "--", "s", "//"),
+    ("#2f7d32", "-.", "^", ".."),
+    ("#7a3e9d", ":", "D", "xx"),
+    ("#222222", "-", "v", "--"),
+    ("#a01050", "--", "P", "++"),
+    ("#008b8b", "-.", "<", "oo"),
+    ("#8b6d00", ":", ">", "**"),
+)
+"""Colour, dash, marker and hatch: each pair differs in grey too."""
+DOTS_PER_INCH = 100
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One curve: its legend, its rows, what of them is drawn, and how."""
+    """One curve: the values that it stands for, its rows, and what of them is drawn."""
 
-    label: str
+    values: tuple[tuple[str, str], ...]
     rows: Sequence[Row]
     measure: Measure
-    look: tuple[str, str, str]
+    x: str
+    look: tuple[str, str, str, str]
 
     @property
-    def points(self) -> list[tuple[int, float, bool]]:
-        return sorted((r["image_tokens"], self.measure(r), r["extrapolated"]) for r in self.rows)
+    def points(self) -> list[tuple[Any, float, bool]]:
+        found = [(r[self.x], self.measure.value(r), _is_hollow(r)) for r in self.rows]
+        return sorted((x, y, hollow) for x, y, hollow in found if y is not None)
+
+    @property
+    def label(self) -> str:
+        words = [CURVES.get(column, "{}").format(value) for column, value in self.values]
+        return ", ".join([self.measure.short, *words] if self.measure.short else words)
 
 
-def figures(table: Table) -> dict[str, str]:
-    """Every figure of a grid sweep, as SVG text by file name."""
-    with matplotlib.rc_context(_STYLE):
-        drawn = _by_component(table) if "component" in table.columns else _by_attention(table)
-    return {f"{name}.svg": text for name, text in drawn.items()}
+def _is_hollow(row: Row) -> bool:
+    return bool(row.get("extrapolated") or row.get("beyond_positions"))
 
 
-def _by_attention(table: Table) -> dict[str, str]:
-    """The figures of a sweep of one stage: a curve an attention kind."""
-    drawn = {
-        name: _draw(table, label, _kinds(table.rows, measure), name == "stagecost_flops_tflops")
-        for name, (label, measure) in STAGECOST.items()
-    }
-    split = [line for part, measure in _ENGINES.items() for line in _kinds(table.rows, measure, f"{part}, ")]
-    split = [replace(line, look=_LOOKS[line.label.startswith("CUDA")]) for line in split]
-    return drawn | {"vision_flops_split_log": _draw(table, _SPLIT, split, True, log=True)}
+def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
+    """Every figure of a table by file name: SVG as text, PNG as bytes."""
+    drawn: dict[str, str | bytes] = {}
+    for chart in table.charts:
+        with matplotlib.rc_context(STYLE):
+            figure = _bars(table, chart) if chart.bars else _curves(table, chart)
+            drawn |= {f"{chart.name}.{kind}": saved(figure, kind) for kind in formats}
+            pyplot.close(figure)
+    return drawn
 
 
-def _by_component(table: Table) -> dict[str, str]:
-    """The figures of a sweep with components: the whole by attention kind, then a curve a component."""
-    whole = table.select(component=TOTAL)
-    kind = whole[-1]["attention"]
-    names = list(dict.fromkeys(row["component"] for row in table.rows))
-    drawn = {table.name: _draw(table, STAGECOST["stagecost_flops_tflops"][0], _kinds(whole, _flops))}
-    for name, (label, measure) in (STAGECOST | {"stagecost_kv_gb": _KV}).items():
-        curves = [
-            _Line(part, table.select(component=part, attention=kind), measure, look)
-            for part, look in zip(names, _LOOKS, strict=False)
-        ]
-        drawable = [line for line in curves if any(map(measure, line.rows))]
-        lines = list({tuple(line.points): line for line in reversed(drawable)}.values())[::-1]
-        drawn[f"{table.name}_{name}"] = _draw(table, f"{label}, {kind} attention", lines)
-    engines = zip(_ENGINES.items(), _LOOKS, strict=False)
-    split = [_Line(part, table.select(component=TOTAL, attention=kind), m, look) for (part, m), look in engines]
-    return drawn | {f"{table.name}_flops_split_log": _draw(table, _SPLIT, split, log=True)}
+def saved(figure: Figure, kind: str) -> str | bytes:
+    """A figure as SVG text or PNG bytes, the same in every run."""
+    sink = io.BytesIO()
+    metadata: Any = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
+    return sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
 
 
-def _flops(row: Row) -> float:
-    return float(row["tensor_core_flops"] + row["cuda_core_flops"]) / 1e12
+def _selected(table: Table, chart: Chart) -> list[Row]:
+    def wanted(row: Row) -> bool:
+        return all(row[k] in v if isinstance(v, tuple) else row[k] == v for k, v in chart.where.items())
+
+    return [row for row in table.rows if wanted(row)]
 
 
-def _kinds(rows: Sequence[Row], measure: Measure, prefix: str = "") -> list[_Line]:
-    """A curve an attention kind, or a single one where they coincide."""
-    kinds = list(dict.fromkeys(row["attention"] for row in rows))
-    lines = [
-        _Line(f"{prefix}{kind} attention", [r for r in rows if r["attention"] == kind], measure, _KINDS[kind])
-        for kind in kinds
-    ]
-    if len({tuple(line.points) for line in lines}) == 1:
-        lines = [replace(lines[-1], label=f"{prefix}{' and '.join(kinds)} attention")]
-    return lines
+def _lines(table: Table, chart: Chart) -> list[_Line]:
+    """The curves of a chart; those that coincide are one, with both names, and those of zeros are left out."""
+    columns = (chart.by,) if isinstance(chart.by, str) and chart.by else tuple(chart.by)
+    found: dict[Any, _Line] = {}
+    looks = 0
+    for name in chart.measures:
+        groups: dict[tuple[str, ...], list[Row]] = {}
+        for row in _selected(table, chart):
+            groups.setdefault(
+                tuple(f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns), []
+            ).append(row)
+        for values, rows in groups.items():
+            line = _Line(
+                tuple(zip(columns, values, strict=True)), rows, MEASURES[name], chart.x, LOOKS[looks % len(LOOKS)]
+            )
+            looks += 1
+            if not any(y for _, y, _ in line.points):
+                continue
+            key = (name, tuple(line.points))
+            if key in found:
+                line = replace(found[key], values=_joined(found[key].values, line.values))
+            found[key] = line
+    return list(found.values())
 
 
-def _draw(table: Table, label: str, lines: Sequence[_Line], reference: bool = False, log: bool = False) -> str:
+def _joined(first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (column, a if b in a.split(" and ") else f"{a} and {b}")
+        for (column, a), (_, b) in zip(first, second, strict=True)
+    )
+
+
+def _curves(table: Table, chart: Chart) -> Figure:
     figure, axes = pyplot.subplots(figsize=(11, 6), layout="constrained")
+    lines = _lines(table, chart)
     for line in lines:
         _curve(axes, line)
-    top = max(point[1] for line in lines for point in line.points)
-    if log:
-        axes.set_yscale("log")
-        axes.set_ylim(top=2 * top)
-    else:
-        axes.set_ylim(0, 1.12 * top)
-    if reference:
+    _scale(axes, chart, [y for line in lines for _, y, _ in line.points])
+    if chart.measures[0] in ("flops_tflops", "tensor_tflops"):
         _reference(axes, table)
-    _labels(axes, max(lines, key=lambda line: max(point[1] for point in line.points)))
-    _mark(axes, table, lines)
-    axes.set_xlabel("image tokens (grid of crops written rows x columns)")
-    axes.set_ylabel(label)
-    axes.set_title(f"{table.title}\n{table.basis}", fontsize=10)
-    axes.plot([], [], color="k", marker="o", linestyle="", markersize=4, label="filled: a grid of the preprocessor")
-    axes.plot([], [], color="k", marker="o", linestyle="", markersize=4, fillstyle="none", label="hollow: extrapolated")
+    if chart.x == "image_tokens":
+        _grid_labels(axes, max(lines, key=lambda line: max(y for _, y, _ in line.points)))
+        _mark(axes, table, lines)
+    _titles(axes, table, chart)
+    if any(hollow for line in lines for _, _, hollow in line.points):
+        away = "extrapolated" if chart.x == "image_tokens" else "beyond the model's positions"
+        for fill, meaning in (("full", "within the model's own range"), ("none", away)):
+            label = f"{'filled' if fill == 'full' else 'hollow'}: {meaning}"
+            axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=label)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    return _svg(figure)
+    return figure
+
+
+def _scale(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
+    if "x" in chart.log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+    if "y" in chart.log:
+        _log_scale(axes, values)
+    elif min(values) >= 0:
+        axes.set_ylim(0, 1.12 * max(values))
+    else:
+        axes.axhline(0, color="k", linewidth=0.8)
+
+
+def _log_scale(axes: Axes, values: Sequence[float]) -> None:
+    """Whole decades below, room above, numbers without exponents where they are short."""
+    axes.set_yscale("log")
+    axes.set_ylim(10 ** floor(log10(min(v for v in values if v > 0))), 4 * max(values))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where there are more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _titles(axes: Axes, table: Table, chart: Chart) -> None:
+    label = MEASURES[chart.measures[0]].label
+    scale = ", log scale" if "y" in chart.log else ""
+    axes.set_xlabel(X_LABELS[chart.x])
+    axes.set_ylabel(f"{label}{scale}{', ' + chart.note if chart.note else ''}")
+    held = [
+        CURVES.get(k, "{}").format(v)
+        for k, v in chart.where.items()
+        if k in ("batch", "attention", "budget_s", "target")
+    ]
+    held += [f"{chart.where['decode_steps']} decode steps"] if "decode_steps" in chart.where else []
+    if "grid_h" in chart.where:
+        held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}")
+    axes.set_title(f"{table.title}\n{', '.join([table.basis, *held])}", fontsize=10)
 
 
 def _curve(axes: Axes, line: _Line) -> None:
-    color, style, marker = line.look
+    color, dash, marker, _ = line.look
     points = line.points
-    axes.plot(
-        [p[0] for p in points], [p[1] for p in points], color=color, linestyle=style, linewidth=1, label=line.label
-    )
-    for extrapolated, fill in ((False, "full"), (True, "none")):
-        chosen = [p for p in points if p[2] == extrapolated]
+    style = "" if line.measure.points else dash
+    marker, size = ("x", 9) if line.measure.points else (marker, 4)
+    axes.plot([p[0] for p in points], [p[1] for p in points], color=color, linestyle=style, linewidth=1)
+    for hollow, fill in ((False, "full"), (True, "none")):
+        chosen = [p for p in points if p[2] == hollow]
         axes.plot(
-            [p[0] for p in chosen], [p[1] for p in chosen], color=color, linestyle="", marker=marker, markersize=4,
+            [p[0] for p in chosen], [p[1] for p in chosen], color=color, linestyle="", marker=marker, markersize=size,
             fillstyle=fill,
         )  # fmt: skip
+    axes.plot([], [], color=color, linestyle=style, linewidth=1, marker=marker, markersize=size, label=line.label)
 
 
 def _reference(axes: Axes, table: Table) -> None:
@@ -157,7 +205,7 @@ def _reference(axes: Axes, table: Table) -> None:
         axes.plot(x, y, color="k", marker="x", linestyle="", markersize=5, label=label)
 
 
-def _labels(axes: Axes, line: _Line) -> None:
+def _grid_labels(axes: Axes, line: _Line) -> None:
     """One label above each number of crops of the uppermost curve, its grids stacked."""
     groups: dict[int, list[Row]] = {}
     for row in line.rows:
@@ -165,20 +213,21 @@ def _labels(axes: Axes, line: _Line) -> None:
     for crops, rows in groups.items():
         grids = list(dict.fromkeys(f"{r['grid_h']}x{r['grid_w']}" for r in rows)) if crops else ["no crops"]
         x = sum(r["image_tokens"] for r in rows) / len(rows)
+        top = max(value for row in rows if (value := line.measure.value(row)) is not None)
         axes.annotate(
-            "\n".join(reversed(grids)), (x, max(map(line.measure, rows))), xytext=(0, 5), textcoords="offset points",
-            ha="center", va="bottom", fontsize=5.5,
+            "\n".join(reversed(grids)), (x, top), xytext=(0, 5), textcoords="offset points", ha="center", va="bottom",
+            fontsize=5.5,
         )  # fmt: skip
 
 
-def _mark(axes: Axes, table: Table, lines: Iterable[_Line]) -> None:
+def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
     """The page's own points ringed, with a note on the side where there is room."""
     marked = [row for row in table.rows if row["marked"]]
     if not marked:
         return
     x = marked[0]["image_tokens"]
     grid = f"{marked[0]['grid_h']}x{marked[0]['grid_w']}" if marked[0]["crops"] else "no crops"
-    own = [line.measure(row) for line in lines for row in line.rows if row["marked"]]
+    own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
     axes.plot([x] * len(own), own, "o", color="k", markersize=11, fillstyle="none")
     tokens = [row["image_tokens"] for row in table.rows]
     left = x < (min(tokens) + max(tokens)) / 2
@@ -190,8 +239,35 @@ def _mark(axes: Axes, table: Table, lines: Iterable[_Line]) -> None:
     )  # fmt: skip
 
 
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
-    return text.getvalue()
+def _bars(table: Table, chart: Chart) -> Figure:
+    """Bars over the values of x: the values of `by` stacked, or the measures side by side."""
+    figure, axes = pyplot.subplots(figsize=(11, 6), layout="constrained")
+    lines = _lines(table, chart)
+    names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
+    width = 0.7 / len(chart.measures)
+    bottom = dict.fromkeys(names, 0.0)
+    for index, line in enumerate(lines):
+        color, _, _, hatch = line.look
+        heights = {x: y for x, y, _ in line.points}
+        values = [heights.get(name, 0.0) for name in names]
+        side_by_side = len(chart.measures) > 1
+        places = [i + (index * width - 0.35 + width / 2 if side_by_side else 0) for i in range(len(names))]
+        below = 0.0 if side_by_side else [bottom[name] for name in names]
+        axes.bar(
+            places, values, width, below, color=color, alpha=0.75, hatch=hatch, edgecolor="white", label=line.label
+        )
+        for name, value in zip(names, values, strict=True):
+            bottom[name] += value
+        if side_by_side:
+            for place, value in zip(places, values, strict=True):
+                axes.annotate(number(value), (place, value), ha="center", va="bottom", fontsize=7)
+    if len(chart.measures) == 1:
+        for place, name in enumerate(names):
+            axes.annotate(number(bottom[name]), (place, bottom[name]), ha="center", va="bottom", fontsize=8)
+    if "y" in chart.log:
+        _log_scale(axes, [y for line in lines for _, y, _ in line.points])
+    axes.set_xticks(range(len(names)), [str(name).replace(" ", "\n", 1) for name in names])
+    axes.grid(visible=False, axis="x")
+    _titles(axes, table, chart)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    return figure

@@ -1,4 +1,4 @@
-"""Writing results: CSV, JSON and Markdown, all or nothing."""
+"""Writing results: CSV, JSON, Markdown and Parquet, all or nothing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,25 @@ import io
 import json
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import modelmeter
 from modelmeter.errors import InputError
+from modelmeter.report.findings import findings
+from modelmeter.report.language import Language
+from modelmeter.report.measures import COLUMNS, notes_of
 from modelmeter.sweep.table import Table
 
 SCHEMA_VERSION = 1
+ENGLISH = Language("en")
 
 
 def writable(folder: Path) -> None:
@@ -30,31 +39,56 @@ def writable(folder: Path) -> None:
         raise InputError(f"out={str(folder)!r} cannot be written: {reason}; give a writable folder") from None
 
 
-def write_all(folder: Path, contents: Mapping[str, str]) -> None:
+def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Write files into a folder; either all of them appear or the folder stays as it was.
 
+    Names may lead into folders below. Ctrl-C waits while the finished files are put in place.
     Raises InputError if the folder cannot be written.
     """
     writable(folder)
     staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
     try:
-        for name, text in contents.items():
-            (staging / name).write_text(text, encoding="utf-8")
-        for name in contents:
-            os.replace(staging / name, folder / name)
+        for name, content in contents.items():
+            (staging / name).parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, bytes):
+                (staging / name).write_bytes(content)
+            else:
+                (staging / name).write_text(content, encoding="utf-8")
+        with _uninterrupted():
+            for name in contents:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staging / name, folder / name)
     except OSError as error:
         raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def table_files(table: Table, command: str) -> dict[str, str]:
-    """The CSV, JSON and Markdown of a sweep, by file name."""
-    return {
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[tuple[Any, ...]] = []
+    previous = signal.signal(signal.SIGINT, lambda *event: pressed.append(event))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def table_files(table: Table, command: str) -> dict[str, str | bytes]:
+    """The CSV, JSON and Markdown of a sweep by file name, and Parquet where pyarrow is installed."""
+    contents: dict[str, str | bytes] = {
         f"{table.name}.csv": _csv(table),
         f"{table.name}.json": _json(table, command),
         f"{table.name}.md": _markdown(table, command),
     }
+    rows = _parquet(table)
+    return contents if rows is None else contents | {f"{table.name}.parquet": rows}
 
 
 def _csv(table: Table) -> str:
@@ -75,55 +109,60 @@ def _json(table: Table, command: str) -> str:
         "config": table.settings,
         "rows": list(table.rows),
     }
-    return json.dumps(content, indent=1, default=str) + "\n"
+    return json.dumps(content, indent=1, default=_described) + "\n"
 
 
-_READABLE = {
-    "crops": "crops",
-    "grid": "grid",
-    "image_tokens": "image tokens",
-    "component": "component",
-    "attention": "attention",
-    "tensor_core_flops": "tensor-core TFLOP",
-    "cuda_core_flops": "CUDA-core TFLOP",
-    "io_bytes": "I/O GB",
-    "arithmetic_intensity_flop_per_byte": "FLOP/byte",
-    "peak_activation_bytes": "peak activations GB",
-    "kv_cache_bytes": "KV cache GB",
-}
+def _described(value: Any) -> Any:
+    """A device or profile as its fields, anything else as words."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def _cell(column: str, row: Mapping[str, Any]) -> str:
-    if column == "grid":
-        return f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none"
-    value = row[column]
-    if column.endswith("_flops"):
-        return f"{value / 1e12:.6f}"
-    if column.endswith("_bytes"):
-        return f"{float(value) / 1e9:.4f}"
-    return f"{value:.1f}" if column.startswith("arithmetic") else str(value)
-
-
-def _note(row: Mapping[str, Any]) -> str:
-    notes = ["**this page**"] if row["marked"] else []
-    notes += ["extrapolated"] if row["extrapolated"] else []
-    measured = row.get("reference_tensor_core_flops")
-    if measured is not None:
-        notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
-    return ", ".join(notes)
+def markdown_table(
+    table: Table, rows: Sequence[Mapping[str, Any]] | None = None, language: Language = ENGLISH
+) -> list[str]:
+    """The rows that a person reads as the lines of a Markdown table; columns without a value are left out."""
+    rows = table.rows if rows is None else rows
+    filled = {c for row in rows for c, value in row.items() if value not in ("", 0) or c in ("crops", "grid_h")}
+    columns = [c for c in COLUMNS if c in filled]
+    notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
+    last = any(notes)
+    heads = [language.word(COLUMNS[c][0]) for c in columns]
+    lines = ["| " + " | ".join(heads) + (" | |" if last else " |")]
+    lines.append("|" + " ---: |" * len(columns) + (" --- |" if last else ""))
+    for row, note in zip(rows, notes, strict=True):
+        cells = " | ".join(language.word(COLUMNS[c][1](row)) for c in columns)
+        lines.append(f"| {cells} | {note} |" if last else f"| {cells} |")
+    return lines
 
 
 def _markdown(table: Table, command: str) -> str:
-    stored = {"kv_cache_bytes"} if not any(row["kv_cache_bytes"] for row in table.rows) else set()
-    columns = [c for c in _READABLE if (c in table.columns or c == "grid") and c not in stored]
     lines = [
         f"# {table.title}",
         "",
         f"`{command}` with modelmeter {modelmeter.__version__}.",
         f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
-        "",
-        "| " + " | ".join(_READABLE[c] for c in columns) + " | |",
-        "|" + " ---: |" * len(columns) + " --- |",
     ]
-    lines += ["| " + " | ".join(_cell(c, row) for c in columns) + f" | {_note(row)} |" for row in table.rows]
-    return "\n".join([*lines, "", "Extrapolated: a grid that the model's preprocessor never produces.", ""])
+    for finding in findings(table):
+        lines += ["", ENGLISH.finding(finding)]
+    lines += ["", *markdown_table(table, table.digest), ""]
+    if any(row.get("extrapolated") for row in table.rows):
+        lines += [ENGLISH.say("extrapolated"), ""]
+    return "\n".join(lines)
+
+
+def _parquet(table: Table) -> bytes | None:
+    """The rows as Parquet where pyarrow is installed; integers above 2**63 become exact decimals."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ModuleNotFoundError:
+        return None
+    columns = {}
+    for name in table.columns:
+        values = [None if row.get(name, "") == "" else row[name] for row in table.rows]
+        if any(isinstance(v, int) and abs(v) >= 2**63 for v in values):
+            values = [None if v is None else Decimal(v) for v in values]
+        columns[name] = pyarrow.array(values)
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(pyarrow.table(columns), sink)
+    return bytes(sink.getvalue().to_pybytes())

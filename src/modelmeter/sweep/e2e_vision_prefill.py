@@ -7,7 +7,8 @@ from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.models.model import Model
-from modelmeter.sweep.grids import GridSweep, run_grids, with_total
+from modelmeter.sweep.grids import GridSweep, component_charts, run_grids, with_total
+from modelmeter.sweep.requirements import TTFT, requirements
 from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
 
@@ -16,13 +17,21 @@ def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
     return with_total({"vision": model.cost("vision", work), **model.breakdown("prefill", work)})
 
 
-def _columns(work: Workload) -> Mapping[str, Any]:
-    return {"context_tokens": work.context_tokens, "logits": work.logits}
+def _columns(model: Model, work: Workload, costs: Mapping[str, Any]) -> Mapping[str, Any]:
+    context = work.context_tokens
+    return {"context_tokens": context, "logits": work.logits, "beyond_positions": model.is_beyond(context)}
 
 
-SWEEP = GridSweep("e2e_vision_prefill", lambda work: "vision and prefill", _parts, _columns)
+SWEEP = GridSweep(
+    "e2e_vision_prefill",
+    lambda work: "vision and prefill",
+    _parts,
+    lambda kinds: component_charts("e2e_vision_prefill", kinds),
+    _columns,
+)
 
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> Table:
-    """The Table of the sweep; see `run_grids`."""
-    return run_grids(SWEEP, model, settings, reference)
+def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """The Table of the sweep (see `run_grids`) and what TTFT budgets require."""
+    table = run_grids(SWEEP, model, settings, reference)
+    return [table, requirements(TTFT, table, settings["ttft"])]

@@ -5,7 +5,7 @@ A sweep says which parts it shows (`GridSweep`); `run_grids` makes its Table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.table import TOTAL, Table, cost_columns, point_columns
+from modelmeter.sweep.table import TOTAL, Chart, Table, part_columns, point_columns
 from modelmeter.workload import ATTENTION, Workload
 
 WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "mode", "precision")
@@ -24,13 +24,32 @@ WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", 
 @dataclass(frozen=True)
 class GridSweep:
     """`parts` gives the costs of a workload by component ("" alone: no components), `columns` further
-    columns of its rows; `comparable` says that reference modules can be counted beside it."""
+    columns of its rows from their costs, `charts` the figures for these attention kinds; `comparable`
+    says that reference modules can be counted beside it."""
 
     name: str
     subject: Callable[[Workload], str]
     parts: Callable[[Model, Workload], Mapping[str, StageCost]]
-    columns: Callable[[Workload], Mapping[str, Any]] = lambda work: {}
+    charts: Callable[[Sequence[str]], Sequence[Chart]]
+    columns: Callable[[Model, Workload, Mapping[str, Any]], Mapping[str, Any]] = lambda model, work, costs: {}
     comparable: bool = False
+
+
+STAGECOST = ("flops_tflops", "io_tb", "arithmetic_intensity", "activations_gb", "kv_gb")
+"""The curves of every published sweep: the fields of a StageCost in the units of its readers."""
+
+
+def component_charts(name: str, kinds: Sequence[str]) -> list[Chart]:
+    """The figures of a sweep with components: the whole by attention kind, then a curve a component."""
+    kind = kinds[-1]
+    whole = {"component": TOTAL}
+    charts = [Chart(name, ("flops_tflops",), where=whole)]
+    charts += [
+        Chart(f"{name}_stagecost_{m}", (m,), by="component", where={"attention": kind}, note=f"{kind} attention")
+        for m in STAGECOST
+    ]
+    engines = ("tensor_tflops", "cuda_tflops")
+    return [*charts, Chart(f"{name}_flops_split_log", engines, by="", where=whole | {"attention": kind}, log="y")]
 
 
 def with_total(parts: Mapping[str, StageCost]) -> dict[str, StageCost]:
@@ -56,7 +75,8 @@ def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], refer
     if own is not None and own.image.grid is not None and own.image.grid not in grids:
         grids = [*grids, own.image.grid]
     rows: list[dict[str, Any]] = []
-    for kind in _kinds(settings["attention"]):
+    kinds = attention_kinds(settings["attention"])
+    for kind in kinds:
         options = page | {"attention": kind}
         works = [model.workload(grid=f"{h}x{w}", **options) for h, w in grids]
         columns = _evaluate(sweep, model, grids, works, options)
@@ -66,15 +86,30 @@ def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], refer
             columns.append({part: point_columns(c) for part, c in sweep.parts(model, works[-1]).items()})
             marks.append(True)
         for work, parts, marked in zip(works, columns, marks, strict=True):
-            rows += [_row(sweep, work, part, costs, marked) for part, costs in parts.items()]
+            rows += [_row(sweep, model, work, part, costs, marked) for part, costs in parts.items()]
     if reference is not None:
         _add_reference(model, rows, page, own, reference)
     count = f"{len(grids)} crop grids" if len(grids) > 1 else "one crop grid"
     title = f"{model.name}: {sweep.subject(works[0])} over {count}, mode {works[0].image.mode}, batch {works[0].batch}"
-    return Table(sweep.name, title, works[0].basis.partition(", ")[2], rows, dict(settings))
+    digest = [row for row in rows if row.get("component", TOTAL) == TOTAL]
+    return Table(sweep.name, title, counted(works[0]), rows, dict(settings), sweep.charts(kinds), digest)
 
 
-def _kinds(attention: Any) -> list[str]:
+def counted(work: Workload) -> str:
+    """By which options a table is counted, but for the attention kind, which is a column."""
+    return work.basis.partition(", ")[2]
+
+
+def _evaluate(
+    sweep: GridSweep, model: Model, grids: list[tuple[int, int]], works: list[Workload], page: dict[str, Any]
+) -> list[dict[str, dict[str, Any]]]:
+    """Costs of all grids at once: {component: columns} a grid."""
+    h, w = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
+    together = sweep.parts(model, model.workload(grid=(h, w), **page))
+    return part_columns(together, len(grids), lambda i: sweep.parts(model, works[i]))
+
+
+def attention_kinds(attention: Any) -> list[str]:
     """The attention kinds of the rows."""
     kinds = [attention] if isinstance(attention, str) else attention
     if not isinstance(kinds, list) or not kinds or len(set(map(str, kinds))) < len(kinds):
@@ -82,26 +117,17 @@ def _kinds(attention: Any) -> list[str]:
     return [choose("attention", str(kind), ATTENTION) for kind in kinds]
 
 
-def _row(sweep: GridSweep, work: Workload, part: str, costs: Mapping[str, Any], marked: bool) -> dict[str, Any]:
+def _row(
+    sweep: GridSweep, model: Model, work: Workload, part: str, costs: Mapping[str, Any], marked: bool
+) -> dict[str, Any]:
     image = work.image
     h, w = image.grid or (0, 0)
-    head = {"crops": h * w, "grid_h": h, "grid_w": w, "image_tokens": image.tokens, **sweep.columns(work)}
-    if part:
-        head["component"] = part
-    return head | {"attention": work.attention, **costs, "extrapolated": not image.produced, "marked": marked}
-
-
-def _evaluate(
-    sweep: GridSweep, model: Model, grids: list[tuple[int, int]], works: list[Workload], page: dict[str, Any]
-) -> list[dict[str, dict[str, Any]]]:
-    """Costs of all grids at once, or one by one where float64 would round: {component: columns} a grid."""
-    h, w = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
-    together = sweep.parts(model, model.workload(grid=(h, w), **page))
-    columns = {part: cost_columns(cost, len(grids)) for part, cost in together.items()}
-    exact = {part: found for part, found in columns.items() if found is not None}
-    if len(exact) == len(columns):
-        return [{part: found[i] for part, found in exact.items()} for i in range(len(grids))]
-    return [{part: point_columns(cost) for part, cost in sweep.parts(model, work).items()} for work in works]
+    head = {"crops": h * w, "grid_h": h, "grid_w": w, "image_tokens": image.tokens}
+    further = dict(sweep.columns(model, work, costs))
+    before = {key: further.pop(key) for key in ("context_tokens", "decode_steps", "logits") if key in further}
+    component = {"component": part} if part else {}
+    marks = {"extrapolated": not image.produced, "marked": marked}
+    return head | before | component | {"attention": work.attention, **costs, **further, **marks}
 
 
 def _add_reference(

@@ -1,8 +1,11 @@
-"""Table: the tidy result of a sweep, one row a point and attention kind, counts as exact integers."""
+"""Table: the tidy result of a sweep, one row a point and attention kind, counts as exact integers.
+
+A Chart says which figure is drawn of a table; `report/` writes tables and draws charts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,14 +33,37 @@ COST_COLUMNS = (
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A figure: `measures` (names of report/measures.py) over column `x`, a curve for each value of `by`.
+
+    `where` selects rows by column. `log` names the logarithmic axes ("", "y", "xy"). `bars` stacks the
+    values of `by` above each value of `x` instead. `note` is added to the label of the y axis.
+    """
+
+    name: str
+    measures: tuple[str, ...]
+    x: str = "image_tokens"
+    by: str | tuple[str, ...] = "attention"
+    where: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
+    bars: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows by column name; `title` says what was swept and `basis` how it was counted."""
+    """Rows by column name; `title` says what was swept and `basis` how it was counted.
+
+    `digest` are the rows that a person reads (None: all of them).
+    """
 
     name: str
     title: str
     basis: str
     rows: Sequence[Mapping[str, Any]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    charts: Sequence[Chart] = ()
+    digest: Sequence[Mapping[str, Any]] | None = None
 
     @property
     def columns(self) -> list[str]:
@@ -46,14 +72,27 @@ class Table:
 
     def select(self, **where: Any) -> list[Mapping[str, Any]]:
         """The rows with these values."""
-        return [row for row in self.rows if all(row[k] == v for k, v in where.items())]
+        return [row for row in self.rows if all(row.get(k) == v for k, v in where.items())]
 
 
-def cost_columns(cost: StageCost, points: int) -> list[dict[str, Any]] | None:
-    """The cost columns of each point of a vectorised StageCost, whole numbers as Python ints.
+Parts = Mapping[str, StageCost]
+Columns = dict[str, dict[str, Any]]
 
-    None if a count is too large for float64 to hold exactly: then evaluate point by point.
+
+def part_columns(together: Parts, points: int, one: Callable[[int], Parts]) -> list[Columns]:
+    """The cost columns of each part at each point of a vectorised evaluation, whole numbers as ints.
+
+    Where a count is too large for float64 to hold exactly, `one(i)` evaluates point by point instead.
     """
+    columns = {part: _columns(cost, points) for part, cost in together.items()}
+    exact = {part: found for part, found in columns.items() if found is not None}
+    if len(exact) == len(columns):
+        return [{part: found[i] for part, found in exact.items()} for i in range(points)]
+    return [{part: point_columns(cost) for part, cost in one(i).items()} for i in range(points)]
+
+
+def _columns(cost: StageCost, points: int) -> list[dict[str, Any]] | None:
+    """The cost columns by point; None if one is too large for float64 to hold exactly."""
     values = {name: _column(value, points) for name, value in point_columns(cost).items()}
     if any(abs(v) >= EXACT for column in values.values() for v in column):
         return None

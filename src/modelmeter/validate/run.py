@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -26,11 +27,7 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     """
     if device not in ("meta", "cpu") and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"--device {device!r} is not available; valid: meta, cpu, cuda on a machine that has it")
-    reference = import_module(f"modelmeter.validate.{name}")
-    model = load_model(name, reference.REFERENCE)
-    cases: list[Case] = list(reference.layer_cases())
-    if not layers_only:
-        cases += import_module(f"modelmeter.validate.{name}_stages").stage_cases(model)
+    cases = reference_cases(name, layers_only)
     results = [compare(case) for case in cases]
     lacking: list[str] = []
     if vendor is not None:
@@ -44,6 +41,36 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     unequal = sum(not result.equal for result in results)
     text.append(f"{len(results)} rows, " + (f"{unequal} NOT EQUAL" if unequal else "all equal"))
     return "\n".join(text), not unequal
+
+
+def reference_cases(name: str, layers_only: bool = False) -> list[Case]:
+    """Every layer of a model, and its stages at full size, beside the reference modules."""
+    reference = import_module(f"modelmeter.validate.{name}")
+    cases: list[Case] = list(reference.layer_cases())
+    if layers_only:
+        return cases
+    model = load_model(name, reference.REFERENCE)
+    return [*cases, *import_module(f"modelmeter.validate.{name}_stages").stage_cases(model)]
+
+
+def comparison_rows(name: str) -> list[dict[str, Any]]:
+    """The comparison of every layer and stage as data; `differences` is by quantity, all 0 where equal."""
+    found = []
+    for result in map(compare, reference_cases(name)):
+        main = result.main
+        found.append(
+            {
+                "layer": result.case.layer,
+                "group": result.case.group,
+                "reference": result.case.reference,
+                "quantity": main,
+                "measured": result.measured[main],
+                "theoretical": result.theoretical[main],
+                "compared": len(result.measured),
+                "equal": result.equal,
+            }
+        )
+    return found
 
 
 def _those_that_run(cases: Iterable[Case], lacking: list[str]) -> Iterator[Comparison]:

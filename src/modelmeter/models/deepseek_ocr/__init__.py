@@ -2,5 +2,6 @@
 
 from modelmeter.models.deepseek_ocr.model import DeepSeekOCR
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
+from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
 
-__all__ = ["CropRule", "DeepSeekOCR"]
+__all__ = ["CropRule", "DeepSeekOCR", "PublishedDeepSeekOCR"]

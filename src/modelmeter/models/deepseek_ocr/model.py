@@ -53,6 +53,14 @@ class DeepSeekOCR(Model):
         found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest // h + 1)]
         return sorted((g for g in found if g[0] * g[1] >= self.preprocess.min_crops), key=lambda g: (g[0] * g[1], g))
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(self.preprocess.modes)
+
+    @property
+    def positions(self) -> Size | None:
+        return self.decoder.positions
+
     def has_crops(self, mode: str | None) -> bool:
         return self.preprocess.mode(mode)[1].tile is not None
 

@@ -1,0 +1,87 @@
+"""The catalogues of configs/: devices, profiles, published figures and the sources of a model's numbers.
+
+A name stands for a YAML of the package, a path for a user's own file anywhere; both are checked alike.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from modelmeter.config import config_dir, config_names, read_yaml
+from modelmeter.device import Device
+from modelmeter.errors import InputError, unknown
+from modelmeter.sweep.profiles import Profile
+
+
+def load_devices(names: Any = None) -> list[Device]:
+    """Device objects by name of configs/device or path of a YAML file; None: the whole catalogue.
+
+    Raises InputError for an unknown name or a file that is no device.
+    """
+    return _catalogue("device", "devices", names, Device)
+
+
+def load_profiles(names: Any = None) -> list[Profile]:
+    """Profile objects by name of configs/profile or path of a YAML file; None: all of configs/profile.
+
+    Raises InputError for an unknown name or a file that is no profile.
+    """
+    return _catalogue("profile", "profiles", names, Profile)
+
+
+def load_published(model: str) -> dict[str, Any]:
+    """What configs/published says of a model: figures to stand beside the computed ones; {} if nothing."""
+    path = config_dir() / "published" / f"{model}.yaml"
+    return read_yaml(path) if path.is_file() else {}
+
+
+def published_table(model: str, name: str) -> list[dict[str, str]]:
+    """The rows of a published table of a model, configs/published/<model>/<name>.csv, cells as printed."""
+    with (config_dir() / "published" / model / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
+    """(name, number, source) of every number under `dims` of a model's YAML, read as its text."""
+    found, part, inside = [], "", False
+    for line in (config_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8").splitlines():
+        if not line.startswith(" "):
+            inside = line.startswith("dims:")
+            continue
+        key, _, rest = line.strip().partition(":")
+        value, _, source = rest.partition("#")
+        if inside and not value.strip():
+            part = key
+        elif inside:
+            found.append((f"{part}.{key}", value.strip(), source.strip()))
+    return found
+
+
+def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
+    """The entries of a folder of configs, or of a user's files, as objects."""
+    known = config_names(group)
+    given = known if names is None else names if isinstance(names, list) else [names]
+    if not given or len(set(map(str, given))) < len(given):
+        raise InputError(f"{key} must be one or more of {', '.join(known)} or YAML files, each once, not {names!r}")
+    return [_entry(group, str(name), known, kind) for name in given]
+
+
+def _entry(group: str, name: str, known: Sequence[str], kind: type[Any]) -> Any:
+    path = config_dir() / group / f"{name}.yaml"
+    if name not in known:
+        path = Path(name)
+        if path.suffix not in (".yaml", ".yml"):
+            raise unknown(group, name, known)
+    values = read_yaml(path)
+    valid = {f.name: f for f in fields(kind) if f.name != "name"}
+    for given in values:
+        if given not in valid:
+            raise unknown(f"key of {group} {name!r}:", str(given), valid)
+    for field in valid.values():
+        if field.default is MISSING and field.name not in values:
+            raise InputError(f"{group} {name!r} lacks {field.name}; its keys: {', '.join(valid)}")
+    return kind(name=path.stem, **values)

@@ -1,0 +1,113 @@
+"""Sweeps and reports from their configuration: models, devices, profiles and published figures put together.
+
+`sweep_tables` runs one sweep, `report_files` makes every file of a model's report. Writing is done in
+`report/files.py`, the command line is `cli.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from modelmeter import catalogue, config
+from modelmeter.errors import InputError
+
+
+def sweep_tables(name: str, model: Any, settings: Mapping[str, Any]) -> list[Any]:
+    """The tables of a sweep; devices, profiles and published figures are read from their files."""
+    reference = _reference(model.name) if settings["reference"] else None
+    settings = dict(settings)
+    if "devices" in settings:
+        settings["devices"] = catalogue.load_devices(settings["devices"])
+    if "profiles" in settings:
+        settings["profiles"] = catalogue.load_profiles(settings["profiles"])
+    settings["published"] = catalogue.load_published(model.name).get(name)
+    tables: list[Any] = importlib.import_module(f"modelmeter.sweep.{name}").run(model, settings, reference)
+    return tables
+
+
+def _reference(model: str) -> Any:
+    """The function that counts a workload on the model's reference modules."""
+    try:
+        return importlib.import_module(f"modelmeter.validate.{model}_stages").reference_counts
+    except ModuleNotFoundError as error:
+        raise no_reference(model, error) from None
+
+
+def no_reference(model: str, error: ModuleNotFoundError) -> InputError:
+    """Why a model cannot be compared: it has no reference modules, or they are not installed."""
+    if error.name and error.name.startswith("modelmeter.validate."):
+        return InputError(f"model {model!r} has no reference modules to compare with")
+    return InputError(f"{error.name} is not installed: pip install 'modelmeter[validation]'")
+
+
+def report_files(name: str, command: str, *, validation: bool = True, png: bool = False) -> dict[str, str | bytes]:
+    """Every file of a model's report by path: pages in each language, figures, the reconciliation.
+
+    `validation` adds the comparison with the reference modules (needs modelmeter[validation]).
+    """
+    from modelmeter.report.diagram import stages_diagram
+    from modelmeter.report.document import Report
+    from modelmeter.report.figures import figures
+
+    formats = ("svg", "png") if png else ("svg",)
+    settings = config.read_yaml(config.config_dir() / "report" / f"{name}.yaml")
+    model = config.load_model(name)
+    tables = {sweep: _run(sweep, name, settings["page"]) for sweep in settings["sweeps"]}
+    compared = _compared(name) if validation else None
+    work = model.workload(**settings["page"])
+    report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
+    contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
+    drawn = stages_diagram(model, work, formats)
+    for table in (table for found in tables.values() for table in found):
+        drawn |= figures(table, formats)
+    contents |= {f"{name}/figures/{file}": content for file, content in drawn.items()}
+    if settings.get("reconciles"):
+        contents |= _reconciled(model, settings["reconciles"], command, formats)
+    return contents
+
+
+def _run(sweep: str, model: str, page: Mapping[str, Any], *overrides: str) -> list[Any]:
+    """The tables of a sweep for the report's page, which marks its grid where the sweep has grids."""
+    settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model}", *overrides])
+    settings |= {key: value for key, value in page.items() if key in settings}
+    return sweep_tables(sweep, config.build_model(settings), settings)
+
+
+def _once(tables: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Each table under the first sweep that has it: two sweeps give the same requirements."""
+    seen: set[str] = set()
+    found: dict[str, list[Any]] = {}
+    for sweep, some in tables.items():
+        found[sweep] = [table for table in some if table.name not in seen]
+        seen |= {table.name for table in some}
+    return found
+
+
+def _compared(name: str) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = importlib.import_module("modelmeter.validate.run").comparison_rows(name)
+    except ModuleNotFoundError as error:
+        raise no_reference(name, error) from None
+    return rows
+
+
+def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ...]) -> dict[str, str | bytes]:
+    """The reconciliation of a model with its published tables, beside the model's own folder."""
+    from modelmeter.report.figures import figures
+    from modelmeter.report.reconciliation import SWEEPS, Reconciliation
+
+    other = config.load_model(published)
+    module = importlib.import_module(type(other).__module__)
+    layers = importlib.import_module(f"{type(other).__module__}_layers").layer_table(other)
+    names = (*SWEEPS, "ttft", "tpot", "per_layer")
+    printed = {table: catalogue.published_table(model.name, table) for table in names}
+    ours, real = (
+        {table.name: table for sweep in SWEEPS for table in _run(sweep, name, {}, "attention=flash")}
+        for name in (published, model.name)
+    )
+    counts = (module.effects, module.report_counts)
+    found = Reconciliation(model, other, command, ours, real, printed, *counts, layers)
+    drawn = figures(found.error_table(), formats)
+    return {"reconciliation.md": found.page()} | {f"figures/{file}": content for file, content in drawn.items()}

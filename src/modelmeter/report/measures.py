@@ -1,0 +1,171 @@
+"""What tables and figures show of a row: the only place where FLOPs and bytes become readable units.
+
+MEASURES are drawn, COLUMNS are printed in Markdown. TFLOP = 1e12 FLOPs, GB = 1e9 bytes, Tb = 1e12 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quantity of a row: `label` for an axis with its unit, `short` for a legend; None where it has no value."""
+
+    label: str
+    value: Callable[[Row], float | None]
+    short: str = ""
+    points: bool = False  # drawn as points, without a line: published figures
+
+
+def _scaled(column: str, unit: float) -> Callable[[Row], float | None]:
+    return lambda row: None if row.get(column, "") == "" else float(row[column]) / unit
+
+
+def _flops(row: Row) -> float:
+    return float(row["tensor_core_flops"] + row["cuda_core_flops"]) / 1e12
+
+
+_BY_ENGINE = "FLOPs by engine (TFLOP = 1e12)"
+_SHARE = "share of the datasheet's peak (%)"
+
+MEASURES: dict[str, Measure] = {
+    "flops_tflops": Measure("FLOPs, tensor and CUDA cores (TFLOP = 1e12)", _flops),
+    "tensor_tflops": Measure(_BY_ENGINE, _scaled("tensor_core_flops", 1e12), "tensor cores"),
+    "cuda_tflops": Measure(_BY_ENGINE, _scaled("cuda_core_flops", 1e12), "CUDA cores"),
+    "io_tb": Measure("traffic to and from memory (Tb = 1e12 bits)", _scaled("io_bytes", 1e12 / 8)),
+    "io_gb": Measure("traffic to and from memory (GB = 1e9 bytes)", _scaled("io_bytes", 1e9)),
+    "io_gb_per_token": Measure("traffic an output token (GB = 1e9 bytes)", _scaled("io_bytes_per_token", 1e9)),
+    "arithmetic_intensity": Measure(
+        "arithmetic intensity (FLOP per byte)", _scaled("arithmetic_intensity_flop_per_byte", 1)
+    ),
+    "activations_gb": Measure("peak activations (GB = 1e9 bytes)", _scaled("peak_activation_bytes", 1e9)),
+    "kv_gb": Measure("KV cache at the end (GB = 1e9 bytes)", _scaled("kv_cache_bytes", 1e9)),
+    "required_tflops_per_s": Measure("required rate (TFLOP/s)", _scaled("required_flops_per_s", 1e12)),
+    "required_gb_per_s": Measure("required bandwidth (GB/s)", _scaled("required_bytes_per_s", 1e9)),
+    "tensor_core_share": Measure(_SHARE, _scaled("tensor_core_share", 0.01), "tensor-core peak"),
+    "memory_bandwidth_share": Measure(_SHARE, _scaled("memory_bandwidth_share", 0.01), "memory bandwidth"),
+    "compression": Measure("text tokens per vision token", _scaled("compression", 1), "computed"),
+    "published_compression": Measure(
+        "text tokens per vision token", _scaled("published_compression", 1), "published", points=True
+    ),
+    "saved_prefill_tflops": Measure("prefill FLOPs saved (TFLOP = 1e12)", _scaled("saved_prefill_flops", 1e12)),
+    "net_saved_tflops": Measure("FLOPs saved in all (TFLOP = 1e12)", _scaled("saved_flops_less_vision", 1e12)),
+    "error_percent": Measure("published less real (%)", _scaled("error_percent", 1)),
+    "saved_kv_gb": Measure("KV cache saved at the end (GB = 1e9 bytes)", _scaled("saved_kv_cache_bytes", 1e9)),
+}
+
+X_LABELS = {
+    "image_tokens": "image tokens (grid of crops written rows x columns)",
+    "prefill_tokens": "tokens of the prefill",
+    "text_tokens": "text tokens of the page",
+    "crops": "crops",
+    "profile": "document",
+    "device": "device",
+}
+
+CURVES = {
+    "attention": "{} attention",
+    "budget_s": "{} s",
+    "heads": "{} heads",
+    "kv_heads": "{} KV heads",
+    "batch": "batch {}",
+}
+"""How the value of a column reads in a legend, where it is not the value alone."""
+
+
+def _fixed(column: str, unit: float, digits: int) -> Callable[[Row], str]:
+    return lambda row: "" if row.get(column, "") == "" else f"{float(row[column]) / unit:.{digits}f}"
+
+
+def _plain(column: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row.get(column, "")
+        return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+    return text
+
+
+def _grid(row: Row) -> str:
+    return f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none"
+
+
+def percent(share: float) -> str:
+    """A share in percent with three significant digits and no exponent."""
+    return f"{100 * share:.3g}" if share < 10 else f"{100 * share:.0f}"
+
+
+def _range(share: str) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        low, high = (percent(row[f"{end}_{share}"]) for end in ("least", "largest"))
+        return low if low == high else f"{low} - {high}"
+
+    return text
+
+
+COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
+    "target": ("target", _plain("target")),
+    "budget_s": ("budget s", _plain("budget_s")),
+    "title": ("document", _plain("title")),
+    "image_size": ("pixels", _plain("image_size")),
+    "text_tokens": ("text tokens", _plain("text_tokens")),
+    "mode": ("mode", _plain("mode")),
+    "crops": ("crops", _plain("crops")),
+    "grid_h": ("grid", _grid),
+    "vision_tokens": ("vision tokens", _plain("vision_tokens")),
+    "image_tokens": ("image tokens", _plain("image_tokens")),
+    "prefill_tokens": ("prefill tokens", _plain("prefill_tokens")),
+    "decode_steps": ("decode steps", _plain("decode_steps")),
+    "batch": ("batch", _plain("batch")),
+    "heads": ("heads", _plain("heads")),
+    "kv_heads": ("KV heads", _plain("kv_heads")),
+    "pages": ("pages", _plain("pages")),
+    "stage": ("stage", _plain("stage")),
+    "component": ("component", _plain("component")),
+    "attention": ("attention", _plain("attention")),
+    "device": ("device", _plain("device")),
+    "tensor_core_flops": ("tensor-core TFLOP", _fixed("tensor_core_flops", 1e12, 6)),
+    "cuda_core_flops": ("CUDA-core TFLOP", _fixed("cuda_core_flops", 1e12, 6)),
+    "io_bytes": ("I/O GB", _fixed("io_bytes", 1e9, 4)),
+    "arithmetic_intensity_flop_per_byte": ("FLOP/byte", _fixed("arithmetic_intensity_flop_per_byte", 1, 1)),
+    "peak_activation_bytes": ("peak activations GB", _fixed("peak_activation_bytes", 1e9, 4)),
+    "kv_cache_bytes": ("KV cache GB", _fixed("kv_cache_bytes", 1e9, 4)),
+    "tensor_core_flops_per_token": ("tensor-core GFLOP a token", _fixed("tensor_core_flops_per_token", 1e9, 4)),
+    "io_bytes_per_token": ("I/O GB a token", _fixed("io_bytes_per_token", 1e9, 4)),
+    "required_flops_per_s": ("required TFLOP/s", _fixed("required_flops_per_s", 1e12, 3)),
+    "required_bytes_per_s": ("required GB/s", _fixed("required_bytes_per_s", 1e9, 1)),
+    "largest_tensor_core_share": ("% of tensor-core peak", _range("tensor_core_share")),
+    "largest_cuda_core_share": ("% of CUDA-core peak", _range("cuda_core_share")),
+    "largest_memory_bandwidth_share": ("% of bandwidth", _range("memory_bandwidth_share")),
+    "binds": ("binds", _plain("binds")),
+    "within_peaks": ("grids within the peaks", _plain("within_peaks")),
+    "fits_memory": ("grids that fit the memory", _plain("fits_memory")),
+    "source": ("source (confidence)", _plain("source")),
+    "compression": ("text per vision token", _fixed("compression", 1, 1)),
+    "published_compression": ("published", _plain("published_compression")),
+    "published_precision_percent": ("published precision %", _plain("published_precision_percent")),
+    "compression_in_decoder": ("text per image token", _fixed("compression_in_decoder", 1, 2)),
+    "text_prefill_flops": ("prefill of the text, TFLOP", _fixed("text_prefill_flops", 1e12, 3)),
+    "image_prefill_flops": ("prefill of the picture, TFLOP", _fixed("image_prefill_flops", 1e12, 3)),
+    "saved_prefill_flops": ("saved, TFLOP", _fixed("saved_prefill_flops", 1e12, 3)),
+    "vision_flops": ("vision tower, TFLOP", _fixed("vision_flops", 1e12, 3)),
+    "saved_flops_less_vision": ("saved in all, TFLOP", _fixed("saved_flops_less_vision", 1e12, 3)),
+    "saved_decode_io_bytes": ("decode I/O saved, GB", _fixed("saved_decode_io_bytes", 1e9, 3)),
+    "saved_kv_cache_bytes": ("KV cache saved, GB", _fixed("saved_kv_cache_bytes", 1e9, 3)),
+}
+"""What Markdown prints of a table, in this order: heading and text by column."""
+
+
+def notes_of(row: Row) -> list[str]:
+    """What marks a row out: the user's own page, extrapolation, a context beyond the model's positions."""
+    notes = ["**this page**"] if row.get("marked") else []
+    notes += ["extrapolated"] if row.get("extrapolated") else []
+    notes += ["beyond the model's positions"] if row.get("beyond_positions") else []
+    measured = row.get("reference_tensor_core_flops")
+    if measured is not None:
+        notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
+    return notes

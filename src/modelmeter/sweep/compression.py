@@ -1,0 +1,116 @@
+"""Optical compression: text tokens per vision token by mode, and what the decoder is spared by it.
+
+The same page is fed once as a picture and once as its own text. What the decoder saves stands beside
+what the vision tower costs. Published compression and precision stand beside ours where there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelmeter.cost import StageCost
+from modelmeter.errors import InputError, choose
+from modelmeter.models.model import Model
+from modelmeter.sizes import as_size
+from modelmeter.sweep.grids import attention_kinds, counted
+from modelmeter.sweep.table import Chart, Table
+from modelmeter.workload import Workload
+
+OPTIONS = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "precision")
+
+
+def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """One row a page length, mode and attention kind.
+
+    `settings["text_tokens"]` are page lengths in text tokens, `modes` resolution modes (None: those without
+    crops), `published` rows with text_tokens, mode, compression and precision of a paper.
+    """
+    if reference is not None:
+        raise InputError("reference=true is not available for compression; it is for vision_crops")
+    lengths = settings["text_tokens"]
+    lengths = lengths if isinstance(lengths, list) else [lengths]
+    if not lengths:
+        raise InputError("text_tokens must be one or more page lengths, not []")
+    lengths = [as_size("text_tokens", length) for length in lengths]
+    modes = _modes(model, settings)
+    kinds = attention_kinds(settings["attention"])
+    known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
+    rows = []
+    for kind in kinds:
+        options = {key: settings[key] for key in OPTIONS} | {"attention": kind}
+        texts = {length: _decoder(model, model.text(length + _prompt(options), **_rest(options))) for length in lengths}
+        for mode in modes:
+            grid = settings["grid"] if model.has_crops(mode) else None
+            page = model.workload(mode=mode, grid=grid, **options)
+            read, vision = _decoder(model, page), model.cost("vision", page)
+            rows += [_row(model, page, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
+    title = f"{model.name}: pages of {min(lengths)} to {max(lengths)} text tokens as pictures, batch {page.batch}"
+    return [Table("compression", title, counted(page), rows, dict(settings), _charts(kinds[-1]))]
+
+
+def _modes(model: Model, settings: Mapping[str, Any]) -> list[str]:
+    given = settings["modes"]
+    if given is None:
+        return [mode for mode in model.modes if settings["grid"] is not None or not model.has_crops(mode)]
+    given = given if isinstance(given, list) else [given]
+    if not given or len(set(map(str, given))) < len(given):
+        raise InputError(f"modes must be one or more of {', '.join(model.modes)}, each once, not {settings['modes']!r}")
+    modes = [choose("mode", str(mode), model.modes) for mode in given]
+    if settings["grid"] is None and any(map(model.has_crops, modes)):
+        raise InputError(f"modes={','.join(m for m in modes if model.has_crops(m))} have crops: give grid=ROWSxCOLUMNS")
+    return modes
+
+
+def _prompt(options: Mapping[str, Any]) -> int:
+    return int(as_size("prompt_tokens", options["prompt_tokens"], least=0))
+
+
+def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "prompt_tokens"}
+
+
+def _decoder(model: Model, work: Workload) -> tuple[Workload, StageCost, StageCost]:
+    return work, model.cost("prefill", work), model.cost("decode", work)
+
+
+def _row(
+    model: Model, page: Workload, text_tokens: int, vision: StageCost,
+    read: tuple[Workload, StageCost, StageCost], text: tuple[Workload, StageCost, StageCost],
+    paper: Mapping[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    image = page.image
+    (_, prefill, decode), (_, text_prefill, text_decode) = read, text
+    saved = text_prefill.flops - prefill.flops
+    return {
+        "text_tokens": text_tokens,
+        "mode": image.mode,
+        "vision_tokens": image.valid_tokens,
+        "image_tokens": image.tokens,
+        "attention": page.attention,
+        "compression": text_tokens / image.valid_tokens,
+        "compression_in_decoder": text_tokens / image.tokens,
+        "published_compression": paper["compression"] if paper else "",
+        "published_precision_percent": paper["precision_percent"] if paper else "",
+        "text_prefill_flops": text_prefill.flops,
+        "image_prefill_flops": prefill.flops,
+        "vision_flops": vision.flops,
+        "saved_prefill_flops": saved,
+        "saved_flops_less_vision": saved - vision.flops,
+        "saved_decode_flops": text_decode.flops - decode.flops,
+        "saved_decode_io_bytes": text_decode.io_bytes - decode.io_bytes,
+        "text_kv_cache_bytes": text_decode.kv_cache_bytes,
+        "image_kv_cache_bytes": decode.kv_cache_bytes,
+        "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
+        "beyond_positions": model.is_beyond(text[0].context_tokens + page.decode_steps),
+    }
+
+
+def _charts(kind: str) -> list[Chart]:
+    where, x, by = {"attention": kind}, "text_tokens", "mode"
+    return [
+        Chart("compression_ratio", ("compression", "published_compression"), x, by, where),
+        Chart("compression_saved_prefill", ("saved_prefill_tflops",), x, by, where, note="decoder alone"),
+        Chart("compression_net", ("net_saved_tflops",), x, by, where, note="vision tower included"),
+        Chart("compression_kv", ("saved_kv_gb",), x, by, where),
+    ]

@@ -1,0 +1,108 @@
+"""Named OCR workloads, each through its stages: a receipt, a page, a newspaper, or a user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modelmeter.cost import StageCost
+from modelmeter.errors import InputError, choose
+from modelmeter.models.model import STAGES, Model
+from modelmeter.sizes import as_size
+from modelmeter.sweep.grids import attention_kinds, counted
+from modelmeter.sweep.table import Chart, Table, point_columns
+from modelmeter.workload import Workload, parse_pair
+
+OPTIONS = ("batch", "logits", "causal", "rotary", "execution", "precision")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A workload of a document: pixel size of a page, prompt and output tokens of a page, number of pages.
+
+    `mode` is a resolution mode of the model, or modes by model name (others use their default).
+    Raises InputError for values that make no sense.
+    """
+
+    name: str
+    title: str
+    image_size: Any
+    prompt_tokens: int
+    output_tokens: int
+    pages: int = 1
+    mode: Any = None
+
+    def __post_init__(self) -> None:
+        place = f"profile {self.name}: "
+        if not isinstance(self.title, str) or not self.title.strip():
+            raise InputError(f"{place}title must be words, not {self.title!r}")
+        size = parse_pair(f"{place}image_size", self.image_size, "WIDTHxHEIGHT in pixels")
+        object.__setattr__(self, "image_size", f"{size[0]}x{size[1]}")
+        for key, least in (("prompt_tokens", 0), ("output_tokens", 1), ("pages", 1)):
+            object.__setattr__(self, key, as_size(place + key, getattr(self, key), least=least))
+        if not (self.mode is None or isinstance(self.mode, (str, Mapping))):
+            raise InputError(f"{place}mode must be a mode of the model or modes by model name, not {self.mode!r}")
+
+    def workload(self, model: Model, **options: Any) -> Workload:
+        """One page of it; other keywords are those of Workload."""
+        mode = self.mode.get(model.name) if isinstance(self.mode, Mapping) else self.mode
+        if mode is not None:
+            choose(f"mode of profile {self.name}", str(mode), model.modes)
+        options |= {"prompt_tokens": self.prompt_tokens, "decode_steps": self.output_tokens}
+        return model.workload(image_size=self.image_size, mode=mode, **options)
+
+
+def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """One row a profile, stage and attention kind; `page` is all stages, `all pages` as many requests.
+
+    `settings["profiles"]` are Profile objects.
+    """
+    if reference is not None:
+        raise InputError("reference=true is not available for profiles; it is for vision_crops")
+    rows: list[dict[str, Any]] = []
+    kinds = attention_kinds(settings["attention"])
+    for profile in settings["profiles"]:
+        for kind in kinds:
+            work = profile.workload(model, attention=kind, **{key: settings[key] for key in OPTIONS})
+            rows += [_row(model, profile, work, stage, cost) for stage, cost in _stages(model, profile, work).items()]
+    title = f"{model.name}: {len(settings['profiles'])} documents, batch {work.batch}"
+    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(kinds[-1]))]
+
+
+def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCost]:
+    page = model.request(work)
+    stored = {key: getattr(page, key) for key in ("parameters", "weight_bytes", "kv_cache_bytes")}
+    costs = {stage: model.cost(stage, work) for stage in STAGES}
+    return {**costs, "page": page, "all pages": replace(page * profile.pages, **stored)}
+
+
+def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: StageCost) -> dict[str, Any]:
+    image = work.image
+    h, w = image.grid or (0, 0)
+    return {
+        "profile": profile.name,
+        "title": profile.title,
+        "image_size": profile.image_size,
+        "mode": image.mode,
+        "crops": h * w,
+        "grid_h": h,
+        "grid_w": w,
+        "image_tokens": image.tokens,
+        "context_tokens": work.context_tokens,
+        "decode_steps": work.decode_steps,
+        "pages": profile.pages,
+        "stage": stage,
+        "attention": work.attention,
+        **point_columns(cost),
+        "beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps),
+    }
+
+
+def _charts(kind: str) -> list[Chart]:
+    bars = [
+        Chart(f"profiles_{name}", (measure,), "profile", "stage", {"attention": kind, "stage": STAGES}, bars=True)
+        for name, measure in (("flops", "flops_tflops"), ("io", "io_gb"))
+    ]
+    page = {"attention": kind, "stage": ("page",)}
+    return [*bars, Chart("profiles_kv", ("kv_gb",), "profile", "stage", page, bars=True)]

@@ -1,0 +1,81 @@
+"""What a latency budget requires: the FLOPs and the bytes a second that a stage must be served with.
+
+TTFT is vision and prefill in one budget, TPOT one decode step (the mean of the K steps). Both rates must
+be met at once; a kernel that reaches its datasheet peak does not exist, so they are lower bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modelmeter.errors import InputError
+from modelmeter.sweep.table import TOTAL, Chart, Table
+
+
+@dataclass(frozen=True)
+class Target:
+    """A latency target: its `name`, the settings `key` of its budgets in seconds, and what it waits for."""
+
+    name: str
+    key: str
+    waits_for: str
+
+
+TTFT = Target("TTFT", "ttft", "vision and prefill")
+TPOT = Target("TPOT", "tpot", "one decode step")
+
+_PLACE = (
+    "crops", "grid_h", "grid_w", "image_tokens", "context_tokens", "decode_steps", "logits", "attention",
+)  # fmt: skip
+_MARKS = ("beyond_positions", "extrapolated", "marked")
+
+
+def budgets_of(key: str, value: Any) -> list[float]:
+    """One or more budgets in seconds; raises InputError unless all are numbers above 0, each once."""
+    given = value if isinstance(value, list) else [value]
+    for budget in given:
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
+            raise InputError(f"{key} must be one or more budgets in seconds, each above 0, not {budget!r}")
+    if not given or len(set(given)) < len(given):
+        raise InputError(f"{key} must be one or more budgets in seconds, each once, not {value!r}")
+    return [float(budget) for budget in given]
+
+
+def requirements(target: Target, table: Table, budgets: Any) -> Table:
+    """The rates that budgets require at each point of a sweep by component (its totals are used)."""
+    rows = [
+        _required(target, row, budget)
+        for budget in budgets_of(target.key, budgets)
+        for row in table.select(component=TOTAL)
+    ]
+    name = f"responsive_by_{target.key}"
+    by = ("budget_s", "attention")
+    charts = [
+        Chart(f"responsive_tflops_by_{target.key}", ("required_tflops_per_s",), by=by),
+        Chart(f"responsive_gb_by_{target.key}", ("required_gb_per_s",), by=by),
+    ]
+    _, _, where = table.title.partition(" over ")
+    model = table.title.partition(":")[0]
+    title = f"{model}: what a {target.name} budget requires ({target.waits_for}) over {where}"
+    return Table(name, title, table.basis, rows, table.settings, charts)
+
+
+def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str, Any]:
+    seconds = budget * (row["decode_steps"] if target is TPOT else 1)
+    tensor, cuda, moved = (row[k] for k in ("tensor_core_flops", "cuda_core_flops", "io_bytes"))
+    rates = {
+        "required_tensor_flops_per_s": tensor / seconds,
+        "required_cuda_flops_per_s": cuda / seconds,
+        "required_flops_per_s": (tensor + cuda) / seconds,
+        "required_bytes_per_s": moved / seconds,
+    }
+    head = {"target": target.name, "budget_s": budget} | {k: row[k] for k in _PLACE if k in row}
+    return head | rates | {k: row[k] for k in _MARKS}
+
+
+def extremes(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[float, float]:
+    """The least and the largest value of a column."""
+    values = [row[column] for row in rows]
+    return min(values), max(values)

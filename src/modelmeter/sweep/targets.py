@@ -1,0 +1,114 @@
+"""TTFT and TPOT budgets over every crop grid: the rates they require, and what binds on each device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from modelmeter.cost import StageCost
+from modelmeter.device import Device
+from modelmeter.errors import InputError
+from modelmeter.models.model import Model
+from modelmeter.sweep import e2e_decode, e2e_vision_prefill
+from modelmeter.sweep.grids import run_grids
+from modelmeter.sweep.requirements import TPOT, TTFT, extremes, requirements
+from modelmeter.sweep.table import TOTAL, Chart, Table
+
+SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
+"""Columns of the shares of a device's peaks, in the order of `device.RESOURCES`."""
+
+
+def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """The rates by target and budget, then the shares of each device's peaks that they take.
+
+    `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
+    """
+    if reference is not None:
+        raise InputError("reference=true is not available for targets; it is for vision_crops")
+    first = run_grids(e2e_vision_prefill.SWEEP, model, settings)
+    steps = run_grids(e2e_decode.SWEEP, model, settings)
+    tables = [requirements(TTFT, first, settings["ttft"]), requirements(TPOT, steps, settings["tpot"])]
+    return [*tables, device_table(settings["devices"], tables, _memory(first, steps))]
+
+
+def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["grid_h"], row["grid_w"], row["attention"]
+
+
+def _memory(first: Table, steps: Table) -> dict[tuple[Any, ...], int]:
+    """Bytes that a page needs by grid: all weights, the larger peak, the KV cache after the last step."""
+    after = {_place(row): row for row in steps.select(component=TOTAL)}
+    return {
+        _place(row): row["weight_bytes"]
+        + max(row["peak_activation_bytes"], after[_place(row)]["peak_activation_bytes"])
+        + after[_place(row)]["kv_cache_bytes"]
+        for row in first.select(component=TOTAL)
+    }
+
+
+def device_table(devices: Sequence[Device], required: Sequence[Table], memory: Mapping[Any, int]) -> Table:
+    """Each requirement on each device: shares of its peaks, which of them binds, whether it can be met."""
+    rows = [
+        _device_row(device, row, memory[_place(row)]) for table in required for row in table.rows for device in devices
+    ]
+    title = required[0].title.partition(":")[0] + ": what binds on each device"
+    kind = rows[-1]["attention"]
+    charts = [
+        Chart(f"device_shares_{target.lower()}", SHARES[::2], x="device", by="", where=where, log="y", bars=True)
+        for target, where in _largest_points(rows, kind)
+    ]
+    digest = list(_digest(devices, rows))
+    return Table("device_shares", title, required[0].basis, rows, required[0].settings, charts, digest)
+
+
+def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str, Any]:
+    rates = StageCost(
+        tensor_core_flops=row["required_tensor_flops_per_s"],
+        cuda_core_flops=row["required_cuda_flops_per_s"],
+        weight_io_bytes=row["required_bytes_per_s"],
+    )
+    shares = device.shares(rates, 1.0)
+    head = {k: v for k, v in row.items() if not k.startswith("required") and k not in ("extrapolated", "marked")}
+    verdict = {
+        "binds": max(shares, key=lambda name: shares[name]),
+        "within_peaks": max(shares.values()) <= 1,
+        "needed_memory_bytes": needed,
+        "fits_memory": needed <= device.memory_bytes,
+    }
+    columns = dict(zip(SHARES, shares.values(), strict=True))
+    marks = {k: row[k] for k in ("extrapolated", "marked")}
+    return {"device": device.title, **head, **columns, **verdict, **marks}
+
+
+def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Any, ...], list[Mapping[str, Any]]]]:
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["target"], row["budget_s"], row["attention"], row["device"]), []).append(row)
+    yield from groups.items()
+
+
+def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row a target, budget, attention kind and device: the range of shares over the grids."""
+    known = {device.title: device for device in devices}
+    for (target, budget, attention, title), group in _groups(rows):
+        found: dict[str, Any] = {"target": target, "budget_s": budget, "attention": attention, "device": title}
+        for share in SHARES:
+            found |= dict(zip((f"least_{share}", f"largest_{share}"), extremes(group, share), strict=True))
+        binding = list(dict.fromkeys(row["binds"] for row in group))
+        met, fits = (sum(row[key] for row in group) for key in ("within_peaks", "fits_memory"))
+        yield found | {
+            "binds": " or ".join(binding),
+            "within_peaks": f"{met}/{len(group)}",
+            "fits_memory": f"{fits}/{len(group)}",
+            "source": f"{known[title].source} ({known[title].confidence})",
+        }
+
+
+def _largest_points(rows: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each target its tightest budget at the largest grid."""
+    for target in dict.fromkeys(row["target"] for row in rows):
+        some = [row for row in rows if row["target"] == target and row["attention"] == kind]
+        tightest = min(row["budget_s"] for row in some)
+        row = max((r for r in some if r["budget_s"] == tightest), key=lambda r: r["image_tokens"])
+        place = {k: row[k] for k in ("grid_h", "grid_w")}
+        yield target, {"target": target, "budget_s": tightest, "attention": kind, **place}

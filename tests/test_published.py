@@ -1,0 +1,333 @@
+"""The published report from the real model and eight departures: to the printed digit, and one by one."""
+
+import csv
+import sys
+from dataclasses import replace
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import modelmeter
+from modelmeter import cli
+from modelmeter.config import config_dir
+from modelmeter.cost import COUNTS
+from modelmeter.errors import InputError
+from modelmeter.models.deepseek_ocr.departures import DEPARTURES, decode_context
+from modelmeter.models.deepseek_ocr.published import effects, report_counts
+from modelmeter.models.deepseek_ocr.published_layers import LayerRow, layer_table
+from modelmeter.models.model import STAGES
+from modelmeter.ops import Sizes
+
+NAMES = tuple(departure.name for departure in DEPARTURES)
+GRIDS = ("1x2", "2x2", "3x1", "2x3", "1x29")
+STEPS = 100  # decode steps of the report
+TTFT_SECONDS, TPOT_SECONDS = 1.0, 0.05  # budgets of the report's two target tables
+EINSUM_WINDOW, EINSUM_GLOBAL, EINSUM_CROP = (2 * 2 * 12 * 64 * side**3 for side in (14, 64, 40))
+"""FLOPs of both relative-position einsums: 12 heads of 64, side^2 queries, side keys each way."""
+
+
+def published_table(name):
+    with (config_dir() / "published" / "deepseek_ocr" / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def published():
+    return modelmeter.load_model("deepseek_ocr_published")
+
+
+def only(published, *names):
+    return replace(published, departures=names)
+
+
+def swept(published, *stages):
+    """Tensor-core and CUDA-core FLOPs of every grid of the report, all in one evaluation."""
+    grids = published.grids(29)
+    h, w = (np.array(side, dtype=float) for side in zip(*grids, strict=True))
+    cost = sum(published.cost(stage, published.workload(grid=(h, w), decode_steps=STEPS)) for stage in stages)
+    tensor, cuda = (np.broadcast_to(f, h.shape) for f in (cost.tensor_core_flops, cost.cuda_core_flops))
+    return grids, tensor, cuda
+
+
+def image_tokens(h, w):
+    return 273 + 10 * h * (10 * w + 1)
+
+
+TABLES = {"vision_crops": ("vision",), "e2e_vision_prefill": ("vision", "prefill"), "e2e_decode": ("decode",)}
+
+
+def equal_cells(name, published):
+    rows = published_table(name)
+    grids, tensor, cuda = swept(published, *TABLES[name])
+    cells = 0
+    for row, (h, w), t, c in zip(rows, grids, tensor, cuda, strict=True):
+        ours = {
+            "crops": f"{h * w}",
+            "grid_h_x_w": f"{h}x{w}",
+            "image_tokens": f"{published.workload(grid=f'{h}x{w}').image.tokens}",
+            "tensor_core_tflops": f"{t / 1e12:.6e}",
+            "cuda_core_tflops": f"{c / 1e12:.6e}",
+            "tensor_to_cuda_ratio": f"{t / c:.3f}",
+        }
+        assert row == ours
+        cells += sum(key.endswith(("tflops", "ratio")) for key in row)
+    return cells
+
+
+def test_every_cell_of_the_sweep_tables_is_the_published_one(published):
+    assert sum(equal_cells(name, published) for name in TABLES) == 3 * 3 * 53 == 477
+
+
+def test_every_time_target_is_the_published_one(published):
+    for name, stages, seconds in (
+        ("ttft", ("vision", "prefill"), TTFT_SECONDS),
+        ("tpot", ("decode",), STEPS * TPOT_SECONDS),
+    ):
+        rows = published_table(name)
+        grids, tensor, cuda = swept(published, *stages)
+        required = [f"{f / seconds / 1e12:.3f}" for f in tensor + cuda]
+        assert [row["required_tflops_per_s"] for row in rows] == required and len(rows) == 53
+        assert [row["grid_h_x_w"] for row in rows] == [f"{h}x{w}" for h, w in grids]
+        assert [int(row["image_tokens"]) for row in rows] == [image_tokens(h, w) for h, w in grids]
+        assert {row.get("decode_steps", f"{STEPS}") for row in rows} == {f"{STEPS}"}
+
+
+def test_every_row_of_the_layer_table_is_the_published_one(published):
+    rows = layer_table(published)
+    classes = [(row["group"], row["layer"], row["implementation_class"]) for row in published_table("layer_classes")]
+    assert [(row.group, row.layer, row.implementation_class) for row in rows] == classes
+    for row, printed in zip(rows, published_table("per_layer"), strict=True):
+        assert printed == {
+            "group": row.group,
+            "layer": row.layer,
+            "measured_gflops": f"{row.measured_flops / 1e9:.4e}",
+            "theoretical_gflops": f"{row.theoretical_flops / 1e9:.4e}",
+            "rel_diff_percent": f"{float(100 * row.difference):.4f}%",
+            "status": "✓",
+        }
+    assert len(rows) == 21
+
+
+def test_the_published_weights_are_gib(published):
+    d, expert = 1280, 3 * 1280 * 896
+    layer = 4 * d * d + 64 * d + expert + 2 * expert + 2 * d  # attention, router, one expert, the shared two, norms
+    towers, head = 95_569_152 + 302_575_616, 165_478_400  # SAM, CLIP less its unused convolution
+    stored = published.storage()
+    assert stored.parameters == 12 * layer + d + head + 2 * towers
+    assert f"{stored.weight_bytes / 2**30:.2f}" == "2.17"  # the report's "2.17 GB"
+    for stage, parameters in (("vision", 2 * towers), ("prefill", 12 * layer + d + head)):
+        cost = published.cost(stage, published.workload(grid="1x2"))
+        assert cost.parameters == parameters and cost.weight_bytes == 2 * parameters
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_counts_are_the_closed_forms(published, h, w):
+    n, crop_tokens = h * w, 10 * h * (10 * w + 1)
+    s = 273 + crop_tokens + 10
+    work = published.workload(grid=(h, w), decode_steps=STEPS)
+    vision, prefill, decode = (published.cost(stage, work) for stage in STAGES)
+    assert vision.tensor_core_flops == 1_136_648_462_336 + 386_406_359_040 * n + 8_519_680 * n * crop_tokens
+    assert vision.cuda_core_flops == 744_887_296 + 290_186_240 * n + 10_240 * n * crop_tokens
+    assert prefill.tensor_core_flops == 1_150_812_160 * s + 61_440 * s**2
+    assert prefill.cuda_core_flops == 440_832 * s
+    assert decode.tensor_core_flops == sum(1_150_812_160 + 61_440 * (s + t) for t in range(STEPS))
+    assert decode.cuda_core_flops == 440_832 * STEPS
+
+
+@pytest.mark.parametrize("work", [{"grid": grid} for grid in GRIDS] + [
+    {"mode": "tiny"}, {"grid": "2x2", "batch": 3, "attention": "eager", "logits": "last", "causal": "exact"},
+    {"grid": "1x2", "execution": "fused", "rotary": "transformers", "precision": "fp8"},
+    {"grid": "1x2", "execution": "compulsory"},
+], ids=str)  # fmt: skip
+def test_without_departures_it_is_the_real_model(published, model, work):
+    real = only(published)
+    for stage in STAGES:
+        assert real.cost(stage, real.workload(**work)) == model.cost(stage, model.workload(**work))
+    assert real.storage() == model.storage()
+
+
+def test_without_departures_every_layer_measures_its_theory(published):
+    assert all(row.measured_flops == row.theoretical_flops for row in layer_table(only(published)))
+    assert LayerRow("", "", "", 8, 6).difference == Fraction(1, 4)
+
+
+CHANGES = {
+    "relative_positions": {"vision_tensor_core_flops"},
+    "projector": {
+        "vision_tensor_core_flops",
+        "vision_cuda_core_flops",
+        "weight_bytes",
+        "io_bytes",
+        "peak_activation_bytes",
+    },
+    "layer_table": set(),
+    "mixtures": {f"{stage}_{e}_core_flops" for stage in ("prefill", "decode") for e in ("tensor", "cuda")}
+    | {"weight_bytes", "io_bytes"},
+    "decode_context": {"decode_tensor_core_flops", "decode_cuda_core_flops"},
+    "scalar_operations": {f"{stage}_{e}_core_flops" for stage in STAGES for e in ("tensor", "cuda")}
+    - {"vision_tensor_core_flops"},
+    "weights": {"weight_bytes"},
+    "traffic_and_peak": {"io_bytes", "peak_activation_bytes"},
+}
+"""Which of the report's counts each departure changes, alone."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_departure_changes_its_own_counts(published, model, name):
+    work = published.workload(grid="1x2")
+    one, real = report_counts(only(published, name), work), report_counts(model, work)
+    assert {count for count in real if one[count] != real[count]} == CHANGES[name]
+
+
+def test_the_layer_table_departure_is_the_layer_table(published):
+    cut, whole = layer_table(only(published, "layer_table")), layer_table(only(published))
+    assert [row.layer for row in cut] == [row.layer for row in whole] and cut != whole
+    rest = layer_table(replace(published, departures=[name for name in NAMES if name != "layer_table"]))
+    assert rest != layer_table(published)
+
+
+def difference(published, model, name, stage, count, **work):
+    page = model.workload(**work)
+    return getattr(only(published, name).cost(stage, page), count) - getattr(model.cost(stage, page), count)
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 2), (2, 3), (5, 5)])
+def test_each_departure_is_its_formula(published, model, h, w):
+    n, crop_tokens = h * w, 10 * h * (10 * w + 1)
+    s = 273 + crop_tokens + 10
+
+    def tensor(name, stage):
+        return difference(published, model, name, stage, "tensor_core_flops", grid=(h, w), decode_steps=STEPS)
+
+    page, crop = 8 * 25 * EINSUM_WINDOW + 4 * EINSUM_GLOBAL, 8 * 9 * EINSUM_WINDOW + 4 * EINSUM_CROP
+    assert tensor("relative_positions", "vision") == -Fraction(7, 8) * (page + n * crop)
+    one, two = 2 * 2048 * 1280, 2 * (2048 * 1280 + 1280 * 1280)
+    assert tensor("projector", "vision") == two * (272 + n * crop_tokens) - one * (256 + 100 * n)
+    dense, mixture = 3 * 6848, 64 + 3 * (6 * 896 + 1792)
+    assert tensor("mixtures", "prefill") == s * 2 * 1280 * (mixture - dense)
+    assert tensor("mixtures", "decode") == STEPS * 2 * 1280 * (mixture - dense)
+    assert tensor("decode_context", "decode") == -STEPS * 12 * 4 * 1280
+    assert tensor("decode_context", "prefill") == 0
+    assert tensor("scalar_operations", "prefill") == -12 * 2 * 64 * s
+    assert tensor("scalar_operations", "decode") == -12 * 2 * 64 * STEPS
+
+
+@pytest.mark.parametrize("attention", ["flash", "eager"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_published_traffic_is_activations_and_the_peak_all_that_is_written(published, model, stage, attention):
+    work = model.workload(grid="1x2", attention=attention, decode_steps=1)
+    cost, real = only(published, "traffic_and_peak").cost(stage, work), model.cost(stage, work)
+    assert cost.io_bytes == cost.activation_io_bytes == real.activation_io_bytes
+    ops = [op for op in model.ops(stage, work) if op.kind != "hold"]
+    kept = [(ref, op) for op in ops for ref in op.writes if ref.role == "activation"]
+    kept = [(ref, op) for ref, op in kept if not ref.on_chip or attention == "eager"]
+    seen, inputs = set(), {}
+    for op in ops:
+        inputs |= {r.name: r.stored.value() for r in op.reads if r.role == "activation" and r.name not in seen}
+        seen |= {ref.name for ref in op.writes}
+    written = sum(ref.stored.times(op.times).value() for ref, op in kept)
+    assert cost.peak_activation_bytes == written + sum(inputs.values())
+    assert (cost.kv_cache_bytes, cost.weight_bytes) == (real.kv_cache_bytes, real.weight_bytes)
+
+
+@pytest.mark.parametrize("names", [NAMES, *((name,) for name in NAMES)], ids=lambda names: "+".join(names)[:20])
+def test_arrays_equal_ints(published, names):
+    model, h, w = only(published, *names), (1, 1, 2, 29), (2, 29, 3, 1)
+    arrays = model.workload(grid=(np.array(h, dtype=float), np.array(w, dtype=float)))
+    for stage in STAGES:
+        together = model.cost(stage, arrays)
+        for i, grid in enumerate(zip(h, w, strict=True)):
+            one = model.cost(stage, model.workload(grid=grid))
+            for count in COUNTS:
+                value = np.broadcast_to(getattr(together, count), len(h))[i]
+                assert value == getattr(one, count), (stage, count, grid)
+
+
+def test_the_compiled_model_is_the_published_one(published):
+    sizes = {"batch": 2, "prompt_tokens": 7, "decode_steps": 9}
+    compiled = published.compile()(grid_h=2, grid_w=3, **sizes)
+    work = published.workload(grid="2x3", **sizes)
+    assert compiled == {stage: published.cost(stage, work) for stage in STAGES}
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[::-1]], ids=["forward", "backward"])
+@pytest.mark.parametrize("grid", ["1x2", "1x29"])
+def test_effects_add_up_to_published_less_real(published, model, grid, names):
+    work = published.workload(grid=grid)
+    found = effects(replace(published, departures=names), work)
+    assert tuple(found) == names
+    shown, real = report_counts(published, work), report_counts(model, work)
+    for count in real:
+        assert sum(effect[count] for effect in found.values()) == shown[count] - real[count], count
+
+
+def test_the_published_projector_grows_with_the_square_of_the_crops(published, model):
+    def bend(which):
+        """The second difference of vision's tensor-core FLOPs over the crops of one row."""
+        a, b, c = (which.cost("vision", which.workload(grid=(1, w))).tensor_core_flops for w in (7, 8, 9))
+        return a - 2 * b + c
+
+    assert bend(model) == 0
+    layers = 2 * (2048 * 1280 + 1280 * 1280)
+    assert bend(published) == bend(only(published, "projector")) == layers * 2 * 100  # n T = 100 n^2 + 10 n
+
+
+def test_the_published_vision_of_29_crops_is_5_percent_too_much(published, model):
+    shown, real = (m.cost("vision", m.workload(grid="1x29")).tensor_core_flops for m in (published, model))
+    assert f"{shown / real - 1:+.1%}" == "+5.4%"
+
+
+def test_a_prefill_is_not_a_decode_step():
+    assert decode_context(Sizes({"s": 1, "t": 494})).t == 493
+    assert decode_context(Sizes({"s": 493, "t": 493})).t == 493
+    assert decode_context(Sizes({"s": 1, "t": 1})).t == 1
+
+
+def test_departures_are_said_in_two_sentences():
+    assert len(NAMES) == len(set(NAMES)) == 8
+    for departure in DEPARTURES:
+        for text in (departure.what, departure.evidence):
+            assert text.endswith(".") and ". " not in text and "  " not in text
+
+
+def test_departures_are_chosen_in_the_configuration(model):
+    work = model.workload(grid="1x2")
+    real = modelmeter.load_model("deepseek_ocr_published", ["departures=[]"])
+    assert real.cost("vision", work) == model.cost("vision", work)
+    some = modelmeter.load_model("deepseek_ocr_published", ["departures=[weights,mixtures,weights]"])
+    assert some.departures == ("weights", "mixtures")
+    for value, message in (
+        ("[mixture]", "unknown departure 'mixture', did you mean 'mixtures'? Valid: " + ", ".join(sorted(NAMES))),
+        ("mixtures", "departures must be a list of names, not 'mixtures'"),
+    ):
+        with pytest.raises(InputError) as error:
+            modelmeter.load_model("deepseek_ocr_published", [f"departures={value}"])
+        assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_command_line_sweeps_the_published_model(tmp_path, capsys):
+    page = ["model=deepseek_ocr_published", "attention=flash", "figures=false", f"out={tmp_path}"]
+    assert cli.main(["sweep", "vision_crops", *page]) == 0
+    with (tmp_path / "vision_crops" / "vision_crops.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row, printed in zip(rows, published_table("vision_crops"), strict=True):
+        assert f"{int(row['tensor_core_flops']) / 1e12:.6e}" == printed["tensor_core_tflops"]
+        assert f"{int(row['cuda_core_flops']) / 1e12:.6e}" == printed["cuda_core_tflops"]
+    assert cli.main(["cost", "deepseek_ocr_published", "grid=1x2"]) == 0
+    assert "vision" in capsys.readouterr().out
+
+
+def test_validate_takes_the_models_that_have_reference_modules(monkeypatch, capsys):
+    validated = []
+    stand_in = SimpleNamespace(run=lambda name, **options: (validated.append(name) or "", True))
+    monkeypatch.setitem(sys.modules, "modelmeter.validate.run", stand_in)
+    assert cli.main(["validate"]) == 0 and validated == ["deepseek_ocr"]
+    monkeypatch.undo()
+    pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    assert cli.main(["validate", "deepseek_ocr_published"]) == 2
+    assert "has no reference modules to compare with" in capsys.readouterr().err
