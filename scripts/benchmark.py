@@ -49,6 +49,13 @@ def rate(points: int, seconds: tuple[float, float, float]) -> str:
     return f"{middle} a second ({slow} to {fast})"
 
 
+def milliseconds(arguments: list[str], repeats: int = 9) -> str:
+    """The time of a command in a new process: median (range)."""
+    command = [sys.executable, "-m", "modelmeter", *arguments]
+    middle, fast, slow = median(lambda: subprocess.run(command, capture_output=True, check=False), repeats)
+    return f"{middle * 1e3:.0f} ms ({fast * 1e3:.0f} to {slow * 1e3:.0f})"
+
+
 def sizes(points: int) -> dict[str, np.ndarray]:
     """Random workload sizes."""
     rng = np.random.default_rng(0)
@@ -86,9 +93,13 @@ def main() -> None:
             ("`vision_crops figures=false`", ["sweep", "vision_crops", "figures=false", f"out={out}"]),
             ("`vision_crops` with figures", ["sweep", "vision_crops", f"out={out}"]),
         ):
-            command = [sys.executable, "-m", "modelmeter", *arguments]
-            middle, fast, slow = median(lambda c=command: subprocess.run(c, capture_output=True), 9)
-            rows.append((label, f"{middle * 1e3:.0f} ms ({fast * 1e3:.0f} to {slow * 1e3:.0f})"))
+            rows.append((label, milliseconds(arguments)))
+        quiet = ["figures=false", f"out={out}", "attention=flash"]
+        some = ["prefill_tokens=256", "decode_tokens=100,1000", "batch=1,8", "heads=10x10,10x5", *quiet, "--multirun"]
+        rows.append(("`sequence`: 144 points in one job", milliseconds(["sweep", "sequence", *quiet], 5)))
+        for launcher in ("basic", "joblib"):
+            arguments = ["sweep", "sequence", *some, f"hydra/launcher={launcher}"]
+            rows.append((f"`sequence`: 8 points as 8 jobs, launcher {launcher}", milliseconds(arguments, 5)))
     if "--reference" in sys.argv:
         import torch
 

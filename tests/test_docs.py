@@ -94,3 +94,30 @@ def test_nothing_generic_names_the_model():
         text = re.sub(r"from modelmeter\S* import .*|#.*", "", path.read_text())
         for word in re.findall(r"(?i)deepseek[ _-]?ocr", text):
             assert path.name == "__init__.py" and "load_model" in text, (path, word)
+
+
+def test_the_readmes_shares_are_those_of_the_targets_sweep(tmp_path):
+    assert cli.main(["sweep", "targets", f"out={tmp_path}", "figures=false"]) == 0
+    text = (tmp_path / "targets" / "device_shares.md").read_text()
+    readme = Path("README.md").read_text()
+    rows = re.findall(r"^\| (NVIDIA.*?|AMD.*?) \| (.*?) \| (.*?) \|$", readme, re.MULTILINE)
+    assert len(rows) == 4
+    for device, tensor, memory in rows:
+        assert re.search(
+            rf"\| TPOT \| 0.05 \| flash \| {device} \| {tensor} \| .* \| {memory} \| memory bandwidth \|", text
+        )
+    found = re.search(r"TPOT of 0.05 s.*is (\d+) to (\d+) times that of the tensor cores", text)
+    assert f"{found[1]} to {found[2]} times that of the tensor cores" in " ".join(readme.split())
+
+
+def test_the_readmes_cells_are_those_of_the_reconciliation():
+    text = " ".join(Path("reports/reconciliation.md").read_text().split())
+    assert "742 of 742 cells" in text and "84 of 84 cells" in text
+    assert "all 742 cells" in Path("README.md").read_text()
+
+
+def test_every_sweep_has_a_script_and_is_in_the_readme():
+    sweeps = {path.stem for path in Path("configs/sweep").glob("*.yaml")}
+    assert {path.stem for path in Path("scripts/sweep").glob("*.py")} == sweeps
+    readme = Path("README.md").read_text()
+    assert all(f"| `{name}` |" in readme for name in sweeps)

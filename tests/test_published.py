@@ -166,12 +166,12 @@ CHANGES = {
     },
     "layer_table": set(),
     "mixtures": {f"{stage}_{e}_core_flops" for stage in ("prefill", "decode") for e in ("tensor", "cuda")}
-    | {"weight_bytes", "io_bytes"},
-    "decode_context": {"decode_tensor_core_flops", "decode_cuda_core_flops"},
+    | {"weight_bytes", "io_bytes", "decode_io_bytes"},
+    "decode_context": {"decode_tensor_core_flops", "decode_cuda_core_flops", "decode_io_bytes"},
     "scalar_operations": {f"{stage}_{e}_core_flops" for stage in STAGES for e in ("tensor", "cuda")}
     - {"vision_tensor_core_flops"},
     "weights": {"weight_bytes"},
-    "traffic_and_peak": {"io_bytes", "peak_activation_bytes"},
+    "traffic_and_peak": {"io_bytes", "decode_io_bytes", "peak_activation_bytes"},
 }
 """Which of the report's counts each departure changes, alone."""
 

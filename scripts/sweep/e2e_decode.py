@@ -1,4 +1,4 @@
-"""Regenerate the e2e_decode sweep for the example page: python scripts/sweep/e2e_decode.py [key=value ...]."""
+"""Regenerate the sweep e2e_decode: python scripts/sweep/e2e_decode.py [key=value ...]."""
 
 import sys
 

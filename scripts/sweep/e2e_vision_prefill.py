@@ -1,4 +1,4 @@
-"""Regenerate e2e_vision_prefill for the example page: python scripts/sweep/e2e_vision_prefill.py [key=value ...]."""
+"""Regenerate the sweep e2e_vision_prefill: python scripts/sweep/e2e_vision_prefill.py [key=value ...]."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Regenerate the vision_crops sweep for the example page: python scripts/sweep/vision_crops.py [key=value ...]."""
+"""Regenerate the sweep vision_crops: python scripts/sweep/vision_crops.py [key=value ...]."""
 
 import sys
 
