@@ -176,6 +176,13 @@ def test_reference_adds_what_torch_counts(tmp_path):
     assert "FlopCounterMode" in (tmp_path / "vision_crops" / FIGURES[0]).read_text()
 
 
+def test_a_context_beyond_the_positions_is_counted_and_said(capsys):
+    assert run("cost", "deepseek_ocr", "grid=1x2", "prompt_tokens=7609") == 0  # 483 + 7609 + 100 = 8192
+    assert "beyond" not in capsys.readouterr().out
+    assert run("cost", "deepseek_ocr", "grid=1x2", "prompt_tokens=7610") == 0
+    assert "context of 8193 tokens, beyond the model's 8192 positions" in capsys.readouterr().out
+
+
 def test_cost_prints_stages_components_and_layers(capsys):
     assert run("cost", "deepseek_ocr", "image=examples/page.png", "depth=2") == 0
     text = capsys.readouterr().out

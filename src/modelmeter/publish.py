@@ -100,7 +100,7 @@ def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ..
 
     other = config.load_model(published)
     module = importlib.import_module(type(other).__module__)
-    layers = importlib.import_module(f"{type(other).__module__}_layers").layer_table(other)
+    layers = importlib.import_module(f"{type(other).__module__}_layers").layer_table
     names = (*SWEEPS, "ttft", "tpot", "per_layer")
     printed = {table: catalogue.published_table(model.name, table) for table in names}
     ours, real = (

@@ -7,7 +7,8 @@ the published tables as printed; nothing here knows which model it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import modelmeter
@@ -33,12 +34,29 @@ _QUANTITIES = {
 }
 
 
+def _flops(*stages: str, engines: Sequence[str] = ("tensor", "cuda")) -> tuple[str, ...]:
+    return tuple(f"{stage}_{engine}_core_flops" for stage in stages for engine in engines)
+
+
+_TABLES = {
+    "vision_crops, tensor cores, %": _flops("vision", engines=("tensor",)),
+    "vision_crops, CUDA cores, %": _flops("vision", engines=("cuda",)),
+    "e2e_vision_prefill, tensor cores, %": _flops("vision", "prefill", engines=("tensor",)),
+    "e2e_vision_prefill, CUDA cores, %": _flops("vision", "prefill", engines=("cuda",)),
+    "e2e_decode, tensor cores, %": _flops("decode", engines=("tensor",)),
+    "e2e_decode, CUDA cores, %": _flops("decode", engines=("cuda",)),
+    "ttft, %": _flops("vision", "prefill"),
+    "tpot, %": _flops("decode"),
+}
+"""The columns of the published tables, and the counts that each is the sum of."""
+
+
 @dataclass(frozen=True)
 class Reconciliation:
     """The real and the published model with the tables of both and the published ones as printed.
 
     `tables` and `real_tables` have the sweeps by name (flash attention), `printed` the published rows by
-    table. `effects` and `counts` are those of the published model's module, `layers` its layer table.
+    table. `effects`, `counts` and `layer_table` are those of the published model.
     """
 
     real: Model
@@ -49,7 +67,12 @@ class Reconciliation:
     printed: Mapping[str, Sequence[Mapping[str, str]]]
     effects: Effects
     counts: Counts
-    layers: Sequence[Any]
+    layer_table: Callable[[Any], Sequence[Any]]
+
+    @cached_property
+    def layers(self) -> Sequence[Any]:
+        """The layer table with all departures."""
+        return self.layer_table(self.published)
 
     def page(self) -> str:
         """The page as Markdown; its figures are those of `error_table`."""
@@ -62,6 +85,8 @@ class Reconciliation:
                 "cells": dict(zip(("equal", "all"), self.cells(), strict=True)),
                 "layer_cells": dict(zip(("equal", "all"), self.layer_cells(), strict=True)),
                 "departures": self.published.chosen,
+                "by_table": self._by_table(),
+                "largest": self._places()[-1],
                 "effects": [(place, self._effects(place)) for place in self._places()],
                 "errors": self._errors(),
                 "layers": self._layer_table(),
@@ -144,6 +169,19 @@ class Reconciliation:
         errors = (100 * float(published[key] / real[key] - 1) for key in _QUANTITIES)
         return grid(heads, [*rows, ["published less real, %", *(f"{error:+.2f}" for error in errors)]])
 
+    def _by_table(self) -> str:
+        """The share of each table's FLOPs that each departure adds at the largest grid, and the layers it changes."""
+        work = self.real.workload(grid=self._places()[-1])
+        found, real = self.effects(self.published, work), self.counts(self.real, work)
+        rows = []
+        for name, change in found.items():
+            shares = (_share(change, real, keys) for keys in _TABLES.values())
+            others = tuple(d for d in self.published.departures if d != name)
+            without = self.layer_table(replace(self.published, departures=others))
+            layers = sum(a != b for a, b in zip(self.layers, without, strict=True))
+            rows.append([name, *(f"{share:+.4f}" if share else "0" for share in shares), f"{layers} of {len(without)}"])
+        return grid(["departure", *_TABLES, "layers changed in the layer table"], rows)
+
     def _errors(self) -> str:
         rows = self.error_table().rows
         found = []
@@ -203,6 +241,10 @@ class Reconciliation:
             "real": f"{real:,}",
             "real_gib": f"{real / 2**30:.2f}",
         }
+
+
+def _share(change: Mapping[str, Any], real: Mapping[str, Any], keys: Sequence[str]) -> float:
+    return float(100 * sum(change[key] for key in keys) / sum(real[key] for key in keys))
 
 
 def _totals(table: Table) -> list[Mapping[str, Any]]:

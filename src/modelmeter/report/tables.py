@@ -64,4 +64,7 @@ def page_table(model: Model, work: Workload, depth: int = 1, stages: Iterable[st
     if tuple(stages) == STAGES:
         rows.append(_row("page", model.request(work)))
     head = f"{model.name}, {work.image.describe()}"
+    reach = work.context_tokens + work.decode_steps
+    if model.is_beyond(reach):
+        head += f"\ncontext of {reach} tokens, beyond the model's {model.positions} positions"
     return f"{head}\n{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n\n{align(rows)}"
