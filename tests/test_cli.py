@@ -222,7 +222,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["cost", "deepseek_ocr", "image=tests"], "image 'tests' cannot be read: it is a folder"),
     (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
     (["cost", "deepseek_ocr", "grid=1x2", "model.decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
-    (["cost", "deepseek_ocr", "grid=1x2", "model=null"], "cannot read the configuration (model=deepseek_ocr grid=1x2 model=null)"),
+    (["sweep", "vision_crops", "largest=2", "model=null"], "cannot read the configuration (sweep@_global_=vision_crops largest=2 model=null)"),
     (["cost", "deepseek_ocr", "grid=1x2", "+model.sam._partial_=5"], "model has not the shape of configs/model/deepseek_ocr.yaml"),
     (["cost", "deepseek_ocr", "grid=1x2", "model.sam=5"], "the configuration of the model is wrong"),
     (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
@@ -234,7 +234,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "vision_crops", "attention=[eager,eager]"], "each once"),
     (["sweep", "vision_crops", "attention=5"], "attention must be one or more of eager, flash"),
     (["sweep", "vision_crops", "execution=fused"], "execution=fused contradicts attention=eager"),
-    (["sweep", "vision_crops", "largest=[2]"], "largest must be a whole number of at least 2, not [2]"),
+    (["sweep", "vision_crops", "largest=[2]"], "largest must be one value, not [2]"),
     (["sweep", "vision_crops", "largest=1000000000"], "largest must be at most 4096 crops"),
     (["sweep", "vision_crops", "figures=maybe"], "figures must be true or false, not 'maybe'"),
     (["sweep", "vision_crops", "out=[a]"], "out must be a folder, not ['a']"),
@@ -244,12 +244,12 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "targets", "devices=[]"], "devices must be one or more of a100_40gb"),
     (["sweep", "targets", "devices=[l40s,l40s]"], "each once"),
     (["sweep", "targets", "devices=[none.yaml]"], "'none.yaml' cannot be read as YAML: No such file"),
-    (["sweep", "targets", "ttft=0"], "ttft must be one or more budgets in seconds, each above 0, not 0"),
-    (["sweep", "targets", "ttft=[1.0,-1]"], "each above 0, not -1"),
+    (["sweep", "targets", "ttft=0"], "ttft must be one or more budgets in seconds, each above 0 (from 1e-09 to 1e+09), not 0"),
+    (["sweep", "targets", "ttft=[1.0,-1]"], "each above 0 (from 1e-09 to 1e+09), not -1"),
     (["sweep", "targets", "tpot=[]"], "tpot must be one or more budgets in seconds, each once, not []"),
-    (["sweep", "targets", "tpot=soon"], "each above 0, not 'soon'"),
-    (["sweep", "targets", "tpot=null"], "each above 0, not None"),
-    (["sweep", "e2e_decode", "tpot=.inf"], "each above 0, not '.inf'"),
+    (["sweep", "targets", "tpot=soon"], "each above 0 (from 1e-09 to 1e+09), not 'soon'"),
+    (["sweep", "targets", "tpot=null"], "each above 0 (from 1e-09 to 1e+09), not None"),
+    (["sweep", "e2e_decode", "tpot=.inf"], "each above 0 (from 1e-09 to 1e+09), not '.inf'"),
     (["sweep", "e2e_vision_prefill", "ttft=[1,1]"], "each once, not [1, 1]"),
     (["sweep", "targets", "reference=true"], "reference=true is not available for targets"),
     (["sweep", "profiles", "profiles=[recipt]"], "unknown profile 'recipt', did you mean 'receipt'"),
@@ -263,13 +263,29 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "sequence", "heads=[10x3]"], "heads 10 is not divisible by KV heads 3"),
     (["sweep", "sequence", "heads=[1280x1]"], "head width 1 is not divisible by a pair's width 2"),
     (["sweep", "sequence", "grid=1x2"], "unknown key 'grid'"),
-    (["sweep", "compression", "text_tokens=[]"], "text_tokens must be one or more page lengths"),
+    (["sweep", "compression", "text_tokens=[]"], "text_tokens must be one or more whole numbers, each once, not []"),
     (["sweep", "compression", "text_tokens=-3"], "text_tokens must be a whole number of at least 1, not -3"),
-    (["sweep", "compression", "modes=[tinny]"], "unknown mode 'tinny', did you mean 'tiny'"),
-    (["sweep", "compression", "modes=gundam"], "modes=gundam have crops: give grid=ROWSxCOLUMNS"),
+    (["sweep", "compression", "modes=[tinny]"], "unknown modes 'tinny', did you mean 'tiny'"),
+    (["sweep", "compression", "modes=gundam"], "modes with crops need grid=ROWSxCOLUMNS: gundam"),
     (["sweep", "vision_crops", "png=5"], "png must be true or false, not 5"),
     (["sweep", "vision_crops", "--multirun", "hydra/launcher=nothing", "batch=1,2"], "unknown hydra/launcher 'nothing'; valid: basic"),
     (["cost", "deepseek_ocr_published", "grid=1x2", "model.departures=[nothing]"], "unknown departure 'nothing'"),
+    (["sweep", "vision_crops", "batch=[1,2]", "largest=3"], "batch must be one value, not [1, 2]"),
+    (["sweep", "e2e_decode", "decode_steps=[1,2]"], "decode_steps must be one value"),
+    (["sweep", "profiles", "batch=[1,2]"], "batch must be one value"),
+    (["sweep", "compression", "prompt_tokens=[1,2]"], "prompt_tokens must be one value"),
+    (["sweep", "compression", "text_tokens=[5,5]"], "each once, not [5, 5]"),
+    (["sweep", "targets", "devices={a:1}"], "devices must be one or more of"),
+    (["sweep", "targets", "executions=[flash]"], "unknown executions 'flash'; valid: compulsory, fused"),
+    (["sweep", "targets", "execution=fused", "attention=flash"], "give executions or execution, not both"),
+    (["sweep", "sequence", "execution=fused"], "execution=fused contradicts attention=eager"),
+    (["sweep", "targets", "ttft=1e-320"], "(from 1e-09 to 1e+09), not 1e-320"),
+    (["sweep", "sequence", "batch=[[1]]"], "batch must be one or more whole numbers, each once, not [[1]]"),
+    (["sweep", "compression", "modes=[base]", "grid=1x2"], "grid is of no use to modes without crops: base"),
+    (["sweep", "profiles", "png=true", "figures=false"], "png=true contradicts figures=false"),
+    (["sweep", "vision_crops", "+precision.overrides={*.expert.W_*:4.5}"], "precision override '*.expert.W_*' matches no tensor"),
+    (["cost", "deepseek_ocr", "grid=1x2", "+precision.overrides={nothing:4}"], "precision override 'nothing' matches no tensor; a name is '"),
+    (["cost", "deepseek_ocr", "model=deepseek_ocr_published", "grid=1x2"], "give the model once"),
     (["validate", "--foo"], "unrecognized arguments: --foo"),
     (["validate", "--device", "tpu"], "--device 'tpu' is not available; valid: meta, cpu, cuda"),
     (["cost", "deepseek_ocr", "grid=1x2", "image_size=5x5"], "only one of image, image_size and grid"),
@@ -295,6 +311,22 @@ def test_a_failed_run_leaves_earlier_results_as_they_were(tmp_path, monkeypatch)
     with pytest.raises(InputError, match="No space left"):
         write_all(tmp_path, {"a.txt": "new", "b.txt": "new"})
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == earlier
+
+
+def test_figures_of_an_earlier_run_do_not_stay_beside_new_tables(tmp_path):
+    folder = tmp_path / "profiles"
+    assert run("sweep", "profiles", f"out={tmp_path}", "profiles=receipt", "png=true") == 0
+    (folder / "notes.md").write_text("a user's own")
+    assert {p.suffix for p in folder.iterdir()} >= {".svg", ".png"}
+    assert run("sweep", "profiles", f"out={tmp_path}", "profiles=receipt", "batch=2", "figures=false") == 0
+    assert not {p.suffix for p in folder.iterdir()} & {".svg", ".png"} and (folder / "notes.md").is_file()
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "modelmeter", "cost", "deepseek_ocr", "grid=1x2"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and "No space left" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_help_lists_sweeps_and_keys(capsys):

@@ -68,6 +68,12 @@ def test_every_picture_and_link_of_a_report_exists():
                 assert (path.parent / target).is_file(), (path, target)
 
 
+def test_vendor_classes_are_whole(model):
+    for item in inventory(model, model.workload(grid="1x2")):
+        text = vendor_of(item.layer)
+        assert text.count("(") == text.count(")") and not text.endswith((",", ";")), text
+
+
 def test_a_report_names_no_time_and_no_machine():
     for path in REPORTS.rglob("*.md"):
         assert not re.search(r"20\d\d-\d\d-\d\d|\d\d:\d\d:\d\d|/home/|/tmp/", path.read_text()), path
@@ -86,8 +92,10 @@ def test_languages_have_the_same_sentences_and_placeholders():
 
 def test_every_sentence_is_used():
     used = "".join(p.read_text() for p in Path("src/modelmeter/report").rglob("*") if p.suffix in (".py", ".j2"))
+    tables = {t.name for some in swept_tables().values() for t in some}
     for key in catalogue("en")["sentences"]:
-        assert f'"{key}"' in used or key.startswith("h_"), key
+        heading = key.startswith("h_") and (key[2:] in tables or f'"{key}"' in used)
+        assert heading or f'"{key}"' in used, key
 
 
 def test_every_heading_trend_and_caption_has_a_chinese_word():
@@ -127,15 +135,90 @@ def test_trends_are_words_for_shapes():
         assert trend(list(zip(xs, ys, strict=True))) == word
 
 
-def test_a_finding_changes_with_the_data():
-    rows = [{"crops": c, "grid_h": 1, "grid_w": c, "image_tokens": 100 * c, "attention": "flash", "tensor_core_flops": c**2 * 10**12, "cuda_core_flops": 0, "io_bytes": 10**9, "arithmetic_intensity_flop_per_byte": 1.0, "peak_activation_bytes": c} for c in (1, 2, 4, 8)]  # fmt: skip
-    said = {
-        code: [Language(code).finding(f) for f in findings(Table("vision_crops", "t", "b", rows))] for code in LANGUAGES
-    }
-    assert "more than linear" in " ".join(said["en"]) and "1.00 to 64.0 TFLOP" in said["en"][0].replace(
-        "64 ", "64.0 "
-    ).replace("1 to", "1.00 to")
-    assert len(said["en"]) == len(said["zh"]) and "超线性增长" in " ".join(said["zh"])
+def grid_rows(*crops, growth=2, execution="flash", **changes):
+    """Rows of a sweep over grids 1xn whose FLOPs are n ** growth TFLOP."""
+    return [
+        {"crops": n, "grid_h": min(n, 1), "grid_w": n, "image_tokens": 100 * n + 1, "context_tokens": 100 * n + 11,
+         "attention": "flash", "execution": execution, "tensor_core_flops": (n or 1) ** growth * 10**12, "cuda_core_flops": 0,
+         "io_bytes": 10**9, "arithmetic_intensity_flop_per_byte": 1.0, "peak_activation_bytes": n * 10**9,
+         "kv_cache_bytes": (100 * n + 11) * 60} | changes
+        for n in crops
+    ]  # fmt: skip
+
+
+def said(name, rows, language="en", **options):
+    table = Table(name, "t", "b", rows, kind="flash", **options)
+    return [Language(language).finding(finding) for finding in findings(table)]
+
+
+def test_findings_follow_the_data():
+    english, chinese = (said("vision_crops", grid_rows(1, 2, 4, 8), code) for code in LANGUAGES)
+    assert "At grids 1x1 to 1x8 the vision stage costs 1.00 to 64.0 TFLOP." in english
+    assert "Every crop adds 9.000 TFLOP; against the number of crops the cost is more than linear." in english
+    assert len(english) == len(chinese) and "超线性增长" in " ".join(chinese)
+    straight = said("vision_crops", grid_rows(1, 2, 4, 8, growth=1))
+    assert "Every crop adds 1.000 TFLOP; against the number of crops the cost is exactly linear." in straight
+    assert "Peak activations are 1.00 to 8.00 GB; at the largest grids every crop adds 1,000 MB." in straight
+
+
+def test_findings_compare_eager_with_the_execution_spoken_of():
+    rows = grid_rows(1, 2) + grid_rows(1, 2, execution="eager", io_bytes=3 * 10**9)
+    assert "Eager execution moves 3.00 times the bytes of flash execution." in said("vision_crops", rows)
+    slightly = grid_rows(1, 2) + grid_rows(1, 2, execution="eager", io_bytes=10**9 + 10**7)
+    assert "Eager execution moves 1.00 % more bytes than flash execution." in said("vision_crops", slightly)
+
+
+def test_findings_speak_of_grids_only_where_there_are_several():
+    parts = [row | {"component": part} for row in grid_rows(0, 2) for part in ("vision", "total")]
+    text = " ".join(said("e2e_vision_prefill", parts, settings={"batch": 1}))
+    assert "0x0" not in text and "At grids" not in text and "60 bytes a token of a context" in text
+    twice = [row | {"kv_cache_bytes": 2 * row["kv_cache_bytes"]} for row in parts]
+    assert "60 bytes a token of a context" in " ".join(said("e2e_vision_prefill", twice, settings={"batch": 2}))
+
+
+def swept_tables(**options):
+    from modelmeter import config, publish
+
+    found = {}
+    for path in sorted(Path("configs/sweep").glob("*.yaml")):
+        settings = config.compose("run_sweep", [f"sweep@_global_={path.stem}"])
+        settings |= {k: v for k, v in options.items() if k in settings}
+        found[path.stem] = publish.sweep_tables(path.stem, config.build_model(settings), settings)
+    return found
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"largest": 2, "batch": 1}, {"attention": "eager", "executions": None}, {"image_size": "500x400", "largest": 3},
+    {"attention": "flash", "execution": "fused", "executions": None, "largest": 3, "prefill_tokens": 9, "decode_tokens": 1, "heads": None},
+])  # fmt: skip
+def test_every_sweep_has_findings_in_both_languages(options):
+    for name, tables in swept_tables(**options).items():
+        for table in tables:
+            spoken = [[Language(code).finding(f) for f in findings(table)] for code in LANGUAGES]
+            assert spoken[0] and len(spoken[0]) == len(spoken[1]), name
+            assert not re.search(r"\{|nan|None|e-\d\d", " ".join(spoken[0])), spoken[0]
+
+
+def test_the_binding_resource_is_told_by_execution(model):
+    """The ratio of the shares is that of FLOPs per byte to the ridge of the device, at every grid."""
+    from modelmeter.catalogue import load_devices
+
+    *_, table = swept_tables(largest=4)["targets"]
+    intensities = [
+        (model.cost("vision", w).tensor_core_flops + model.cost("prefill", w).tensor_core_flops)
+        / float((model.cost("vision", w) + model.cost("prefill", w)).io_bytes)
+        for w in (model.workload(grid=f"{h}x{w}", execution="compulsory") for h, w in model.grids(4))
+    ]
+    ridges = [device.ridge_flops_per_byte for device in load_devices()]
+    low, high = min(ridges) / max(intensities), max(ridges) / min(intensities)
+    (sentence,) = [s for s in said_of(table) if s.startswith("TTFT, compulsory")]
+    from modelmeter.report.measures import significant
+
+    assert f"its share is {significant(low)} to {significant(high)} times" in sentence
+
+
+def said_of(table):
+    return [Language("en").finding(finding) for finding in findings(table)]
 
 
 def test_an_interrupted_report_leaves_the_previous_one_whole(tmp_path):
@@ -144,7 +227,9 @@ def test_an_interrupted_report_leaves_the_previous_one_whole(tmp_path):
     (out / "deepseek_ocr" / "architecture.md").write_text("previous")
     command = [sys.executable, "-m", "modelmeter", "report", "deepseek_ocr", f"out={out}", "validation=false"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
-    time.sleep(3)
+    deadline = time.monotonic() + 60
+    while "matplotlib" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)  # until it has begun to compute
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in error and "Traceback" not in error

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -44,9 +45,14 @@ def test_required_rate_times_budget_is_the_cost_of_the_stage(targets, model):
     for name, budgets in (("responsive_by_ttft", {1.0, 0.25}), ("responsive_by_tpot", {0.05, 0.02})):
         rows = tables[name]
         assert {float(row["budget_s"]) for row in rows} == budgets
-        assert len(rows) == 2 * 2 * (len(model.grids(6)) + 1)
+        assert len(rows) == 2 * 4 * (len(model.grids(6)) + 1)
         for row in rows:
-            work = model.workload(grid=f"{row['grid_h']}x{row['grid_w']}", attention=row["attention"], decode_steps=40)
+            work = model.workload(
+                grid=f"{row['grid_h']}x{row['grid_w']}",
+                attention=row["attention"],
+                execution=row["execution"],
+                decode_steps=40,
+            )
             if name.endswith("ttft"):
                 cost, steps = model.cost("vision", work) + model.cost("prefill", work), 1
             else:
@@ -63,7 +69,12 @@ def test_what_binds_is_the_resource_whose_time_is_longest(targets, model):
     for row in tables["device_shares"][::7]:
         device, work = (
             devices[row["device"]],
-            model.workload(grid=f"{row['grid_h']}x{row['grid_w']}", attention=row["attention"], decode_steps=40),
+            model.workload(
+                grid=f"{row['grid_h']}x{row['grid_w']}",
+                attention=row["attention"],
+                execution=row["execution"],
+                decode_steps=40,
+            ),
         )
         stages = ("vision", "prefill") if row["target"] == "TTFT" else ("decode",)
         costs = [model.cost(stage, work) for stage in stages]
@@ -89,7 +100,9 @@ def test_decode_is_bound_by_bandwidth_on_every_device_and_the_table_says_so(targ
     decode = [row for row in tables["device_shares"] if row["target"] == "TPOT"]
     assert decode and all(row["binds"] == "memory bandwidth" for row in decode)
     assert all(float(row["memory_bandwidth_share"]) > 50 * float(row["tensor_core_share"]) for row in decode)
-    assert "TPOT is bound by memory bandwidth on every device" in (folder / "device_shares.md").read_text()
+    text = (folder / "device_shares.md").read_text()
+    assert "TPOT is bound by memory bandwidth at every grid, in every execution and on all 8 devices" in text
+    assert "TTFT is bound" not in text
 
 
 def test_targets_draw_their_figures(targets):
@@ -114,15 +127,17 @@ def test_a_users_device_is_a_file_anywhere(tmp_path, capsys):
     rows = swept(tmp_path, "targets", "largest=2", f"devices=[{mine},l40s]")["device_shares"]
     assert {row["device"] for row in rows} == {"Mine", "NVIDIA L40S"}
     for text, message in (
-        (lines.replace("1e15", "0"), "tensor_flops_per_s must be a number above 0, not 0"),
+        (lines.replace("1e15", "0"), "tensor_flops_per_s must be a number above 0, at most 1e+30, not 0"),
         (lines.replace("title", "tittle"), "unknown key of device"),
         (lines.partition("\n")[2], "lacks title"),
         ("a: [", "cannot be read as YAML"),
         ("- 1", "must hold KEY: VALUE lines"),
         ("", "must hold KEY: VALUE lines"),
+        (lines.replace("1e15", "9" * 400), "tensor_flops_per_s must be a number above 0"),
+        (lines.replace("Mine", "NVIDIA L40S"), "two entries with the title 'NVIDIA L40S'"),
     ):
         mine.write_text(text)
-        assert cli.main(["sweep", "targets", f"devices=[{mine}]", f"out={tmp_path}"]) == 2
+        assert cli.main(["sweep", "targets", f"devices=[{mine},l40s]", f"out={tmp_path}"]) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
 
@@ -132,8 +147,9 @@ def test_device_shares_above_one_cannot_be_met():
     shares = device.shares(modelmeter.StageCost(tensor_core_flops=50, cuda_core_flops=1, kv_io_bytes=40), 2.0)
     assert shares == {"tensor cores": 0.25, "CUDA cores": 0.05, "memory bandwidth": 2.0}
     assert device.ridge_flops_per_byte == 10
-    assert device.fits(modelmeter.StageCost(weight_bytes=30, kv_cache_bytes=20))
-    assert not device.fits(modelmeter.StageCost(weight_bytes=30, kv_cache_bytes=20, peak_activation_bytes=1))
+    for seconds in (0, -1, float("inf"), "a"):
+        with pytest.raises(InputError, match="seconds must be a number above 0"):
+            device.shares(modelmeter.StageCost(), seconds)
 
 
 SEQUENCE = ("prefill_tokens=[7,300,9000]", "decode_tokens=[3,50]", "batch=[1,5]", "heads=[10x10,20x4,5x1]")
@@ -195,6 +211,14 @@ def test_heads_as_arrays_are_the_heads_one_by_one(model):
             together.tensor_core_flops[i] == one.tensor_core_flops and together.kv_cache_bytes[i] == one.kv_cache_bytes
         )
     assert attention_layers(model)[0].r == 1 and with_heads(model, 10, 10) == model
+
+
+def test_heads_and_texts_that_make_no_sense_are_refused(model):
+    for heads, kv_heads in ((0, 0), ("a", 1), (10, 0)):
+        with pytest.raises(InputError, match="must be a whole number of at least 1"):
+            with_heads(model, heads, kv_heads)
+    with pytest.raises(InputError, match="unknown workload key 'grid'"):
+        model.text(10, grid="3x2")
 
 
 def test_text_alone_has_no_vision_stage(model):
@@ -341,6 +365,23 @@ def test_options_of_counting_are_selectable_in_every_sweep(tmp_path, model):
     for name, arguments in shapes.items():
         for kind in ("eager", "flash"):
             tables = swept(tmp_path / kind, name, *arguments, f"attention={kind}", "causal=exact", "logits=last")
-            assert {row["attention"] for rows in tables.values() for row in rows} == {kind}
+            assert {row["attention"] for rows in tables.values() for row in rows if row["execution"] == kind} == {kind}
             text = (tmp_path / kind / name / f"{next(iter(tables))}.md").read_text()
             assert "causal exact, logits last" in text, name
+            assert not re.search(r"^\| .*(nan|None)", text, re.MULTILINE)
+
+
+def test_a_curve_of_zeros_can_be_drawn(tmp_path):
+    """A page of as many text tokens as the picture has image tokens saves nothing."""
+    tables = swept(tmp_path, "compression", "modes=tiny", "text_tokens=73", figures="true")
+    assert tables["compression"][0]["saved_prefill_flops"] == "0"
+    assert (tmp_path / "compression" / "compression_saved_prefill.svg").is_file()
+
+
+def test_the_execution_is_in_every_row_and_picture(tmp_path):
+    rows = swept(tmp_path, "vision_crops", "execution=fused", "attention=flash", "largest=2", figures="true")[
+        "vision_crops"
+    ]
+    assert {(row["attention"], row["execution"]) for row in rows} == {("flash", "fused")}
+    text = (tmp_path / "vision_crops" / "vision_crops.md").read_text()
+    assert "| fused |" in text and "fused execution" in (tmp_path / "vision_crops" / "stagecost_io_tb.svg").read_text()

@@ -65,9 +65,15 @@ def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
     """The entries of a folder of configs, or of a user's files, as objects."""
     known = config_names(group)
     given = known if names is None else names if isinstance(names, list) else [names]
-    if not given or len(set(map(str, given))) < len(given):
+    if not given or not all(isinstance(name, str) for name in given) or len(set(given)) < len(given):
         raise InputError(f"{key} must be one or more of {', '.join(known)} or YAML files, each once, not {names!r}")
-    return [_entry(group, str(name), known, kind) for name in given]
+    found = [_entry(group, name, known, kind) for name in given]
+    for what in ("name", "title"):
+        called = [getattr(entry, what) for entry in found]
+        twice = [word for word in called if called.count(word) > 1]
+        if twice:
+            raise InputError(f"{key} has two entries with the {what} {twice[0]!r}; tables need different ones")
+    return found
 
 
 def _entry(group: str, name: str, known: Sequence[str], kind: type[Any]) -> Any:

@@ -19,7 +19,7 @@ COMMANDS = {
     "sweep": "a named sweep: tables and figures over a grid of workloads",
     "cost": "the costs of one page by stage and component",
     "report": "the architecture and performance report of a model, with all sweeps and figures",
-    "validate": "the proof: counts of the real modules beside ours (needs modelmeter[validation])",
+    "validate": "the proof: counts of the real modules beside ours (needs the extra `validation`)",
 }
 
 
@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "modelmeter") -> int:
         return run[command](arguments, prog)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # standard output that cannot be written
+        print(f"{prog}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted; earlier results are as they were", file=sys.stderr)
@@ -111,7 +114,7 @@ def _sweep(arguments: list[str], prog: str) -> int:
         text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
         for name in sweeps:
             described = (config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[1]
-            text.append(f"  {name:16} {described.lstrip('# ')}")
+            text.append(f"  {name:18} {described.lstrip('# ')}")
         files = (f"sweep/{named}", *_shared(named), "output") if named else ("counting", "output")
         more = "" if named else f"\n\n{usage} NAME --help lists the keys of a sweep's own."
         _print("\n".join(text) + "\n" + _keys(*files) + more)
@@ -127,7 +130,7 @@ def _sweep(arguments: list[str], prog: str) -> int:
     out = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("out=")), None)
     folder = _folder(out)
     writable(folder)
-    fixed.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")))
+    fixed.append("hydra.sweep.dir='{}'".format(str(folder / ".hydra").replace("'", "\\'")))  # its own files
 
     def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
         command = " ".join([usage, named, *overrides])
@@ -139,23 +142,27 @@ def _sweep(arguments: list[str], prog: str) -> int:
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
     from modelmeter import config
     from modelmeter.publish import sweep_tables
-    from modelmeter.report.files import table_files, write_all
+    from modelmeter.report.files import obsolete_files, table_files, write_all
 
     for key in ("figures", "png", "reference"):
         if not isinstance(settings[key], bool):
             raise InputError(f"{key} must be true or false, not {settings[key]!r}")
+    if settings["png"] and not settings["figures"]:
+        raise InputError("png=true contradicts figures=false")
     model = config.build_model(settings)
     tables = sweep_tables(name, model, settings)
-    contents: dict[str, str | bytes] = {}
-    for table in tables:
-        contents |= table_files(table, command)
+    drawn: dict[str, str | bytes] = {}
     if settings["figures"]:
         from modelmeter.report.figures import figures
 
         for table in tables:
-            contents |= figures(table, ("svg", "png") if settings["png"] else ("svg",))
+            drawn |= figures(table, ("svg", "png") if settings["png"] else ("svg",))
+    contents: dict[str, str | bytes] = {}
+    for table in tables:
+        contents |= table_files(table, command, list(drawn))
+    contents |= drawn
     folder = parent / name
-    write_all(folder, contents)
+    write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
     if any(settings.get(key) is not None for key in ("image", "image_size")) or (
         "image" in settings and settings["grid"]
     ):
@@ -188,6 +195,8 @@ def _cost(arguments: list[str], prog: str) -> int:
     for argument in arguments:
         if "=" not in argument:
             raise InputError(f"{argument!r} is not key=value; see {prog} cost --help")
+        if argument.startswith("model="):
+            raise InputError(f"give the model once, not {name} and {argument}")
     from modelmeter import config
     from modelmeter.report.tables import page_table
 
@@ -207,7 +216,7 @@ def _report(arguments: list[str], prog: str) -> int:
             f"\nmodels: {', '.join(models)}\n",
             f"  {'out=reports':30} folder of the reports",
             f"  {'png=false':30} each figure as PNG too",
-            f"  {'validation=true':30} the comparison with the reference modules; needs modelmeter[validation]",
+            f"  {'validation=true':30} the comparison with the reference modules; needs the extra `validation`",
         ]
         _print("\n".join(lines))
         return 0 if arguments else 2
@@ -223,6 +232,8 @@ def _report(arguments: list[str], prog: str) -> int:
     from modelmeter.publish import report_files
     from modelmeter.report.files import writable, write_all
 
+    if not keys["out"]:
+        raise InputError("out must be a folder, not ''")
     folder = Path(keys["out"])
     writable(folder)
     contents = report_files(name, f"modelmeter report {name}", **flags)

@@ -216,10 +216,11 @@ def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
     for key in (*sizes, *options):
         if isinstance(config[key], list):
             raise InputError(f"{key} must be one value, not {config[key]!r}; sweep several with --multirun {key}=A,B")
+    model.require_tensors(config["precision"])
     return model.workload(**{k: config[k] for k in sizes + options}, precision=config["precision"])
 
 
-HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--config-dir", "-cd")
+HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")
 """The flags of Hydra that a sweep passes on."""
 
 

@@ -1,7 +1,7 @@
 """Devices: datasheet peaks of accelerators, and what share of them a required rate takes.
 
-A device is a YAML of configs/device/; each number names its source there. Peaks are dense, with fp32
-accumulation. Nothing here predicts time: a share of 1 is the whole datasheet, which no kernel reaches.
+A device is a YAML of configs/device/, which names its source. Peaks are dense, with fp32 accumulation.
+Nothing here predicts time: a share of 1 is the whole datasheet, which no kernel reaches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from modelmeter.errors import InputError, choose
 from modelmeter.sizes import Size
 
 CONFIDENCE = ("A", "B")
+MOST = 1e30
 RESOURCES = ("tensor cores", "CUDA cores", "memory bandwidth")
 
 
@@ -23,7 +24,7 @@ class Device:
     """One accelerator: peaks in FLOPs a second, bandwidth in bytes a second, memory in bytes.
 
     `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units.
-    `source` names the datasheet; `confidence` is A (the vendor's own sheet) or B (secondary).
+    `source` names the datasheet; `confidence` is A (figures quoted from the vendor's datasheet) or B (secondary).
     Raises InputError for a number that is none.
     """
 
@@ -39,8 +40,8 @@ class Device:
     def __post_init__(self) -> None:
         for key in ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes"):
             value: Any = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise InputError(f"device {self.name}: {key} must be a number above 0, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
+                raise InputError(f"device {self.name}: {key} must be a number above 0, at most {MOST:g}, not {value!r}")
         for key in ("title", "source"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
                 raise InputError(f"device {self.name}: {key} must be words, not {getattr(self, key)!r}")
@@ -54,17 +55,16 @@ class Device:
     def shares(self, cost: StageCost, seconds: float) -> dict[str, Size]:
         """What share of each peak `cost` takes if it is to be done in `seconds`; above 1 it cannot be.
 
+        Raises InputError for seconds that are no number above 0.
+
         >>> device = Device("x", "X", 100, 10, 10, 1, "a sheet")
         >>> device.shares(StageCost(tensor_core_flops=50, weight_io_bytes=40), 2.0)
         {'tensor cores': 0.25, 'CUDA cores': 0.0, 'memory bandwidth': 2.0}
         """
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
+            raise InputError(f"seconds must be a number above 0, not {seconds!r}")
         return {
             "tensor cores": cost.tensor_core_flops / (seconds * self.tensor_flops_per_s),
             "CUDA cores": cost.cuda_core_flops / (seconds * self.cuda_flops_per_s),
             "memory bandwidth": cost.io_bytes / (seconds * self.memory_bytes_per_s),
         }
-
-    def fits(self, cost: StageCost) -> bool:
-        """Whether weights, peak activations and KV cache of one number of pages fit into the memory."""
-        stored = cost.weight_bytes + cost.peak_activation_bytes + cost.kv_cache_bytes
-        return bool(stored <= self.memory_bytes)

@@ -16,6 +16,8 @@ from modelmeter.errors import InputError
 
 def sweep_tables(name: str, model: Any, settings: Mapping[str, Any]) -> list[Any]:
     """The tables of a sweep; devices, profiles and published figures are read from their files."""
+    _require_single(name, settings)
+    model.require_tensors(settings["precision"])
     reference = _reference(model.name) if settings["reference"] else None
     settings = dict(settings)
     if "devices" in settings:
@@ -25,6 +27,15 @@ def sweep_tables(name: str, model: Any, settings: Mapping[str, Any]) -> list[Any
     settings["published"] = catalogue.load_published(model.name).get(name)
     tables: list[Any] = importlib.import_module(f"modelmeter.sweep.{name}").run(model, settings, reference)
     return tables
+
+
+def _require_single(name: str, settings: Mapping[str, Any]) -> None:
+    """Raise InputError for a list where a sweep takes one value: only its own keys may hold several."""
+    own = config.read_yaml(config.config_dir() / "sweep" / f"{name}.yaml")
+    several = {key for key, value in own.items() if value is None or isinstance(value, list)} | {"attention"}
+    for key, value in settings.items():
+        if isinstance(value, list) and key not in several:
+            raise InputError(f"{key} must be one value, not {value!r}; run several with --multirun {key}=A,B")
 
 
 def _reference(model: str) -> Any:
@@ -39,13 +50,13 @@ def no_reference(model: str, error: ModuleNotFoundError) -> InputError:
     """Why a model cannot be compared: it has no reference modules, or they are not installed."""
     if error.name and error.name.startswith("modelmeter.validate."):
         return InputError(f"model {model!r} has no reference modules to compare with")
-    return InputError(f"{error.name} is not installed: pip install 'modelmeter[validation]'")
+    return InputError(f"{error.name} is not installed: in a checkout, pip install -c constraints.txt '.[validation]'")
 
 
 def report_files(name: str, command: str, *, validation: bool = True, png: bool = False) -> dict[str, str | bytes]:
     """Every file of a model's report by path: pages in each language, figures, the reconciliation.
 
-    `validation` adds the comparison with the reference modules (needs modelmeter[validation]).
+    `validation` adds the comparison with the reference modules (needs the extra `validation`).
     """
     from modelmeter.report.diagram import stages_diagram
     from modelmeter.report.document import Report
@@ -54,8 +65,8 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     formats = ("svg", "png") if png else ("svg",)
     settings = config.read_yaml(config.config_dir() / "report" / f"{name}.yaml")
     model = config.load_model(name)
-    tables = {sweep: _run(sweep, name, settings["page"]) for sweep in settings["sweeps"]}
     compared = _compared(name) if validation else None
+    tables = {sweep: _run(sweep, name, settings["page"]) for sweep in settings["sweeps"]}
     work = model.workload(**settings["page"])
     report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
@@ -89,7 +100,7 @@ def _compared(name: str) -> list[dict[str, Any]]:
     try:
         rows: list[dict[str, Any]] = importlib.import_module("modelmeter.validate.run").comparison_rows(name)
     except ModuleNotFoundError as error:
-        raise no_reference(name, error) from None
+        raise InputError(f"{no_reference(name, error)}, or leave the comparison out with validation=false") from None
     return rows
 
 

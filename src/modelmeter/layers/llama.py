@@ -11,7 +11,7 @@ from modelmeter.constants import MUL, ROTARY_TABLE, ROTATE_PAIR
 from modelmeter.errors import InputError
 from modelmeter.layer import BaseLayer, rebuild, require_divisible
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
-from modelmeter.sizes import Size, anywhere, ratio
+from modelmeter.sizes import Size, anywhere, as_size, ratio
 
 
 @final
@@ -109,6 +109,7 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
     The head width becomes hidden width / heads, as the vendors' codes have it. Raises InputError where
     heads do not divide the hidden width, or KV heads not the heads.
     """
+    heads, kv_heads = as_size("heads", heads), as_size("KV heads", kv_heads)
     hidden = attention_layers(node)[0].d
     require_divisible("attention", "hidden size", hidden, "heads", heads)
     require_divisible("attention", "heads", heads, "KV heads", kv_heads)

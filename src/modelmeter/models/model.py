@@ -7,13 +7,15 @@ breakdown and the sum over decode steps are derived here. `compile` is in `compi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, final
 
 from modelmeter.cost import StageCost, measure, measure_parts
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.ops import Op, Sizes
+from modelmeter.precision import Precision
 from modelmeter.sizes import Size, is_symbol, ratio
 from modelmeter.workload import NO_IMAGE, ImagePlan, Workload, parse_pair, read_image_size
 
@@ -67,7 +69,8 @@ class Model(ABC):
 
     @final
     def text(self, tokens: Size, **options: Any) -> Workload:
-        """A workload without an image: `tokens` of text, then decode steps."""
+        """A workload without an image: `tokens` of text, then decode steps; other keywords are those of Workload."""
+        _require_known(options)
         return Workload(NO_IMAGE, prompt_tokens=tokens, **options)
 
     @final
@@ -93,10 +96,7 @@ class Model(ABC):
             size = read_image_size(image)
         if grid is not None and not _is_sizes(grid):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
-        valid = tuple(Workload.__dataclass_fields__)
-        for key in options:
-            if key not in valid:
-                raise unknown("workload key", key, (*valid, "image_size", "grid", "mode"))
+        _require_known(options, "image_size", "grid", "mode")
         return Workload(self.plan(mode=mode, image_size=size, grid=grid), **options)
 
     @final
@@ -170,11 +170,32 @@ class Model(ABC):
         )
 
     @final
+    def require_tensors(self, precision: Any) -> None:
+        """Raise InputError for a precision override that matches no tensor of the model."""
+        work = Workload(self.plan(mode=None, image_size=(1000, 1000), grid=None), precision=Precision.of(precision))
+        if not work.precision.overrides:
+            return
+        ops = [*self.ops("vision", work), *self.ops("prefill", work)]
+        names = dict.fromkeys(ref.name for op in ops for ref in (*op.reads, *op.writes))
+        weights = [name for name in names if ".W_" in name]
+        for pattern in work.precision.overrides:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(f"precision override {pattern!r} matches no tensor; a name is {weights[-1]!r}")
+
+    @final
     def storage(self, work: Workload | None = None) -> StageCost:
         """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
         work = work or Workload(self.plan(mode=None, image_size=(1000, 1000), grid=None))
         both = measure([*self.ops("vision", work), *self.ops("prefill", work)], "flash")
         return StageCost(parameters=both.parameters, weight_bytes=both.weight_bytes)
+
+
+def _require_known(options: Iterable[str], *others: str) -> None:
+    """Raise InputError for a key that no workload has."""
+    valid = tuple(Workload.__dataclass_fields__)
+    for key in options:
+        if key not in valid:
+            raise unknown("workload key", key, (*valid, *others))
 
 
 def _is_sizes(grid: Any) -> bool:

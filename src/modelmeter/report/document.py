@@ -18,8 +18,8 @@ from modelmeter.report.files import markdown_table
 from modelmeter.report.findings import findings
 from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
-from modelmeter.report.measures import MEASURES
-from modelmeter.sweep.table import Table
+from modelmeter.report.measures import MEASURES, significant
+from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
 PAGES = ("architecture", "performance")
@@ -94,7 +94,7 @@ class Report:
     def _architecture(self, t: Language) -> dict[str, Any]:
         found = inventory(self.model, self.work)
         heads = [t.word(h) for h in ("stage", "layer", *_COST_HEADS[:_WORK], "share %")]
-        rows = [[t.word(i.stage), i.layer, *_costs(i.cost)[:_WORK], f"{100 * i.share:.2f}"] for i in found]
+        rows = [[t.word(i.stage), i.layer, *_costs(i.cost)[:_WORK], significant(100 * i.share)] for i in found]
         layers = [_layer(name, t) for name in dict.fromkeys(item.layer for item in found)]
         dims = grid(map(t.word, ("number", "value", "source (confidence)")), self.dims)
         return {"layer_costs": grid(heads, rows), "layers": layers, "dims": dims}
@@ -139,14 +139,14 @@ _WORK = 6
 
 def _costs(cost: StageCost) -> list[str]:
     return [
-        f"{float(cost.tensor_core_flops) / 1e12:.6f}",
-        f"{float(cost.cuda_core_flops) / 1e12:.6f}",
-        f"{float(cost.io_bytes) / 1e9:.4f}",
-        f"{float(cost.arithmetic_intensity):.1f}",
+        significant(float(cost.tensor_core_flops) / 1e12, 7),
+        significant(float(cost.cuda_core_flops) / 1e12, 5),
+        significant(float(cost.io_bytes) / 1e9, 5),
+        significant(float(cost.arithmetic_intensity), 4),
         f"{cost.parameters:,}",
-        f"{float(cost.weight_bytes) / 1e6:.3f}",
-        f"{float(cost.peak_activation_bytes) / 1e9:.4f}",
-        f"{float(cost.kv_cache_bytes) / 1e9:.4f}",
+        significant(float(cost.weight_bytes) / 1e6, 5),
+        significant(float(cost.peak_activation_bytes) / 1e9, 4),
+        significant(float(cost.kv_cache_bytes) / 1e9, 4),
     ]
 
 
@@ -157,7 +157,8 @@ def _shares(costs: Mapping[str, StageCost]) -> dict[str, str]:
 
 
 def _layer(name: str, t: Language) -> dict[str, Any]:
-    rows = [[t.say(key), f"${text}$"] for key, text in formulas_of(name)]
+    found = formulas_of(name)
+    rows = [[f"{t.say(key)}, `{form}`" if form else t.say(key), f"${text}$"] for key, form, text in found]
     summaries = catalogue(t.code).get("layers", {})
     heads = map(t.word, ("quantity", "formula"))
     return {
@@ -170,12 +171,9 @@ def _layer(name: str, t: Language) -> dict[str, Any]:
 
 def _section(sweep: str, table: Table, t: Language) -> dict[str, Any]:
     rows = table.rows if table.digest is None else table.digest
-    kind = rows[-1].get("attention")
-    shown = [row for row in rows if row.get("attention") == kind]
-    charts = [
-        {"name": chart.name, "caption": f"{t.say('h_' + table.name)}: {_caption(chart.measures, t)}"}
-        for chart in table.charts
-    ]
+    several = table.name == "device_shares"  # what binds depends on the execution
+    shown = [row for row in rows if several or row["execution"] == table.kind]
+    charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
     return {
         "name": table.name,
         "sweep": sweep,
@@ -189,8 +187,9 @@ def _section(sweep: str, table: Table, t: Language) -> dict[str, Any]:
     }
 
 
-def _caption(measures: Sequence[str], t: Language) -> str:
-    return t.word(MEASURES[measures[0]].label)
+def _caption(chart: Chart, t: Language) -> str:
+    words = [MEASURES[chart.measures[0]].label, *(["by component"] if chart.by == "component" else [])]
+    return ", ".join(map(t.word, words))
 
 
 def _validation(rows: Sequence[Mapping[str, Any]], t: Language) -> dict[str, Any]:

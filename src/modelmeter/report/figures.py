@@ -6,6 +6,7 @@ A Chart of a table becomes curves or bars; which quantities there are is in `mea
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import floor, log10
@@ -19,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row
+from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row, grid_of, significant
 from modelmeter.sweep.table import Chart, Table
 
 STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
@@ -125,19 +126,21 @@ def _curves(table: Table, chart: Chart) -> Figure:
     lines = _lines(table, chart)
     for line in lines:
         _curve(axes, line)
-    _scale(axes, chart, [y for line in lines for _, y, _ in line.points])
+    _scale(axes, chart, [y for line in lines for _, y, _ in line.points] or [0.0])
     if chart.measures[0] in ("flops_tflops", "tensor_tflops"):
         _reference(axes, table)
-    if chart.x == "image_tokens":
+    if chart.x == "image_tokens" and lines:
         _grid_labels(axes, max(lines, key=lambda line: max(y for _, y, _ in line.points)))
         _mark(axes, table, lines)
     _titles(axes, table, chart)
-    if any(hollow for line in lines for _, _, hollow in line.points):
-        away = "extrapolated" if chart.x == "image_tokens" else "beyond the model's positions"
-        for fill, meaning in (("full", "within the model's own range"), ("none", away)):
-            label = f"{'filled' if fill == 'full' else 'hollow'}: {meaning}"
+    fills = {hollow for line in lines for _, _, hollow in line.points}
+    away = "extrapolated" if chart.x == "image_tokens" else "beyond the model's positions"
+    for hollow, fill, meaning in ((False, "full", "within the model's own range"), (True, "none", away)):
+        if hollow in fills and True in fills:
+            label = f"{'hollow' if hollow else 'filled'}: {meaning}"
             axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=label)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    if lines:
+        figure.legend(loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -148,7 +151,7 @@ def _scale(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
     if "y" in chart.log:
         _log_scale(axes, values)
     elif min(values) >= 0:
-        axes.set_ylim(0, 1.12 * max(values))
+        axes.set_ylim(0, 1.12 * max(values) or 1)
     else:
         axes.axhline(0, color="k", linewidth=0.8)
 
@@ -161,22 +164,17 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def number(value: float) -> str:
-    """Three significant digits, without an exponent where there are more."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
 def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     label = MEASURES[chart.measures[0]].label
     scale = ", log scale" if "y" in chart.log else ""
     axes.set_xlabel(X_LABELS[chart.x])
     axes.set_ylabel(f"{label}{scale}{', ' + chart.note if chart.note else ''}")
+    by = (chart.by,) if isinstance(chart.by, str) else chart.by
     held = [
         CURVES.get(k, "{}").format(v)
         for k, v in chart.where.items()
-        if k in ("batch", "attention", "budget_s", "target")
+        if k not in ("component", "grid_h", "grid_w", *by) and not isinstance(v, tuple)
     ]
-    held += [f"{chart.where['decode_steps']} decode steps"] if "decode_steps" in chart.where else []
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}")
     axes.set_title(f"{table.title}\n{', '.join([table.basis, *held])}", fontsize=10)
@@ -221,22 +219,16 @@ def _grid_labels(axes: Axes, line: _Line) -> None:
 
 
 def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
-    """The page's own points ringed, with a note on the side where there is room."""
+    """The page's own points ringed, and named in the legend."""
     marked = [row for row in table.rows if row["marked"]]
     if not marked:
         return
     x = marked[0]["image_tokens"]
-    grid = f"{marked[0]['grid_h']}x{marked[0]['grid_w']}" if marked[0]["crops"] else "no crops"
+    grid = grid_of(marked[0]).replace("none", "no crops")
     own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
-    axes.plot([x] * len(own), own, "o", color="k", markersize=11, fillstyle="none")
-    tokens = [row["image_tokens"] for row in table.rows]
-    left = x < (min(tokens) + max(tokens)) / 2
     axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
-    axes.annotate(
-        f"this page: {grid}, {x} tokens", (x, 0.02), xycoords=("data", "axes fraction"),
-        xytext=(4 if left else -4, 0), textcoords="offset points", ha="left" if left else "right", fontsize=8,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )  # fmt: skip
+    label = f"this page: {grid}, {x} tokens"
+    axes.plot([x] * len(own), own, "o", color="k", markersize=11, fillstyle="none", label=label)
 
 
 def _bars(table: Table, chart: Chart) -> Figure:
@@ -260,13 +252,13 @@ def _bars(table: Table, chart: Chart) -> Figure:
             bottom[name] += value
         if side_by_side:
             for place, value in zip(places, values, strict=True):
-                axes.annotate(number(value), (place, value), ha="center", va="bottom", fontsize=7)
+                axes.annotate(significant(value), (place, value), ha="center", va="bottom", fontsize=7)
     if len(chart.measures) == 1:
         for place, name in enumerate(names):
-            axes.annotate(number(bottom[name]), (place, bottom[name]), ha="center", va="bottom", fontsize=8)
+            axes.annotate(significant(bottom[name]), (place, bottom[name]), ha="center", va="bottom", fontsize=8)
     if "y" in chart.log:
         _log_scale(axes, [y for line in lines for _, y, _ in line.points])
-    axes.set_xticks(range(len(names)), [str(name).replace(" ", "\n", 1) for name in names])
+    axes.set_xticks(range(len(names)), [textwrap.fill(str(name), 16) for name in names], fontsize=8)
     axes.grid(visible=False, axis="x")
     _titles(axes, table, chart)
     figure.legend(loc="outside lower center", ncols=4, frameon=False)

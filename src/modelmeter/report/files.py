@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from decimal import Decimal
@@ -39,8 +39,8 @@ def writable(folder: Path) -> None:
         raise InputError(f"out={str(folder)!r} cannot be written: {reason}; give a writable folder") from None
 
 
-def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
-    """Write files into a folder; either all of them appear or the folder stays as it was.
+def write_all(folder: Path, contents: Mapping[str, str | bytes], obsolete: Iterable[str] = ()) -> None:
+    """Write files into a folder and remove `obsolete` ones; either all of it happens or none.
 
     Names may lead into folders below. Ctrl-C waits while the finished files are put in place.
     Raises InputError if the folder cannot be written.
@@ -58,6 +58,8 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes]) -> None:
             for name in contents:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, folder / name)
+            for name in obsolete:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
     finally:
@@ -80,11 +82,23 @@ def _uninterrupted() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def table_files(table: Table, command: str) -> dict[str, str | bytes]:
-    """The CSV, JSON and Markdown of a sweep by file name, and Parquet where pyarrow is installed."""
+def obsolete_files(folder: Path, table: str, contents: Mapping[str, Any]) -> list[str]:
+    """The files that an earlier run of a sweep wrote there, by its own list, and this one does not."""
+    try:
+        earlier = json.loads((folder / f"{table}.json").read_text(encoding="utf-8"))["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in earlier if name not in contents and Path(name).name == name]
+
+
+def table_files(table: Table, command: str, figures: Sequence[str] = ()) -> dict[str, str | bytes]:
+    """The CSV, JSON and Markdown of a table by file name, and Parquet where pyarrow is installed.
+
+    The JSON names the `figures` of the run, so that a later run can remove those that it does not draw.
+    """
     contents: dict[str, str | bytes] = {
         f"{table.name}.csv": _csv(table),
-        f"{table.name}.json": _json(table, command),
+        f"{table.name}.json": _json(table, command, figures),
         f"{table.name}.md": _markdown(table, command),
     }
     rows = _parquet(table)
@@ -99,7 +113,7 @@ def _csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _json(table: Table, command: str) -> str:
+def _json(table: Table, command: str, figures: Sequence[str]) -> str:
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "modelmeter_version": modelmeter.__version__,
@@ -107,6 +121,7 @@ def _json(table: Table, command: str) -> str:
         "title": table.title,
         "basis": table.basis,
         "config": table.settings,
+        "figures": list(figures),
         "rows": list(table.rows),
     }
     return json.dumps(content, indent=1, default=_described) + "\n"
@@ -145,7 +160,9 @@ def _markdown(table: Table, command: str) -> str:
     for finding in findings(table):
         lines += ["", ENGLISH.finding(finding)]
     lines += ["", *markdown_table(table, table.digest), ""]
-    if any(row.get("extrapolated") for row in table.rows):
+    if table.digest is not None and len(table.digest) < len(table.rows):
+        lines += [f"The CSV has all {len(table.rows)} rows.", ""]
+    if any(row.get("extrapolated") for row in (table.rows if table.digest is None else table.digest)):
         lines += [ENGLISH.say("extrapolated"), ""]
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from modelmeter.report.measures import Row, percent
+from modelmeter.report.measures import Row, flops_of, grid_of, significant
 from modelmeter.sweep.table import TOTAL, Table
 
 Finding = tuple[str, dict[str, Any]]
@@ -43,38 +43,25 @@ def trend(points: Sequence[tuple[float, float]]) -> str:
     return "superlinear" if worst < 0 else "sublinear"
 
 
-def _show(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, without an exponent."""
-    value = float(value)
-    if abs(value) >= 10 ** (digits - 1) or value == 0:
-        return f"{value:,.0f}"
-    return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.{digits - 1}e}"
+def _range(values: Sequence[float], unit: float = 1.0) -> tuple[str, str]:
+    """The least and the largest value; a language writes one number where they are the same."""
+    return significant(min(values) / unit), significant(max(values) / unit)
 
 
-def _extremes(values: Sequence[float], unit: float = 1.0) -> dict[str, str]:
-    return {"low": _show(min(values) / unit), "high": _show(max(values) / unit)}
-
-
-def _flops(row: Row) -> int:
-    return int(row["tensor_core_flops"] + row["cuda_core_flops"])
+def _extremes(values: Sequence[float], unit: float = 1.0) -> dict[str, tuple[str, str]]:
+    return {"range": _range(values, unit)}
 
 
 def _ends(rows: Sequence[Row]) -> dict[str, Any]:
     first, last = (f(rows, key=lambda r: (r["crops"], r["image_tokens"])) for f in (min, max))
-    return {
-        "first": f"{first['grid_h']}x{first['grid_w']}",
-        "last": f"{last['grid_h']}x{last['grid_w']}",
-        "low": _show(_flops(first) / 1e12),
-        "high": _show(_flops(last) / 1e12),
-    }
+    return {"grids": (grid_of(first), grid_of(last)), "range": _range([flops_of(row) for row in rows], 1e12)}
 
 
 def _kinds(table: Table, **where: Any) -> tuple[list[Row], list[Row]]:
-    """The rows with the last attention kind, and those with eager attention beside it (or none)."""
+    """The rows of the execution that is spoken of, and those with eager execution beside it (or none)."""
     rows = table.select(**where)
-    kinds = list(dict.fromkeys(row["attention"] for row in rows))
-    last = [row for row in rows if row["attention"] == kinds[-1]]
-    return last, [row for row in rows if row["attention"] == "eager"] if kinds[-1] != "eager" else []
+    eager = [row for row in rows if row["execution"] == "eager"] if table.kind != "eager" else []
+    return [row for row in rows if row["execution"] == table.kind], eager
 
 
 def _eager(rows: Sequence[Row], eager: Sequence[Row]) -> Iterator[Finding]:
@@ -82,11 +69,11 @@ def _eager(rows: Sequence[Row], eager: Sequence[Row]) -> Iterator[Finding]:
         times = [a["io_bytes"] / b["io_bytes"] for a, b in zip(eager, rows, strict=True)]
         key = "eager_traffic" if max(times) >= 1.1 else "eager_percent"
         shown = times if max(times) >= 1.1 else [100 * (t - 1) for t in times]
-        yield key, _extremes(shown) | {"kind": rows[0]["attention"]}
+        yield key, _extremes(shown) | {"kind": rows[0]["execution"]}
 
 
 def _engines(rows: Sequence[Row]) -> Iterator[Finding]:
-    shares = [100 * row["cuda_core_flops"] / _flops(row) for row in rows]
+    shares = [100 * row["cuda_core_flops"] / flops_of(row) for row in rows]
     yield "cuda_share", _extremes(shares)
 
 
@@ -94,12 +81,12 @@ def _vision_crops(table: Table) -> Iterator[Finding]:
     rows, eager = _kinds(table)
     tiled = [row for row in rows if row["crops"]]
     yield "vision_range", _ends(tiled)
-    by_crops = {row["crops"]: _flops(row) for row in tiled}
+    by_crops = {row["crops"]: flops_of(row) for row in tiled}
     if len(by_crops) > 1:
         a, b = min(by_crops), max(by_crops)
         each = (by_crops[b] - by_crops[a]) / (b - a) / 1e12
         shape = trend(list(by_crops.items()))
-        yield "vision_per_crop", {"each": _show(each, 4), "trend": shape}
+        yield "vision_per_crop", {"each": significant(each, 4), "trend": shape}
     yield from _engines(rows)
     yield from _eager(rows, eager)
     yield "intensity", _extremes([row["arithmetic_intensity_flop_per_byte"] for row in rows])
@@ -107,35 +94,37 @@ def _vision_crops(table: Table) -> Iterator[Finding]:
     ordered = sorted(peaks)
     if len(ordered) > 1:
         (a, b) = ordered[-2:]
-        yield "peak", _extremes(list(peaks.values()), 1e9) | {"each": _show((peaks[b] - peaks[a]) / (b - a) / 1e6, 4)}
+        each = (peaks[b] - peaks[a]) / (b - a) / 1e6
+        yield "peak", _extremes(list(peaks.values()), 1e9) | {"each": significant(each, 4)}
 
 
 def _e2e_vision_prefill(table: Table) -> Iterator[Finding]:
     rows, eager = _kinds(table, component=TOTAL)
     vision, _ = _kinds(table, component="vision")
-    yield "prefill_range", _ends(rows) | {"trend": trend([(r["image_tokens"], _flops(r)) for r in rows])}
-    yield "vision_share", _extremes([100 * _flops(a) / _flops(b) for a, b in zip(vision, rows, strict=True)])
+    tiled = [row for row in rows if row["crops"]]
+    points = {row["image_tokens"]: flops_of(row) for row in tiled}
+    if len(points) > 1:
+        yield "prefill_range", _ends(tiled) | {"trend": trend(list(points.items()))}
+    yield "vision_share", _extremes([100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)])
     yield from _engines(rows)
     yield from _eager(rows, eager)
     yield "intensity", _extremes([row["arithmetic_intensity_flop_per_byte"] for row in rows])
-    yield "kv", _extremes([row["kv_cache_bytes"] for row in rows], 1e6) | {"each": _kv_each(rows)}
-
-
-def _kv_each(rows: Sequence[Row]) -> str:
-    return f"{rows[0]['kv_cache_bytes'] / rows[0]['context_tokens']:,.0f}"
+    batch = table.settings.get("batch", 1)
+    each = rows[0]["kv_cache_bytes"] / rows[0]["context_tokens"] / batch
+    yield "kv", _extremes([row["kv_cache_bytes"] for row in rows], 1e6) | {"each": f"{each:,.0f}", "batch": batch}
 
 
 def _e2e_decode(table: Table) -> Iterator[Finding]:
     rows, eager = _kinds(table, component=TOTAL)
-    steps = rows[0]["decode_steps"]
     per_token = [row["tensor_core_flops_per_token"] + row["cuda_core_flops_per_token"] for row in rows]
-    shape = trend([(r["context_tokens"], _flops(r)) for r in rows])
-    yield "decode_token", _extremes(per_token, 1e9) | {"steps": steps, "trend": shape}
-    yield (
-        "decode_io",
-        _extremes([row["io_bytes_per_token"] for row in rows], 1e9)
-        | {"weights": _show(100 * min(r["weight_io_bytes"] / r["io_bytes"] for r in rows))},
-    )
+    yield "decode_token", _extremes(per_token, 1e9) | {"steps": rows[0]["decode_steps"]}
+    points = {row["context_tokens"]: flops_of(row) for row in rows}
+    if len(points) > 1:
+        yield "decode_trend", {"trend": trend(list(points.items()))}
+    yield "decode_io", _extremes([row["io_bytes_per_token"] for row in rows], 1e9)
+    weights = min(row["weight_io_bytes"] / row["io_bytes"] for row in rows)
+    if weights:
+        yield "decode_weights", {"weights": significant(100 * weights)}
     yield "intensity", _extremes([row["arithmetic_intensity_flop_per_byte"] for row in rows])
     yield from _eager(rows, eager)
 
@@ -144,81 +133,83 @@ def _required(table: Table) -> Iterator[Finding]:
     rows, _ = _kinds(table)
     for budget in dict.fromkeys(row["budget_s"] for row in rows):
         some = [row for row in rows if row["budget_s"] == budget]
-        rate = _extremes([row["required_flops_per_s"] for row in some], 1e12)
-        moved = _extremes([row["required_bytes_per_s"] for row in some], 1e9)
+        rate, moved = ([row[f"required_{what}_per_s"] for row in some] for what in ("flops", "bytes"))
         yield "required", {
-            "target": some[0]["target"], "budget": f"{budget:g}", **rate,
-            "low_gb": moved["low"], "high_gb": moved["high"], "kind": some[0]["attention"],
+            "target": some[0]["target"], "budget": f"{budget:g}", "kind": table.kind,
+            "range": _range(rate, 1e12), "range_gb": _range(moved, 1e9),
         }  # fmt: skip
 
 
 def _device_shares(table: Table) -> Iterator[Finding]:
     digest = table.digest or ()
-    kind = list(dict.fromkeys(row["attention"] for row in digest))[-1]
-    for target in dict.fromkeys(row["target"] for row in digest):
-        some = [r for r in digest if r["target"] == target and r["attention"] == kind]
-        some = [r for r in some if r["budget_s"] == some[0]["budget_s"]]
-        bound = [r for r in some if r["binds"] == "memory bandwidth"]
-        ratios = [r["largest_memory_bandwidth_share"] / r["largest_tensor_core_share"] for r in some]
-        tensor = [r["largest_tensor_core_share"] for r in some]
-        memory = [r["largest_memory_bandwidth_share"] for r in some]
-        yield "binds", {
-            "target": target, "budget": f"{some[0]['budget_s']:g}", "bound": len(bound), "devices": len(some),
-            "kind": kind, **_extremes(ratios), "tensor_low": percent(min(tensor)), "tensor_high": percent(max(tensor)),
-            "memory_low": percent(min(memory)), "memory_high": percent(max(memory)),
-        }  # fmt: skip
-        if len(bound) == len(some) and min(ratios) > 10:
-            yield "bandwidth_bound", {"target": target, **_extremes(ratios)}
+    budgets = dict.fromkeys((row["target"], row["budget_s"]) for row in digest)
+    for target, budget in budgets:
+        some = [r for r in digest if (r["target"], r["budget_s"], r["execution"]) == (target, budget, table.kind)]
+        ends = {
+            name: _range([row[f"{end}_{share}"] for row in some for end in ("least", "largest")], 0.01)
+            for name, share in (("tensor", "tensor_core_share"), ("memory", "memory_bandwidth_share"))
+        }
+        yield "shares", {"target": target, "budget": f"{budget:g}", "kind": table.kind, **ends}
+    for target in dict.fromkeys(target for target, _ in budgets):
+        yield from _binding(digest, target)
+
+
+def _binding(digest: Sequence[Row], target: str) -> Iterator[Finding]:
+    """What binds does not depend on the budget: on how many devices it is bandwidth, by execution."""
+    rows = [row for row in digest if row["target"] == target]
+    rows = [row for row in rows if row["budget_s"] == rows[0]["budget_s"]]
+    executions = list(dict.fromkeys(row["execution"] for row in rows))
+    devices = len({row["device"] for row in rows})
+    for execution in executions:
+        some = [row for row in rows if row["execution"] == execution]
+        bound = sum(row["binds"] == "memory bandwidth" for row in some)
+        ratios = _range([row[f"{end}_ratio"] for row in some for end in ("least", "largest")])
+        yield "binds", {"target": target, "kind": execution, "bound": bound, "devices": devices, "range": ratios}
+    if all(row["binds"] == "memory bandwidth" for row in rows):
+        least = min(row["least_ratio"] for row in rows)
+        yield "bandwidth_bound", {"target": target, "low": significant(least), "devices": devices}
 
 
 def _sequence(table: Table) -> Iterator[Finding]:
-    kind = list(dict.fromkeys(row["attention"] for row in table.rows))[-1]
-    first = table.rows[0]
-    own = {key: first[key] for key in ("heads", "kv_heads")}
-    decode = [
-        r for r in table.select(attention=kind, stage="decode", **own) if r["decode_steps"] == first["decode_steps"]
-    ]
-    batches = sorted({row["batch"] for row in decode})
-    prefill = table.select(attention=kind, stage="prefill", batch=first["batch"], **own)
-    lengths = {row["prefill_tokens"]: _flops(row) for row in prefill}
+    """At the first of every size that a sentence does not speak of."""
+    sizes = ("prefill_tokens", "decode_steps", "batch", "heads", "kv_heads")
+    first = {key: table.rows[0][key] for key in sizes}
+
+    def along(stage: str, *free: str) -> list[Row]:
+        fixed = {key: value for key, value in first.items() if key not in free}
+        return table.select(execution=table.kind, stage=stage, **fixed)
+
+    lengths = {row["prefill_tokens"]: flops_of(row) for row in along("prefill", "prefill_tokens")}
     if len(lengths) > 1:
-        yield "sequence_prefill", {
-            "first": min(lengths), "last": max(lengths), "trend": trend(list(lengths.items())),
-            "low": _show(min(lengths.values()) / 1e12), "high": _show(max(lengths.values()) / 1e12),
-        }  # fmt: skip
+        shown = _extremes(list(lengths.values()), 1e12) | {"trend": trend(list(lengths.items()))}
+        yield "sequence_prefill", first | shown | {"lengths": (str(min(lengths)), str(max(lengths)))}
+    batches = {row["batch"]: row for row in along("decode", "batch")}
     if len(batches) > 1:
-        at = min(row["prefill_tokens"] for row in decode)
-        moved = {r["batch"]: r["io_bytes_per_token"] for r in decode if r["prefill_tokens"] == at}
-        yield "sequence_batch", {
-            "first": batches[0], "last": batches[-1], "prefill": at,
-            "low": _show(moved[batches[-1]] / 1e9), "high": _show(moved[batches[0]] / 1e9),
-        }  # fmt: skip
-    caches = {r["kv_heads"]: r["kv_cache_bytes"] for r in _same_place(table, kind)}
+        least, most = batches[min(batches)], batches[max(batches)]
+        values = {"first": min(batches), "last": max(batches), "prefill": first["prefill_tokens"]}
+        for end, row in (("low", most), ("high", least)):
+            values[end] = significant(row["io_bytes_per_token"] / 1e9)
+            values[f"{end}_weights"] = significant(row["weight_io_bytes"] / row["decode_steps"] / 1e9)
+        yield "sequence_batch", first | values
+        if least["weight_io_bytes"]:
+            yield "sequence_weights", values
+    caches = {row["kv_heads"]: row["kv_cache_bytes"] for row in along("decode", "kv_heads")}
     if len(caches) > 1:
         low, high = min(caches), max(caches)
-        yield "sequence_kv", {"low": low, "high": high, "times": _show(caches[high] / caches[low])}
-
-
-def _same_place(table: Table, kind: str) -> list[Row]:
-    """The rows that differ from the first decode row in KV heads alone."""
-    first = table.select(attention=kind, stage="decode")[0]
-    place = {key: first[key] for key in ("prefill_tokens", "decode_steps", "batch", "heads", "attention", "stage")}
-    return table.select(**place)
+        yield "sequence_kv", first | {"low": low, "high": high, "times": significant(caches[high] / caches[low])}
 
 
 def _profiles(table: Table) -> Iterator[Finding]:
-    kind = table.rows[-1]["attention"]
-    pages = table.select(stage="page", attention=kind)
-    for page in pages:
-        stages = {r["stage"]: r for r in table.select(profile=page["profile"], attention=kind)}
+    for page in table.select(stage="page", execution=table.kind):
+        stages = {r["stage"]: r for r in table.select(profile=page["profile"], execution=table.kind)}
         yield (
             "profile",
             {
                 "title": page["title"],
-                "flops": _show(_flops(page) / 1e12),
-                "vision": _show(100 * _flops(stages["vision"]) / _flops(page)),
-                "decode": _show(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
-                "io": _show(page["io_bytes"] / 1e9),
+                "flops": significant(flops_of(page) / 1e12),
+                "vision": significant(100 * flops_of(stages["vision"]) / flops_of(page)),
+                "decode": significant(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
+                "io": significant(page["io_bytes"] / 1e9),
             },
         )
 
@@ -232,12 +223,14 @@ def _compression(table: Table) -> Iterator[Finding]:
         some = [row for row in rows if row["mode"] == mode]
         yield "compression_mode", {
             "mode": mode, "tokens": some[0]["vision_tokens"], **_extremes([row["compression"] for row in some]),
-            "text_low": min(row["text_tokens"] for row in some), "text_high": max(row["text_tokens"] for row in some),
+            "text": _range([row["text_tokens"] for row in some]),
         }  # fmt: skip
     known = [row for row in rows if row["published_compression"] != ""]
+    lengths = {row["text_tokens"] for row in known}
+    off = {r["text_tokens"] for r in known if f"{r['compression']:.1f}" != f"{r['published_compression']:.1f}"}
     if known:
-        same = [row for row in known if f"{row['compression']:.1f}" == f"{row['published_compression']:.1f}"]
-        yield "compression_published", {"same": len(same), "known": len(known)}
+        modes = len({row["mode"] for row in known})
+        yield "compression_published", {"same": len(lengths - off), "known": len(lengths), "modes": modes}
 
 
 _READERS: Mapping[str, Callable[[Table], Iterator[Finding]]] = {

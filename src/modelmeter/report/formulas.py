@@ -8,8 +8,9 @@ how a function of `sizes.py` is written; tests/test_formulas.py reads the page b
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -28,6 +29,11 @@ QUANTITIES = {
     "KV cache, bytes": "kv_cache_bytes",
 }
 _OPTIONS: dict[str, Any] = {"kind": "linear", "rotary": "vendor"}
+_INNER: dict[tuple[str, str], dict[str, Any]] = {
+    ("DeepseekV2MoE", "shared"): {"f": "fshared"},  # not the width of a routed expert
+    ("CLIPVisionEmbeddings", "patch"): {"bias": False},
+}
+"""Fields of inner layers: another name where a letter stands for another size, or the vendor's option."""
 FORMULAS = sorted(set(layers.__all__) - {"ImageEncoderViT", "CausalLM"})
 """The layers that are formulas of single sizes; the others are stacks of layers."""
 _WRITTEN: dict[str, Callable[..., str]] = {
@@ -47,25 +53,62 @@ def symbol(name: str) -> Any:
     return sympy.Symbol(name, positive=True, integer=True)
 
 
-def with_sizes(kind: type[Any], size: Callable[[str], Any] = symbol) -> Any:
-    """A layer whose every size is `size(its field's name)`, by default a symbol; equal names are equal sizes."""
-    hints = get_type_hints(kind)
+def variants(layer: str) -> dict[str, dict[str, type[Any]]]:
+    """The forms of a layer whose fields take several kinds of layers: {"with DeepseekV2MoE": {"mlp": ...}}.
+
+    Kinds with equal formulas are one; a layer that has a single form gives {"": {}}.
+    """
+    kind = getattr(layers, layer)
+    choices = {f: options for f, options in _inner(kind).items() if len(options) > 1}
+    found: dict[Any, dict[str, type[Any]]] = {}
+    for combination in product(*choices.values()):
+        chosen = dict(zip(choices, combination, strict=True))
+        cost = formula(kind, chosen=chosen)
+        found.setdefault(tuple(str(getattr(cost, key)) for key in QUANTITIES.values()), chosen)
+    forms = list(found.values())
+    telling = [f for f in choices if len({form[f] for form in forms}) > 1]
+    return {" and ".join(f"with {form[f].__name__}" for f in telling): form for form in forms}
+
+
+def _inner(kind: type[Any]) -> dict[str, list[type[BaseLayer]]]:
+    """The layer classes that each field of a layer may hold; none for a size."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        options = [a for a in (get_args(hint) or (hint,)) if isinstance(a, type) and issubclass(a, BaseLayer)]
+        found[name] = [a for a in options if a is not BaseLayer]
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def with_sizes(
+    kind: type[Any],
+    size: Callable[[str], Any] = symbol,
+    chosen: Mapping[str, type[Any]] | None = None,
+    special: Mapping[str, Any] | None = None,
+) -> Any:
+    """A layer whose every size is `size(its field's name)`, by default a symbol; equal names are equal sizes.
+
+    `chosen` are classes for fields that take several kinds, `special` names or options of some fields.
+    """
+    hints, inner, special = get_type_hints(kind), _inner(kind), special or {}
     values: dict[str, Any] = {}
     for field in fields(kind):
-        options = [a for a in (get_args(hints[field.name]) or (hints[field.name],)) if a is not type(None)]
-        layer = next((a for a in options if isinstance(a, type) and issubclass(a, BaseLayer)), None)
-        if layer is not None:
-            values[field.name] = with_sizes(layer, size)
+        if inner[field.name]:
+            layer = (chosen or {}).get(field.name, inner[field.name][0])
+            values[field.name] = with_sizes(layer, size, special=_INNER.get((kind.__name__, field.name)))
         elif field.name in _OPTIONS:
             values[field.name] = _OPTIONS[field.name]
-        elif bool not in options:
-            values[field.name] = size(field.name)
+        elif bool not in (get_args(hints[field.name]) or (hints[field.name],)):
+            values[field.name] = size(special.get(field.name, field.name))
+        elif field.name in special:
+            values[field.name] = special[field.name]
     return kind(**values)
 
 
-def formula(kind: type[Any], size: Callable[[str], Any] = symbol) -> StageCost:
+def formula(
+    kind: type[Any], size: Callable[[str], Any] = symbol, chosen: Mapping[str, type[Any]] | None = None
+) -> StageCost:
     """The StageCost of a layer (bf16, flash), every size `size(name)`, by default in symbols."""
-    layer = with_sizes(kind, size)
+    layer = with_sizes(kind, size, chosen)
     cost: StageCost = layer.cost(**{axis: size(axis) for axis in layer.sizes.split()})
     return cost
 
@@ -127,14 +170,15 @@ def formulas_markdown() -> str:
     ]
     for name in FORMULAS:
         kind = getattr(layers, name)
-        cost = formula(kind)
         summary = (inspect.getdoc(kind) or "").splitlines()[0]
-        lines += [f"## {name}", "", summary, "", "| quantity | formula |", "|---|---|"]
-        for label, key in QUANTITIES.items():
-            value = getattr(cost, key)
-            if value != 0:
-                lines.append(f"| {label} | ${latex(value)}$ |")
-        lines.append("")
+        for form, chosen in variants(name).items():
+            cost = formula(kind, chosen=chosen)
+            lines += [f"## {name} {form}".rstrip(), "", summary, "", "| quantity | formula |", "|---|---|"]
+            for label, key in QUANTITIES.items():
+                value = getattr(cost, key)
+                if value != 0:
+                    lines.append(f"| {label} | ${latex(value)}$ |")
+            lines.append("")
     return "\n".join(lines)
 
 

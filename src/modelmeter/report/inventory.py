@@ -14,7 +14,7 @@ from typing import Any
 from modelmeter import layers
 from modelmeter.cost import StageCost, measure
 from modelmeter.models.model import STAGES, Model
-from modelmeter.report.formulas import FORMULAS, formula, latex
+from modelmeter.report.formulas import FORMULAS, formula, latex, variants
 from modelmeter.workload import Workload
 
 
@@ -49,19 +49,20 @@ def summary_of(layer: str) -> str:
 def vendor_of(layer: str) -> str:
     """The vendor's class and file, from the layer's docstring."""
     text = " ".join((inspect.getdoc(getattr(layers, layer)) or "").split())
-    found = re.search(r"Vendor: (.+?)(?:;|\. |\.$| Paper:| Omits:)", text)
+    found = re.search(r"Vendor: ((?:[^(;]|\([^)]*\))+?)(?:;|\. |\.$| Paper:| Omits:)", text)
     return found[1] if found else ""
 
 
-def formulas_of(layer: str) -> Iterator[tuple[str, str]]:
-    """(key of the text catalogue, LaTeX) of a layer's work and parameters; nothing for a stack of layers."""
+def formulas_of(layer: str) -> Iterator[tuple[str, str, str]]:
+    """(key of the text catalogue, form, LaTeX) of a layer's work and parameters; nothing for a stack of layers."""
     if layer not in FORMULAS:
         return
-    cost: Any = formula(getattr(layers, layer))
-    for key, field in (
-        ("flops_formula", "tensor_core_flops"),
-        ("cuda_formula", "cuda_core_flops"),
-        ("parameters_formula", "parameters"),
-    ):
-        if getattr(cost, field) != 0:
-            yield key, latex(getattr(cost, field))
+    for form, chosen in variants(layer).items():
+        cost: Any = formula(getattr(layers, layer), chosen=chosen)
+        for key, field in (
+            ("flops_formula", "tensor_core_flops"),
+            ("cuda_formula", "cuda_core_flops"),
+            ("parameters_formula", "parameters"),
+        ):
+            if getattr(cost, field) != 0:
+                yield key, form.removeprefix("with "), latex(getattr(cost, field))

@@ -16,6 +16,8 @@ from modelmeter.errors import choose
 from modelmeter.report.findings import Finding
 
 LANGUAGES = ("en", "zh")
+_WORDS = ("trend", "kind", "title")
+"""Values that are words of the catalogue themselves."""
 
 
 @cache
@@ -36,9 +38,15 @@ class Language:
     code: str
 
     def say(self, key: str, **values: Any) -> str:
-        """The sentence of a key; a value of `trend` is a word of the catalogue."""
-        words = {k: self.word(str(v)) if k in ("trend", "kind") else v for k, v in values.items()}
+        """The sentence of a key, its trends and titles in the words of this language, pairs as ranges."""
+        words = {k: self._value(k, v) for k, v in values.items()}
         return str(catalogue(self.code)["sentences"][key]).format(**words)
+
+    def _value(self, name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            low, high = value
+            return low if low == high else f"{low}{self.word('range')}{high}"
+        return self.word(str(value)) if name in _WORDS else value
 
     def finding(self, finding: Finding) -> str:
         """A finding as a sentence."""

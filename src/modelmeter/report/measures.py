@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import floor, log10
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -26,15 +27,21 @@ def _scaled(column: str, unit: float) -> Callable[[Row], float | None]:
     return lambda row: None if row.get(column, "") == "" else float(row[column]) / unit
 
 
-def _flops(row: Row) -> float:
-    return float(row["tensor_core_flops"] + row["cuda_core_flops"]) / 1e12
+def flops_of(row: Row) -> int:
+    """The FLOPs of both engines."""
+    return int(row["tensor_core_flops"] + row["cuda_core_flops"])
+
+
+def grid_of(row: Row) -> str:
+    """The crop grid of a row as rows x columns."""
+    return f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none"
 
 
 _BY_ENGINE = "FLOPs by engine (TFLOP = 1e12)"
-_SHARE = "share of the datasheet's peak (%)"
+_SHARE = "share of the datasheet's dense bf16 peak or bandwidth (%)"
 
 MEASURES: dict[str, Measure] = {
-    "flops_tflops": Measure("FLOPs, tensor and CUDA cores (TFLOP = 1e12)", _flops),
+    "flops_tflops": Measure("FLOPs, tensor and CUDA cores (TFLOP = 1e12)", lambda row: flops_of(row) / 1e12),
     "tensor_tflops": Measure(_BY_ENGINE, _scaled("tensor_core_flops", 1e12), "tensor cores"),
     "cuda_tflops": Measure(_BY_ENGINE, _scaled("cuda_core_flops", 1e12), "CUDA cores"),
     "io_tb": Measure("traffic to and from memory (Tb = 1e12 bits)", _scaled("io_bytes", 1e12 / 8)),
@@ -64,22 +71,25 @@ X_LABELS = {
     "prefill_tokens": "tokens of the prefill",
     "text_tokens": "text tokens of the page",
     "crops": "crops",
-    "profile": "document",
+    "title": "document",
     "device": "device",
 }
 
 CURVES = {
-    "attention": "{} attention",
+    "execution": "{} execution",
     "budget_s": "{} s",
-    "heads": "{} heads",
-    "kv_heads": "{} KV heads",
+    "heads": "heads {}",
+    "kv_heads": "KV heads {}",
     "batch": "batch {}",
+    "decode_steps": "{} decode steps",
+    "stage": "{}",
+    "engine": "{} cores",
 }
 """How the value of a column reads in a legend, where it is not the value alone."""
 
 
-def _fixed(column: str, unit: float, digits: int) -> Callable[[Row], str]:
-    return lambda row: "" if row.get(column, "") == "" else f"{float(row[column]) / unit:.{digits}f}"
+def _digits(column: str, unit: float, digits: int) -> Callable[[Row], str]:
+    return lambda row: "" if row.get(column, "") == "" else significant(float(row[column]) / unit, digits)
 
 
 def _plain(column: str) -> Callable[[Row], str]:
@@ -90,18 +100,21 @@ def _plain(column: str) -> Callable[[Row], str]:
     return text
 
 
-def _grid(row: Row) -> str:
-    return f"{row['grid_h']}x{row['grid_w']}" if row["crops"] else "none"
+def significant(value: float, digits: int = 3) -> str:
+    """A number with so many significant digits, thousands apart, never with an exponent.
 
-
-def percent(share: float) -> str:
-    """A share in percent with three significant digits and no exponent."""
-    return f"{100 * share:.3g}" if share < 10 else f"{100 * share:.0f}"
+    >>> significant(1155.4), significant(2.1), significant(0.0000404), significant(-0.5, 2), significant(0)
+    ('1,155', '2.10', '0.0000404', '-0.50', '0')
+    """
+    value = float(value)
+    if value == 0:
+        return "0"
+    return f"{value:,.{max(0, digits - 1 - floor(log10(abs(value))))}f}"
 
 
 def _range(share: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
-        low, high = (percent(row[f"{end}_{share}"]) for end in ("least", "largest"))
+        low, high = (significant(100 * row[f"{end}_{share}"]) for end in ("least", "largest"))
         return low if low == high else f"{low} - {high}"
 
     return text
@@ -115,7 +128,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "text_tokens": ("text tokens", _plain("text_tokens")),
     "mode": ("mode", _plain("mode")),
     "crops": ("crops", _plain("crops")),
-    "grid_h": ("grid", _grid),
+    "grid_h": ("grid", grid_of),
     "vision_tokens": ("vision tokens", _plain("vision_tokens")),
     "image_tokens": ("image tokens", _plain("image_tokens")),
     "prefill_tokens": ("prefill tokens", _plain("prefill_tokens")),
@@ -126,36 +139,36 @@ COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "pages": ("pages", _plain("pages")),
     "stage": ("stage", _plain("stage")),
     "component": ("component", _plain("component")),
-    "attention": ("attention", _plain("attention")),
+    "execution": ("execution", _plain("execution")),
     "device": ("device", _plain("device")),
-    "tensor_core_flops": ("tensor-core TFLOP", _fixed("tensor_core_flops", 1e12, 6)),
-    "cuda_core_flops": ("CUDA-core TFLOP", _fixed("cuda_core_flops", 1e12, 6)),
-    "io_bytes": ("I/O GB", _fixed("io_bytes", 1e9, 4)),
-    "arithmetic_intensity_flop_per_byte": ("FLOP/byte", _fixed("arithmetic_intensity_flop_per_byte", 1, 1)),
-    "peak_activation_bytes": ("peak activations GB", _fixed("peak_activation_bytes", 1e9, 4)),
-    "kv_cache_bytes": ("KV cache GB", _fixed("kv_cache_bytes", 1e9, 4)),
-    "tensor_core_flops_per_token": ("tensor-core GFLOP a token", _fixed("tensor_core_flops_per_token", 1e9, 4)),
-    "io_bytes_per_token": ("I/O GB a token", _fixed("io_bytes_per_token", 1e9, 4)),
-    "required_flops_per_s": ("required TFLOP/s", _fixed("required_flops_per_s", 1e12, 3)),
-    "required_bytes_per_s": ("required GB/s", _fixed("required_bytes_per_s", 1e9, 1)),
-    "largest_tensor_core_share": ("% of tensor-core peak", _range("tensor_core_share")),
-    "largest_cuda_core_share": ("% of CUDA-core peak", _range("cuda_core_share")),
+    "tensor_core_flops": ("tensor-core TFLOP", _digits("tensor_core_flops", 1e12, 7)),
+    "cuda_core_flops": ("CUDA-core TFLOP", _digits("cuda_core_flops", 1e12, 7)),
+    "io_bytes": ("I/O GB", _digits("io_bytes", 1e9, 5)),
+    "arithmetic_intensity_flop_per_byte": ("FLOP/byte", _digits("arithmetic_intensity_flop_per_byte", 1, 4)),
+    "peak_activation_bytes": ("peak activations GB", _digits("peak_activation_bytes", 1e9, 5)),
+    "kv_cache_bytes": ("KV cache GB", _digits("kv_cache_bytes", 1e9, 5)),
+    "tensor_core_flops_per_token": ("tensor-core GFLOP a token", _digits("tensor_core_flops_per_token", 1e9, 5)),
+    "io_bytes_per_token": ("I/O GB a token", _digits("io_bytes_per_token", 1e9, 5)),
+    "required_flops_per_s": ("required TFLOP/s", _digits("required_flops_per_s", 1e12, 4)),
+    "required_bytes_per_s": ("required GB/s", _digits("required_bytes_per_s", 1e9, 4)),
+    "largest_tensor_core_share": ("% of bf16 tensor-core peak", _range("tensor_core_share")),
+    "largest_cuda_core_share": ("% of fp32 CUDA-core peak", _range("cuda_core_share")),
     "largest_memory_bandwidth_share": ("% of bandwidth", _range("memory_bandwidth_share")),
     "binds": ("binds", _plain("binds")),
     "within_peaks": ("grids within the peaks", _plain("within_peaks")),
     "fits_memory": ("grids that fit the memory", _plain("fits_memory")),
     "source": ("source (confidence)", _plain("source")),
-    "compression": ("text per vision token", _fixed("compression", 1, 1)),
+    "compression": ("text per vision token", _digits("compression", 1, 3)),
     "published_compression": ("published", _plain("published_compression")),
     "published_precision_percent": ("published precision %", _plain("published_precision_percent")),
-    "compression_in_decoder": ("text per image token", _fixed("compression_in_decoder", 1, 2)),
-    "text_prefill_flops": ("prefill of the text, TFLOP", _fixed("text_prefill_flops", 1e12, 3)),
-    "image_prefill_flops": ("prefill of the picture, TFLOP", _fixed("image_prefill_flops", 1e12, 3)),
-    "saved_prefill_flops": ("saved, TFLOP", _fixed("saved_prefill_flops", 1e12, 3)),
-    "vision_flops": ("vision tower, TFLOP", _fixed("vision_flops", 1e12, 3)),
-    "saved_flops_less_vision": ("saved in all, TFLOP", _fixed("saved_flops_less_vision", 1e12, 3)),
-    "saved_decode_io_bytes": ("decode I/O saved, GB", _fixed("saved_decode_io_bytes", 1e9, 3)),
-    "saved_kv_cache_bytes": ("KV cache saved, GB", _fixed("saved_kv_cache_bytes", 1e9, 3)),
+    "compression_in_decoder": ("text per image token", _digits("compression_in_decoder", 1, 3)),
+    "text_prefill_flops": ("prefill of the text, TFLOP", _digits("text_prefill_flops", 1e12, 4)),
+    "image_prefill_flops": ("prefill of the picture, TFLOP", _digits("image_prefill_flops", 1e12, 4)),
+    "saved_prefill_flops": ("saved, TFLOP", _digits("saved_prefill_flops", 1e12, 4)),
+    "vision_flops": ("vision tower, TFLOP", _digits("vision_flops", 1e12, 4)),
+    "saved_flops_less_vision": ("saved in all, TFLOP", _digits("saved_flops_less_vision", 1e12, 4)),
+    "saved_decode_io_bytes": ("decode I/O saved, GB", _digits("saved_decode_io_bytes", 1e9, 4)),
+    "saved_kv_cache_bytes": ("KV cache saved, GB", _digits("saved_kv_cache_bytes", 1e9, 4)),
 }
 """What Markdown prints of a table, in this order: heading and text by column."""
 

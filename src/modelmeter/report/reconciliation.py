@@ -14,6 +14,7 @@ from typing import Any
 import modelmeter
 from modelmeter.models.model import Model
 from modelmeter.report.document import grid, render
+from modelmeter.report.measures import grid_of, significant
 from modelmeter.sweep.table import TOTAL, Chart, Table
 from modelmeter.workload import Workload
 
@@ -133,7 +134,7 @@ class Reconciliation:
         return sum(ours == printed for ours, printed in pairs), len(pairs)
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
-        rows = {name: {_grid(row): row for row in _totals(table)} for name, table in self.tables.items()}
+        rows = {name: {grid_of(row): row for row in _totals(table)} for name, table in self.tables.items()}
         for name in SWEEPS:
             for printed in self.printed[name]:
                 row = rows[name][printed["grid_h_x_w"]]
@@ -179,7 +180,7 @@ class Reconciliation:
             others = tuple(d for d in self.published.departures if d != name)
             without = self.layer_table(replace(self.published, departures=others))
             layers = sum(a != b for a, b in zip(self.layers, without, strict=True))
-            rows.append([name, *(f"{share:+.4f}" if share else "0" for share in shares), f"{layers} of {len(without)}"])
+            rows.append([name, *(signed(share) for share in shares), f"{layers} of {len(without)}"])
         return grid(["departure", *_TABLES, "layers changed in the layer table"], rows)
 
     def _errors(self) -> str:
@@ -198,7 +199,7 @@ class Reconciliation:
         rows = [r for r in self.error_table().rows if r["sweep"] == SWEEPS[0] and r["engine"] == "tensor"]
         least, most = (f(rows, key=lambda r: r["error_percent"]) for f in (min, max))
         ends = {"least": f"{least['error_percent']:+.2f}", "most": f"{most['error_percent']:+.2f}"}
-        return ends | {"least_grid": _grid(least), "most_grid": _grid(most), "sweep": SWEEPS[0]}
+        return ends | {"least_grid": grid_of(least), "most_grid": grid_of(most), "sweep": SWEEPS[0]}
 
     def _layer_table(self) -> str:
         heads = ["group", "layer", "measured GFLOP", "published theory GFLOP", "difference, %", "implementation class"]
@@ -219,7 +220,9 @@ class Reconciliation:
         heads = ["target", "grid", "published TFLOP/s", "real TFLOP/s", "real GB/s", "FLOPs per byte"]
         rows = []
         for target, name in (("TTFT", "responsive_by_ttft"), ("TPOT", "responsive_by_tpot")):
-            ours, real = ({_grid(row): row for row in tables[name].rows} for tables in (self.tables, self.real_tables))
+            ours, real = (
+                {grid_of(row): row for row in tables[name].rows} for tables in (self.tables, self.real_tables)
+            )
             for place in self._places():
                 rate, moved = real[place]["required_flops_per_s"], real[place]["required_bytes_per_s"]
                 cells = [f"{r / 1e12:.3f}" for r in (ours[place]["required_flops_per_s"], rate)]
@@ -243,6 +246,11 @@ class Reconciliation:
         }
 
 
+def signed(value: float, digits: int = 3) -> str:
+    """A change with its sign; 0 where there is none."""
+    return ("+" if value > 0 else "") + significant(value, digits)
+
+
 def _share(change: Mapping[str, Any], real: Mapping[str, Any], keys: Sequence[str]) -> float:
     return float(100 * sum(change[key] for key in keys) / sum(real[key] for key in keys))
 
@@ -251,10 +259,6 @@ def _totals(table: Table) -> list[Mapping[str, Any]]:
     return [row for row in table.rows if row.get("component", TOTAL) == TOTAL]
 
 
-def _grid(row: Mapping[str, Any]) -> str:
-    return f"{row['grid_h']}x{row['grid_w']}"
-
-
 def _row(counts: Mapping[str, Any], sign: str = "") -> list[str]:
     cells = ((float(counts[key]), unit) for key, (_, unit) in _QUANTITIES.items())
-    return [f"{value / unit:{sign},.4f}" if value else "0" for value, unit in cells]
+    return [(signed if sign else significant)(value / unit, 5) for value, unit in cells]

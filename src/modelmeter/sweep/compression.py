@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelmeter.cost import StageCost
-from modelmeter.errors import InputError, choose
+from modelmeter.errors import InputError
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import attention_kinds, counted
+from modelmeter.sweep.grids import counted, kinds, main_kind, several, whole_numbers
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
-OPTIONS = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "precision")
+OPTIONS = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "precision")
 
 
 def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
@@ -28,17 +28,12 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
     """
     if reference is not None:
         raise InputError("reference=true is not available for compression; it is for vision_crops")
-    lengths = settings["text_tokens"]
-    lengths = lengths if isinstance(lengths, list) else [lengths]
-    if not lengths:
-        raise InputError("text_tokens must be one or more page lengths, not []")
-    lengths = [as_size("text_tokens", length) for length in lengths]
+    lengths = whole_numbers("text_tokens", settings["text_tokens"])
     modes = _modes(model, settings)
-    kinds = attention_kinds(settings["attention"])
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
     rows = []
-    for kind in kinds:
-        options = {key: settings[key] for key in OPTIONS} | {"attention": kind}
+    for kind in kinds(settings):
+        options = {key: settings[key] for key in OPTIONS} | kind
         texts = {length: _decoder(model, model.text(length + _prompt(options), **_rest(options))) for length in lengths}
         for mode in modes:
             grid = settings["grid"] if model.has_crops(mode) else None
@@ -46,19 +41,20 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
             read, vision = _decoder(model, page), model.cost("vision", page)
             rows += [_row(model, page, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
     title = f"{model.name}: pages of {min(lengths)} to {max(lengths)} text tokens as pictures, batch {page.batch}"
-    return [Table("compression", title, counted(page), rows, dict(settings), _charts(kinds[-1]))]
+    spoken = main_kind(settings)
+    return [Table("compression", title, counted(page), rows, dict(settings), _charts(spoken), kind=spoken)]
 
 
 def _modes(model: Model, settings: Mapping[str, Any]) -> list[str]:
     given = settings["modes"]
     if given is None:
         return [mode for mode in model.modes if settings["grid"] is not None or not model.has_crops(mode)]
-    given = given if isinstance(given, list) else [given]
-    if not given or len(set(map(str, given))) < len(given):
-        raise InputError(f"modes must be one or more of {', '.join(model.modes)}, each once, not {settings['modes']!r}")
-    modes = [choose("mode", str(mode), model.modes) for mode in given]
+    modes = several("modes", given, model.modes)
     if settings["grid"] is None and any(map(model.has_crops, modes)):
-        raise InputError(f"modes={','.join(m for m in modes if model.has_crops(m))} have crops: give grid=ROWSxCOLUMNS")
+        tiled = ", ".join(mode for mode in modes if model.has_crops(mode))
+        raise InputError(f"modes with crops need grid=ROWSxCOLUMNS: {tiled}")
+    if settings["grid"] is not None and not any(map(model.has_crops, modes)):
+        raise InputError(f"grid is of no use to modes without crops: {', '.join(modes)}")
     return modes
 
 
@@ -88,6 +84,7 @@ def _row(
         "vision_tokens": image.valid_tokens,
         "image_tokens": image.tokens,
         "attention": page.attention,
+        "execution": page.execution,
         "compression": text_tokens / image.valid_tokens,
         "compression_in_decoder": text_tokens / image.tokens,
         "published_compression": paper["compression"] if paper else "",
@@ -107,7 +104,7 @@ def _row(
 
 
 def _charts(kind: str) -> list[Chart]:
-    where, x, by = {"attention": kind}, "text_tokens", "mode"
+    where, x, by = {"execution": kind}, "text_tokens", "mode"
     return [
         Chart("compression_ratio", ("compression", "published_compression"), x, by, where),
         Chart("compression_saved_prefill", ("saved_prefill_tflops",), x, by, where, note="decoder alone"),

@@ -41,7 +41,7 @@ SWEEP = GridSweep(
     "e2e_decode",
     lambda work: f"{work.decode_steps} decode steps",
     _parts,
-    lambda kinds: component_charts("e2e_decode", kinds),
+    lambda kind: component_charts("e2e_decode", kind),
     _columns,
 )
 

@@ -26,7 +26,7 @@ SWEEP = GridSweep(
     "e2e_vision_prefill",
     lambda work: "vision and prefill",
     _parts,
-    lambda kinds: component_charts("e2e_vision_prefill", kinds),
+    lambda kind: component_charts("e2e_vision_prefill", kind),
     _columns,
 )
 

@@ -5,7 +5,7 @@ A sweep says which parts it shows (`GridSweep`); `run_grids` makes its Table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
+from modelmeter.memory import COMPILED
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
 from modelmeter.sweep.table import TOTAL, Chart, Table, part_columns, point_columns
@@ -24,13 +25,13 @@ WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", 
 @dataclass(frozen=True)
 class GridSweep:
     """`parts` gives the costs of a workload by component ("" alone: no components), `columns` further
-    columns of its rows from their costs, `charts` the figures for these attention kinds; `comparable`
-    says that reference modules can be counted beside it."""
+    columns of its rows from their costs, `charts` the figures where this execution is spoken of;
+    `comparable` says that reference modules can be counted beside it."""
 
     name: str
     subject: Callable[[Workload], str]
     parts: Callable[[Model, Workload], Mapping[str, StageCost]]
-    charts: Callable[[Sequence[str]], Sequence[Chart]]
+    charts: Callable[[str], Sequence[Chart]]
     columns: Callable[[Model, Workload, Mapping[str, Any]], Mapping[str, Any]] = lambda model, work, costs: {}
     comparable: bool = False
 
@@ -39,17 +40,13 @@ STAGECOST = ("flops_tflops", "io_tb", "arithmetic_intensity", "activations_gb", 
 """The curves of every published sweep: the fields of a StageCost in the units of its readers."""
 
 
-def component_charts(name: str, kinds: Sequence[str]) -> list[Chart]:
-    """The figures of a sweep with components: the whole by attention kind, then a curve a component."""
-    kind = kinds[-1]
-    whole = {"component": TOTAL}
+def component_charts(name: str, kind: str) -> list[Chart]:
+    """The figures of a sweep with components: the whole by execution, then a curve a component."""
+    whole, one = {"component": TOTAL}, {"execution": kind}
     charts = [Chart(name, ("flops_tflops",), where=whole)]
-    charts += [
-        Chart(f"{name}_stagecost_{m}", (m,), by="component", where={"attention": kind}, note=f"{kind} attention")
-        for m in STAGECOST
-    ]
+    charts += [Chart(f"{name}_stagecost_{m}", (m,), by="component", where=one) for m in STAGECOST]
     engines = ("tensor_tflops", "cuda_tflops")
-    return [*charts, Chart(f"{name}_flops_split_log", engines, by="", where=whole | {"attention": kind}, log="y")]
+    return [*charts, Chart(f"{name}_flops_split_log", engines, by="", where=whole | one, log="y")]
 
 
 def with_total(parts: Mapping[str, StageCost]) -> dict[str, StageCost]:
@@ -75,9 +72,8 @@ def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], refer
     if own is not None and own.image.grid is not None and own.image.grid not in grids:
         grids = [*grids, own.image.grid]
     rows: list[dict[str, Any]] = []
-    kinds = attention_kinds(settings["attention"])
-    for kind in kinds:
-        options = page | {"attention": kind}
+    for kind in kinds(settings):
+        options = page | kind
         works = [model.workload(grid=f"{h}x{w}", **options) for h, w in grids]
         columns = _evaluate(sweep, model, grids, works, options)
         marks = [own is not None and own.image.grid == grid for grid in grids]
@@ -90,13 +86,17 @@ def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], refer
     if reference is not None:
         _add_reference(model, rows, page, own, reference)
     count = f"{len(grids)} crop grids" if len(grids) > 1 else "one crop grid"
+    count += " and this page" if own is not None and own.image.grid is None else ""
     title = f"{model.name}: {sweep.subject(works[0])} over {count}, mode {works[0].image.mode}, batch {works[0].batch}"
     digest = [row for row in rows if row.get("component", TOTAL) == TOTAL]
-    return Table(sweep.name, title, counted(works[0]), rows, dict(settings), sweep.charts(kinds), digest)
+    spoken = main_kind(settings)
+    return Table(
+        sweep.name, title, counted(works[0]), rows, dict(settings), sweep.charts(spoken), digest=digest, kind=spoken
+    )
 
 
 def counted(work: Workload) -> str:
-    """By which options a table is counted, but for the attention kind, which is a column."""
+    """By which options a table is counted, but for the execution, which is a column."""
     return work.basis.partition(", ")[2]
 
 
@@ -109,12 +109,46 @@ def _evaluate(
     return part_columns(together, len(grids), lambda i: sweep.parts(model, works[i]))
 
 
-def attention_kinds(attention: Any) -> list[str]:
-    """The attention kinds of the rows."""
-    kinds = [attention] if isinstance(attention, str) else attention
-    if not isinstance(kinds, list) or not kinds or len(set(map(str, kinds))) < len(kinds):
-        raise InputError(f"attention must be one or more of {', '.join(ATTENTION)}, each once, not {attention!r}")
-    return [choose("attention", str(kind), ATTENTION) for kind in kinds]
+def kinds(settings: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Attention and execution of the rows: each attention kind, and each of `executions` with flash.
+
+    Raises InputError for what is none, twice or contradictory.
+    """
+    found = []
+    for attention in several("attention", settings["attention"], ATTENTION):
+        found.append({"attention": attention, "execution": str(settings["execution"] or attention)})
+    if settings.get("executions"):
+        if settings["execution"] is not None:
+            raise InputError("give executions or execution, not both")
+        further = several("executions", settings["executions"], COMPILED)
+        found += [{"attention": "flash", "execution": execution} for execution in further]
+    return found
+
+
+def main_kind(settings: Mapping[str, Any]) -> str:
+    """The execution that figures by component and sentences speak of: that of the last attention kind."""
+    attention = several("attention", settings["attention"], ATTENTION)[-1]
+    return str(settings["execution"] or attention)
+
+
+def several(key: str, value: Any, valid: Iterable[str]) -> list[str]:
+    """One or more choices, each once; raises InputError for anything else."""
+    valid = list(valid)
+    given = value if isinstance(value, list) else [value]
+    if not given or not all(isinstance(v, str) for v in given) or len(set(given)) < len(given):
+        raise InputError(f"{key} must be one or more of {', '.join(valid)}, each once, not {value!r}")
+    return [choose(key, choice, valid) for choice in given]
+
+
+def whole_numbers(key: str, value: Any) -> list[int]:
+    """One or more whole numbers of at least 1, each once; raises InputError for anything else."""
+    given = value if isinstance(value, list) else [value]
+    if any(isinstance(number, list) for number in given):
+        raise InputError(f"{key} must be one or more whole numbers, each once, not {value!r}")
+    found = [as_size(key, number) for number in given]
+    if not found or len(set(found)) < len(found):
+        raise InputError(f"{key} must be one or more whole numbers, each once, not {value!r}")
+    return found
 
 
 def _row(
@@ -127,7 +161,9 @@ def _row(
     before = {key: further.pop(key) for key in ("context_tokens", "decode_steps", "logits") if key in further}
     component = {"component": part} if part else {}
     marks = {"extrapolated": not image.produced, "marked": marked}
-    return head | before | component | {"attention": work.attention, **costs, **further, **marks}
+    return head | before | component | {
+        "attention": work.attention, "execution": work.execution, **costs, **further, **marks,
+    }  # fmt: skip
 
 
 def _add_reference(

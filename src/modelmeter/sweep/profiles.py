@@ -10,11 +10,11 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import STAGES, Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import attention_kinds, counted
+from modelmeter.sweep.grids import counted, kinds, main_kind
 from modelmeter.sweep.table import Chart, Table, point_columns
 from modelmeter.workload import Workload, parse_pair
 
-OPTIONS = ("batch", "logits", "causal", "rotary", "execution", "precision")
+OPTIONS = ("batch", "logits", "causal", "rotary", "precision")
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
     if reference is not None:
         raise InputError("reference=true is not available for profiles; it is for vision_crops")
     rows: list[dict[str, Any]] = []
-    kinds = attention_kinds(settings["attention"])
     for profile in settings["profiles"]:
-        for kind in kinds:
-            work = profile.workload(model, attention=kind, **{key: settings[key] for key in OPTIONS})
+        for kind in kinds(settings):
+            work = profile.workload(model, **kind, **{key: settings[key] for key in OPTIONS})
             rows += [_row(model, profile, work, stage, cost) for stage, cost in _stages(model, profile, work).items()]
     title = f"{model.name}: {len(settings['profiles'])} documents, batch {work.batch}"
-    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(kinds[-1]))]
+    spoken = main_kind(settings)
+    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(spoken), kind=spoken)]
 
 
 def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCost]:
@@ -94,6 +94,7 @@ def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: Stage
         "pages": profile.pages,
         "stage": stage,
         "attention": work.attention,
+        "execution": work.execution,
         **point_columns(cost),
         "beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps),
     }
@@ -101,8 +102,8 @@ def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: Stage
 
 def _charts(kind: str) -> list[Chart]:
     bars = [
-        Chart(f"profiles_{name}", (measure,), "profile", "stage", {"attention": kind, "stage": STAGES}, bars=True)
+        Chart(f"profiles_{name}", (measure,), "title", "stage", {"execution": kind, "stage": STAGES}, bars=True)
         for name, measure in (("flops", "flops_tflops"), ("io", "io_gb"))
     ]
-    page = {"attention": kind, "stage": ("page",)}
-    return [*bars, Chart("profiles_kv", ("kv_gb",), "profile", "stage", page, bars=True)]
+    page = {"execution": kind, "stage": ("page",)}
+    return [*bars, Chart("profiles_kv", ("kv_gb",), "title", "stage", page, bars=True)]

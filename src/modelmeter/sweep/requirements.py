@@ -1,12 +1,13 @@
 """What a latency budget requires: the FLOPs and the bytes a second that a stage must be served with.
 
 TTFT is vision and prefill in one budget, TPOT one decode step (the mean of the K steps). Both rates must
-be met at once; a kernel that reaches its datasheet peak does not exist, so they are lower bounds.
+be met at once. The bytes are those of the execution: unfused code for eager and flash, the least that any
+fusion could reach for compulsory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +27,12 @@ class Target:
 TTFT = Target("TTFT", "ttft", "vision and prefill")
 TPOT = Target("TPOT", "tpot", "one decode step")
 
+LEAST = 1e-9
+"""The least budget in seconds that makes sense; the largest is its inverse."""
+
 _PLACE = (
     "crops", "grid_h", "grid_w", "image_tokens", "context_tokens", "decode_steps", "logits", "attention",
+    "execution",
 )  # fmt: skip
 _MARKS = ("beyond_positions", "extrapolated", "marked")
 
@@ -36,8 +41,9 @@ def budgets_of(key: str, value: Any) -> list[float]:
     """One or more budgets in seconds; raises InputError unless all are numbers above 0, each once."""
     given = value if isinstance(value, list) else [value]
     for budget in given:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
-            raise InputError(f"{key} must be one or more budgets in seconds, each above 0, not {budget!r}")
+        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not LEAST <= budget <= 1 / LEAST:
+            wanted = f"each above 0 (from {LEAST:g} to {1 / LEAST:g})"
+            raise InputError(f"{key} must be one or more budgets in seconds, {wanted}, not {budget!r}")
     if not given or len(set(given)) < len(given):
         raise InputError(f"{key} must be one or more budgets in seconds, each once, not {value!r}")
     return [float(budget) for budget in given]
@@ -51,7 +57,7 @@ def requirements(target: Target, table: Table, budgets: Any) -> Table:
         for row in table.select(component=TOTAL)
     ]
     name = f"responsive_by_{target.key}"
-    by = ("budget_s", "attention")
+    by = ("budget_s", "execution")
     charts = [
         Chart(f"responsive_tflops_by_{target.key}", ("required_tflops_per_s",), by=by),
         Chart(f"responsive_gb_by_{target.key}", ("required_gb_per_s",), by=by),
@@ -59,7 +65,8 @@ def requirements(target: Target, table: Table, budgets: Any) -> Table:
     _, _, where = table.title.partition(" over ")
     model = table.title.partition(":")[0]
     title = f"{model}: what a {target.name} budget requires ({target.waits_for}) over {where}"
-    return Table(name, title, table.basis, rows, table.settings, charts)
+    digest = [row for row in rows if row["execution"] == table.kind]
+    return Table(name, title, table.basis, rows, table.settings, charts, digest=digest, kind=table.kind)
 
 
 def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str, Any]:
@@ -73,9 +80,3 @@ def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str
     }
     head = {"target": target.name, "budget_s": budget} | {k: row[k] for k in _PLACE if k in row}
     return head | rates | {k: row[k] for k in _MARKS}
-
-
-def extremes(rows: Sequence[Mapping[str, Any]], column: str) -> tuple[float, float]:
-    """The least and the largest value of a column."""
-    values = [row[column] for row in rows]
-    return min(values), max(values)

@@ -14,13 +14,12 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError
 from modelmeter.layers.llama import attention_layers, with_heads
 from modelmeter.models.model import Model
-from modelmeter.sizes import as_size
 from modelmeter.sweep.e2e_decode import per_token
-from modelmeter.sweep.grids import attention_kinds, counted
+from modelmeter.sweep.grids import counted, kinds, main_kind, whole_numbers
 from modelmeter.sweep.table import Chart, Table, part_columns
 from modelmeter.workload import Workload, parse_pair
 
-OPTIONS = ("logits", "causal", "rotary", "execution", "precision")
+OPTIONS = ("logits", "causal", "rotary", "precision")
 MOST_POINTS = 1_000_000
 
 
@@ -42,25 +41,16 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
         raise InputError("reference=true is not available for sequence; it is for vision_crops")
     points = _points(model, settings)
     rows: list[dict[str, Any]] = []
-    kinds = attention_kinds(settings["attention"])
-    for kind in kinds:
-        options = {key: settings[key] for key in OPTIONS} | {"attention": kind}
+    for kind in kinds(settings):
+        options = {key: settings[key] for key in OPTIONS} | kind
         together = _parts(model, points, options)
         columns = part_columns(together, len(points), partial(_one, model, points, options))
         rows += [_row(model, p, kind, part, c) for p, cs in zip(points, columns, strict=True) for part, c in cs.items()]
-    work = _work(model, [points[0]], options)
+    work, first, spoken = _work(model, [points[0]], options), points[0], main_kind(settings)
     title = f"{model.name}: the decoder alone, {len(points)} combinations of lengths, batch and heads"
-    first = points[0]
-    digest = [r for r in rows if r["attention"] == kinds[-1] and r["decode_steps"] == first.steps]
-    return [Table("sequence", title, counted(work), rows, dict(settings), _charts(points, kinds[-1]), digest)]
-
-
-def _numbers(key: str, value: Any) -> list[int]:
-    given = value if isinstance(value, list) else [value]
-    found = [as_size(key, number) for number in given]
-    if not found or len(set(found)) < len(found):
-        raise InputError(f"{key} must be one or more whole numbers, each once, not {value!r}")
-    return found
+    digest = [r for r in rows if r["execution"] == spoken and r["decode_steps"] == first.steps]
+    charts = _charts(first, spoken)
+    return [Table("sequence", title, counted(work), rows, dict(settings), charts, digest=digest, kind=spoken)]
 
 
 def _heads(model: Model, value: Any) -> list[tuple[int, int]]:
@@ -75,7 +65,7 @@ def _heads(model: Model, value: Any) -> list[tuple[int, int]]:
 
 
 def _points(model: Model, settings: Mapping[str, Any]) -> list[_Point]:
-    lists = [_numbers(key, settings[key]) for key in ("prefill_tokens", "decode_tokens", "batch")]
+    lists = [whole_numbers(key, settings[key]) for key in ("prefill_tokens", "decode_tokens", "batch")]
     pairs = _heads(model, settings["heads"])
     for heads, kv_heads in pairs:
         with_heads(model, heads, kv_heads)  # raises what is wrong with one pair before they become arrays
@@ -104,7 +94,7 @@ def _one(model: Model, points: Sequence[_Point], options: Mapping[str, Any], ind
     return _parts(model, [points[index]], options)
 
 
-def _row(model: Model, point: _Point, kind: str, stage: str, costs: Mapping[str, Any]) -> dict[str, Any]:
+def _row(model: Model, point: _Point, kind: Mapping[str, str], stage: str, costs: Mapping[str, Any]) -> dict[str, Any]:
     work = model.text(point.prefill, batch=point.batch, decode_steps=point.steps)
     means = per_token(work, costs) if stage == "decode" else dict.fromkeys(per_token(work, costs), "")
     last = point.prefill + point.steps
@@ -115,24 +105,23 @@ def _row(model: Model, point: _Point, kind: str, stage: str, costs: Mapping[str,
         "heads": point.heads[0],
         "kv_heads": point.heads[1],
         "stage": stage,
-        "attention": kind,
+        **kind,
         **costs,
         **means,
         "beyond_positions": model.is_beyond(point.prefill if stage == "prefill" else last),
     }
 
 
-def _charts(points: Sequence[_Point], kind: str) -> list[Chart]:
+def _charts(first: _Point, kind: str) -> list[Chart]:
     """Against the prefill length; whatever is no curve is held at its first value."""
-    first = points[0]
-    fixed = {"attention": kind, "decode_steps": first.steps}
+    fixed = {"execution": kind, "decode_steps": first.steps}
     own = {"heads": first.heads[0], "kv_heads": first.heads[1]}
-    prefill = fixed | {"stage": "prefill", "batch": first.batch}
     decode = fixed | own | {"stage": "decode"}
-    x, heads = "prefill_tokens", ("heads", "kv_heads")
+    x, batch, heads = "prefill_tokens", ("batch",), ("heads", "kv_heads")
+    one = fixed | {"stage": "decode", "batch": first.batch}
     return [
-        Chart("sequence_prefill_flops", ("flops_tflops",), x, heads, prefill, "xy", note="prefill"),
-        Chart("sequence_kv_cache", ("kv_gb",), x, heads, prefill | {"stage": "decode"}, "xy", note="after decode"),
-        Chart("sequence_decode_io", ("io_gb_per_token",), x, ("batch",), decode, "xy", note="decode"),
-        Chart("sequence_decode_intensity", ("arithmetic_intensity",), x, ("batch",), decode, "xy", note="decode"),
+        Chart("sequence_prefill_flops", ("flops_tflops",), x, batch, fixed | own | {"stage": "prefill"}, "xy"),
+        Chart("sequence_kv_cache", ("kv_gb",), x, heads, one, "xy"),
+        Chart("sequence_decode_io", ("io_gb_per_token",), x, batch, decode, "xy"),
+        Chart("sequence_decode_intensity", ("arithmetic_intensity",), x, batch, decode, "xy"),
     ]

@@ -43,7 +43,7 @@ class Chart:
     name: str
     measures: tuple[str, ...]
     x: str = "image_tokens"
-    by: str | tuple[str, ...] = "attention"
+    by: str | tuple[str, ...] = "execution"
     where: Mapping[str, Any] = field(default_factory=dict)
     log: str = ""
     bars: bool = False
@@ -54,7 +54,8 @@ class Chart:
 class Table:
     """Rows by column name; `title` says what was swept and `basis` how it was counted.
 
-    `digest` are the rows that a person reads (None: all of them).
+    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of
+    where there are several.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Table:
     settings: Mapping[str, Any] = field(default_factory=dict)
     charts: Sequence[Chart] = ()
     digest: Sequence[Mapping[str, Any]] | None = None
+    kind: str = ""
 
     @property
     def columns(self) -> list[str]:

@@ -11,7 +11,7 @@ from modelmeter.errors import InputError
 from modelmeter.models.model import Model
 from modelmeter.sweep import e2e_decode, e2e_vision_prefill
 from modelmeter.sweep.grids import run_grids
-from modelmeter.sweep.requirements import TPOT, TTFT, extremes, requirements
+from modelmeter.sweep.requirements import TPOT, TTFT, requirements
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
 SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
@@ -32,7 +32,7 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["grid_h"], row["grid_w"], row["attention"]
+    return row["grid_h"], row["grid_w"], row["execution"]
 
 
 def _memory(first: Table, steps: Table) -> dict[tuple[Any, ...], int]:
@@ -52,13 +52,12 @@ def device_table(devices: Sequence[Device], required: Sequence[Table], memory: M
         _device_row(device, row, memory[_place(row)]) for table in required for row in table.rows for device in devices
     ]
     title = required[0].title.partition(":")[0] + ": what binds on each device"
-    kind = rows[-1]["attention"]
+    kind, basis, settings = required[0].kind, required[0].basis, required[0].settings
     charts = [
         Chart(f"device_shares_{target.lower()}", SHARES[::2], x="device", by="", where=where, log="y", bars=True)
-        for target, where in _largest_points(rows, kind)
+        for target, where in _shown_points(rows, kind)
     ]
-    digest = list(_digest(devices, rows))
-    return Table("device_shares", title, required[0].basis, rows, required[0].settings, charts, digest)
+    return Table("device_shares", title, basis, rows, settings, charts, list(_digest(devices, rows)), kind)
 
 
 def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str, Any]:
@@ -83,17 +82,19 @@ def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str
 def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Any, ...], list[Mapping[str, Any]]]]:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["budget_s"], row["attention"], row["device"]), []).append(row)
+        groups.setdefault((row["target"], row["budget_s"], row["execution"], row["device"]), []).append(row)
     yield from groups.items()
 
 
 def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """One row a target, budget, attention kind and device: the range of shares over the grids."""
     known = {device.title: device for device in devices}
-    for (target, budget, attention, title), group in _groups(rows):
-        found: dict[str, Any] = {"target": target, "budget_s": budget, "attention": attention, "device": title}
+    for (target, budget, execution, title), group in _groups(rows):
+        found: dict[str, Any] = {"target": target, "budget_s": budget, "execution": execution, "device": title}
         for share in SHARES:
-            found |= dict(zip((f"least_{share}", f"largest_{share}"), extremes(group, share), strict=True))
+            found |= {f"least_{share}": min(r[share] for r in group), f"largest_{share}": max(r[share] for r in group)}
+        ratios = [row["memory_bandwidth_share"] / row["tensor_core_share"] for row in group]
+        found |= {"least_ratio": min(ratios), "largest_ratio": max(ratios)}
         binding = list(dict.fromkeys(row["binds"] for row in group))
         met, fits = (sum(row[key] for row in group) for key in ("within_peaks", "fits_memory"))
         yield found | {
@@ -104,11 +105,11 @@ def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Ite
         }
 
 
-def _largest_points(rows: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """For each target its tightest budget at the largest grid."""
+def _shown_points(rows: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """For each target its tightest budget, at the user's page or else at the largest grid."""
     for target in dict.fromkeys(row["target"] for row in rows):
-        some = [row for row in rows if row["target"] == target and row["attention"] == kind]
+        some = [row for row in rows if row["target"] == target and row["execution"] == kind]
         tightest = min(row["budget_s"] for row in some)
-        row = max((r for r in some if r["budget_s"] == tightest), key=lambda r: r["image_tokens"])
+        row = max((r for r in some if r["budget_s"] == tightest), key=lambda r: (r["marked"], r["image_tokens"]))
         place = {k: row[k] for k in ("grid_h", "grid_w")}
-        yield target, {"target": target, "budget_s": tightest, "attention": kind, **place}
+        yield target, {"target": target, "budget_s": tightest, "execution": kind, **place}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from modelmeter.models.model import Model
@@ -10,7 +10,7 @@ from modelmeter.sweep.grids import STAGECOST, GridSweep, run_grids
 from modelmeter.sweep.table import Chart, Table
 
 
-def _charts(kinds: Sequence[str]) -> list[Chart]:
+def _charts(kind: str) -> list[Chart]:
     charts = [Chart(f"stagecost_{m}", (m,)) for m in STAGECOST if m != "kv_gb"]  # vision has no KV cache
     return [*charts, Chart("vision_flops_split_log", ("tensor_tflops", "cuda_tflops"), log="y")]
 

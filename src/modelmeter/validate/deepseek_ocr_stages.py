@@ -83,6 +83,7 @@ def language_case(model: Model, work: Workload, steps: int = 0) -> Case:
         return model.ops("decode", work, s + steps) if steps else model.ops("prefill", work)
 
     label = f"decode step {steps} after {s}" if steps else f"prefill {s}, logits {work.logits}"
+    label += f", batch {work.batch}" if work.batch != 1 else ""
     return Case("stage", label, "UnlimitedOcrForConditionalGeneration", ops, build, run, skip=MIXTURE_IO)
 
 
