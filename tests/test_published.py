@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import modelmeter
-from modelmeter import cli
+from modelmeter import cli, load_model
 from modelmeter.config import config_dir
 from modelmeter.cost import COUNTS
 from modelmeter.errors import InputError
@@ -331,3 +331,52 @@ def test_validate_takes_the_models_that_have_reference_modules(monkeypatch, caps
     pytest.importorskip("torch")
     assert cli.main(["validate", "deepseek_ocr_published"]) == 2
     assert "has no reference modules to compare with" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def reconciliation():
+    from dataclasses import replace as changed
+
+    from modelmeter import publish
+    from modelmeter.report import reconciliation as page
+
+    made = []
+    original = page.Reconciliation.page
+    page.Reconciliation.page = lambda self: made.append(self) or original(self)
+    try:
+        publish._reconciled(load_model("deepseek_ocr"), "deepseek_ocr_published", "test", ("svg",))
+    finally:
+        page.Reconciliation.page = original
+    return made[0], changed
+
+
+def test_one_altered_cell_is_one_cell_that_is_not_reproduced(reconciliation):
+    found, changed = reconciliation
+    assert found.cells() == (742, 742) and found.layer_cells() == (84, 84)
+    for table, column in (
+        ("vision_crops", "tensor_core_tflops"),
+        ("tpot", "required_tflops_per_s"),
+        ("e2e_decode", "image_tokens"),
+    ):
+        rows = [dict(row) for row in found.printed[table]]
+        rows[7][column] = "9" + rows[7][column]
+        assert changed(found, printed={**found.printed, table: rows}).cells() == (741, 742)
+    rows = [dict(row) for row in found.printed["per_layer"]]
+    rows[0]["measured_gflops"] = "1"
+    assert changed(found, printed={**found.printed, "per_layer": rows}).layer_cells() == (83, 84)
+
+
+def test_the_page_tells_published_from_real(reconciliation, published, model):
+    """TTFT at 1x29: the published table says 17.374 TFLOP/s; the real model needs what its own stages cost."""
+    found, _ = reconciliation
+    work = model.workload(grid="1x29")
+    real = sum(model.cost(stage, work).flops for stage in ("vision", "prefill")) / 1e12
+    (row,) = [line for line in found._targets().splitlines() if line.startswith("| TTFT 1 s | 1x29 |")]
+    assert row.split("|")[3:5] == [" 17.374 ", f" {real:.3f} "]
+
+
+def test_a_layer_row_changes_without_its_departure(reconciliation):
+    found, _ = reconciliation
+    by_table = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in found._by_table().splitlines()[2:]}
+    assert by_table["relative_positions"] == "3 of 21"  # Attention, Block and ImageEncoderViT
+    assert by_table["decode_context"] == by_table["weights"] == "0 of 21"

@@ -326,6 +326,60 @@ def test_modes_with_crops_join_in_when_a_grid_is_given(tmp_path):
     assert tokens["gundam"] == str(6 * 100 + 256) and tokens["gundam_m"] == str(6 * 256 + 400) and "tiny" in tokens
 
 
+def test_every_sweep_marks_contexts_beyond_the_positions(tmp_path):
+    rows = swept(tmp_path, "compression", "grid=6x6", "text_tokens=100", "modes=[gundam_m,tiny]")["compression"]
+    marks = {row["mode"]: (row["beyond_positions"], row["extrapolated"]) for row in rows}
+    assert marks == {"gundam_m": ("true", "true"), "tiny": ("false", "false")}  # 421 + 96 * 97 image tokens
+    mine = tmp_path / "long.yaml"
+    mine.write_text(
+        "title: Long\nimage_size: 500x400\nprompt_tokens: 10\noutput_tokens: 8000\n"
+    )  # 283 before the answer
+    rows = swept(tmp_path, "profiles", f"profiles={mine}")["profiles"]
+    assert {row["stage"]: row["beyond_positions"] for row in rows} == {
+        "vision": "false", "prefill": "false", "decode": "true", "page": "true", "all pages": "true",
+    }  # fmt: skip
+    rows = swept(tmp_path, "e2e_decode", "largest=2", "decode_steps=7699")["e2e_decode"]  # 493 + 7699 = 8192
+    assert {row["beyond_positions"] for row in rows} == {"false"}
+    rows = swept(tmp_path, "e2e_decode", "largest=2", "decode_steps=7700")["e2e_decode"]
+    assert {row["beyond_positions"] for row in rows} == {"true"}
+    rows = swept(tmp_path, "e2e_vision_prefill", "largest=2", "prompt_tokens=7710")["e2e_vision_prefill"]
+    assert {row["component"] for row in rows if row["beyond_positions"] == "false"} == {"vision"}
+
+
+def test_verdicts_of_the_digest_are_those_of_its_rows(targets):
+    """53 grids in one line: how many stay within the peaks, how many fit the memory."""
+    folder, tables = targets
+    text = (folder / "device_shares.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| T")]
+    assert lines
+    for line in lines:
+        target, budget, execution, device, *_, within, fits, _source = (
+            cell.strip() for cell in line.strip("|").split("|")
+        )
+        key = {"target": target, "execution": execution, "device": device}
+        rows = [
+            r
+            for r in tables["device_shares"]
+            if all(r[k] == v for k, v in key.items()) and float(r["budget_s"]) == float(budget)
+        ]
+        assert within == f"{sum(r['within_peaks'] == 'true' for r in rows)}/{len(rows)}"
+        assert fits == f"{sum(r['fits_memory'] == 'true' for r in rows)}/{len(rows)}"
+
+
+def test_a_small_memory_and_a_tight_budget_are_told_apart(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    sheet = "title: {}\ntensor_flops_per_s: {}\ncuda_flops_per_s: 1e15\nmemory_bytes_per_s: 1e13\nmemory_bytes: {}\nsource: a guess\n"
+    for title, flops, memory, verdict in (
+        ("Small", "1e15", "1e9", ("true", "false")),
+        ("Slow", "1e11", "1e12", ("false", "true")),
+    ):
+        mine.write_text(sheet.format(title, flops, memory))
+        rows = swept(tmp_path, "targets", "largest=2", f"devices={mine}", "attention=flash")["device_shares"]
+        assert {(r["within_peaks"], r["fits_memory"]) for r in rows if r["target"] == "TTFT"} == {verdict}
+        text = (tmp_path / "targets" / "device_shares.md").read_text()
+        assert re.search(r"\| 1/1 \| 0/1 \|" if title == "Small" else r"\| TTFT .*\| 0/1 \| 1/1 \|", text)
+
+
 def test_parquet_holds_the_rows_of_the_csv_exactly(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     rows = swept(tmp_path, "vision_crops", "largest=3", "batch=100000000")["vision_crops"]

@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from modelmeter.cost import StageCost
 from modelmeter.models.model import STAGES, Model
-from modelmeter.report.figures import LOOKS, STYLE, saved
+from modelmeter.report.figures import COLOURS, STYLE, saved
 from modelmeter.report.tables import si
 from modelmeter.workload import Workload
 
@@ -29,7 +29,7 @@ def stages_diagram(model: Model, work: Workload, formats: tuple[str, ...] = ("sv
         axes.set_axis_off()
         for column, stage in enumerate(STAGES):
             steps = f" ({work.decode_steps} steps)" if stage == "decode" else ""
-            _column(axes, column * (_WIDTH + 1.2), f"{stage}{steps}", parts[stage], whole, LOOKS[column][0])
+            _column(axes, column * (_WIDTH + 1.2), f"{stage}{steps}", parts[stage], whole, COLOURS[column])
         flows = (f"{work.image.tokens} image\ntokens", f"{work.context_tokens} tokens\nof KV cache")
         for column, text in enumerate(flows):
             x = column * (_WIDTH + 1.2) + _WIDTH

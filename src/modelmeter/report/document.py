@@ -101,7 +101,7 @@ class Report:
 
     def _performance(self, t: Language) -> dict[str, Any]:
         named = [(sweep, table) for sweep, tables in self.tables.items() for table in tables]
-        sections = [_section(sweep, table, t) for sweep, table in named]
+        sections = [_section(sweep, table, self.settings["page"], t) for sweep, table in named]
         return {"sections": sections, "validation": _validation(self.validation, t) if self.validation else None}
 
 
@@ -169,20 +169,24 @@ def _layer(name: str, t: Language) -> dict[str, Any]:
     }
 
 
-def _section(sweep: str, table: Table, t: Language) -> dict[str, Any]:
+def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
     rows = table.rows if table.digest is None else table.digest
+    own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
+    command = f"modelmeter sweep {sweep}{own}"
     several = table.name == "device_shares"  # what binds depends on the execution
     shown = [row for row in rows if several or row["execution"] == table.kind]
     charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
     return {
         "name": table.name,
-        "sweep": sweep,
         "intro": "targets_intro" if sweep == "targets" and table.name == "device_shares" else _INTRO.get(table.name),
         "findings": findings(table),
         "charts": charts,
         "table": "\n".join(markdown_table(table, shown, t)),
-        "shown": len(shown),
-        "rows": len(table.rows),
+        "shown": t.say(
+            "ranges_shown" if several else "rows_shown", shown=len(shown), rows=len(table.rows), command=command
+        )
+        if len(shown) < len(table.rows)
+        else "",
         "extrapolated": any(row.get("extrapolated") for row in shown),
     }
 

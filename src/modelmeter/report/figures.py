@@ -24,29 +24,36 @@ from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row,
 from modelmeter.sweep.table import Chart, Table
 
 STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-LOOKS = (
-    ("#00508c", "-", "o", ""),
-    ("#b04a00", "--", "s", "//"),
-    ("#2f7d32", "-.", "^", ".."),
-    ("#7a3e9d", ":", "D", "xx"),
-    ("#222222", "-", "v", "--"),
-    ("#a01050", "--", "P", "++"),
-    ("#008b8b", "-.", "<", "oo"),
-    ("#8b6d00", ":", ">", "**"),
-)
-"""Colour, dash, marker and hatch: each pair differs in grey too."""
+COLOURS = ("#00508c", "#b04a00", "#2f7d32", "#7a3e9d", "#222222", "#a01050", "#008b8b", "#8b6d00")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
+HATCHES = ("", "//", "..", "xx", "--", "++", "oo", "**")
+
+
+def look(index: int) -> tuple[str, str, str, str]:
+    """Colour, dash, marker and hatch of a curve; dash and marker tell any 32 of them apart in grey too."""
+    turn = index // len(COLOURS)
+    return (
+        COLOURS[index % len(COLOURS)],
+        DASHES[(index + turn) % len(DASHES)],
+        MARKERS[index % len(MARKERS)],
+        HATCHES[index % len(HATCHES)],
+    )
+
+
 DOTS_PER_INCH = 100
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One curve: the values that it stands for, its rows, and what of them is drawn."""
+    """One curve: the values that it stands for (`also` those that coincide), its rows, what of them is drawn."""
 
     values: tuple[tuple[str, str], ...]
     rows: Sequence[Row]
     measure: Measure
     x: str
     look: tuple[str, str, str, str]
+    also: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     @property
     def points(self) -> list[tuple[Any, float, bool]]:
@@ -55,8 +62,18 @@ class _Line:
 
     @property
     def label(self) -> str:
-        words = [CURVES.get(column, "{}").format(value) for column, value in self.values]
+        same = (self.values, *self.also)
+        differing = [c for c, _ in self.values if len({dict(values)[c] for values in same}) > 1]
+        if len(differing) > 1:
+            words = [" and ".join(", ".join(_words(values)) for values in same)]
+        else:
+            joined = {c: " and ".join(dict.fromkeys(dict(values)[c] for values in same)) for c, _ in self.values}
+            words = _words(tuple(joined.items()))
         return ", ".join([self.measure.short, *words] if self.measure.short else words)
+
+
+def _words(values: tuple[tuple[str, str], ...]) -> list[str]:
+    return [CURVES.get(column, "{}").format(value) for column, value in values]
 
 
 def _is_hollow(row: Row) -> bool:
@@ -101,24 +118,15 @@ def _lines(table: Table, chart: Chart) -> list[_Line]:
                 tuple(f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns), []
             ).append(row)
         for values, rows in groups.items():
-            line = _Line(
-                tuple(zip(columns, values, strict=True)), rows, MEASURES[name], chart.x, LOOKS[looks % len(LOOKS)]
-            )
+            line = _Line(tuple(zip(columns, values, strict=True)), rows, MEASURES[name], chart.x, look(looks))
             looks += 1
             if not any(y for _, y, _ in line.points):
                 continue
             key = (name, tuple(line.points))
             if key in found:
-                line = replace(found[key], values=_joined(found[key].values, line.values))
+                line = replace(found[key], also=(*found[key].also, line.values))
             found[key] = line
     return list(found.values())
-
-
-def _joined(first: tuple[tuple[str, str], ...], second: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (column, a if b in a.split(" and ") else f"{a} and {b}")
-        for (column, a), (_, b) in zip(first, second, strict=True)
-    )
 
 
 def _curves(table: Table, chart: Chart) -> Figure:
@@ -134,7 +142,9 @@ def _curves(table: Table, chart: Chart) -> Figure:
         _mark(axes, table, lines)
     _titles(axes, table, chart)
     fills = {hollow for line in lines for _, _, hollow in line.points}
-    away = "extrapolated" if chart.x == "image_tokens" else "beyond the model's positions"
+    beyond = any(row.get("beyond_positions") for line in lines for row in line.rows)
+    strange = any(row.get("extrapolated") for line in lines for row in line.rows)
+    away = " or ".join(w for w, is_so in (("extrapolated", strange), ("beyond the model's positions", beyond)) if is_so)
     for hollow, fill, meaning in ((False, "full", "within the model's own range"), (True, "none", away)):
         if hollow in fills and True in fills:
             label = f"{'hollow' if hollow else 'filled'}: {meaning}"
@@ -176,7 +186,7 @@ def _titles(axes: Axes, table: Table, chart: Chart) -> None:
         if k not in ("component", "grid_h", "grid_w", *by) and not isinstance(v, tuple)
     ]
     if "grid_h" in chart.where:
-        held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}")
+        held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
     axes.set_title(f"{table.title}\n{', '.join([table.basis, *held])}", fontsize=10)
 
 

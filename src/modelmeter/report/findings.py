@@ -13,12 +13,23 @@ from modelmeter.report.measures import Row, flops_of, grid_of, significant
 from modelmeter.sweep.table import TOTAL, Table
 
 Finding = tuple[str, dict[str, Any]]
+SHAPE = 3
+"""Points from which on there is a shape to speak of."""
+SAME, STRAIGHT, NEARLY = 1e-12, 1e-9, 0.02
+"""What is off a shape by this share of the largest value still has it: constant, linear, nearly linear."""
+TIMES = 1.1
+"""From this ratio on a difference is told in times, below in percent."""
 
 
 def findings(table: Table) -> list[Finding]:
     """The findings of a table by its name; none for a table that has no reader yet."""
     found = _READERS.get(table.name)
-    return list(found(table)) if found else []
+    if found is None:
+        return []
+    several = len({row["execution"] for row in table.rows}) > 1
+    unnamed = several and found not in (_required, _device_shares)  # these name it in each sentence
+    spoken: list[Finding] = [("spoken", {"kind": table.kind})] if unnamed else []
+    return [*spoken, *found(table)]
 
 
 def trend(points: Sequence[tuple[float, float]]) -> str:
@@ -30,15 +41,15 @@ def trend(points: Sequence[tuple[float, float]]) -> str:
     points = sorted(points)
     (x0, y0), (x1, y1) = points[0], points[-1]
     top = max(abs(y) for _, y in points)
-    if max(abs(y - y0) for _, y in points) <= 1e-12 * top:
+    if max(abs(y - y0) for _, y in points) <= SAME * top:
         return "constant"
     if y1 < y0:
         return "falling"
     off = [y - (y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x, y in points]
     worst = max(off, key=abs)
-    if abs(worst) <= 1e-9 * top:
+    if abs(worst) <= STRAIGHT * top:
         return "linear"
-    if abs(worst) <= 0.02 * top:
+    if abs(worst) <= NEARLY * top:
         return "nearly_linear"
     return "superlinear" if worst < 0 else "sublinear"
 
@@ -67,8 +78,8 @@ def _kinds(table: Table, **where: Any) -> tuple[list[Row], list[Row]]:
 def _eager(rows: Sequence[Row], eager: Sequence[Row]) -> Iterator[Finding]:
     if eager:
         times = [a["io_bytes"] / b["io_bytes"] for a, b in zip(eager, rows, strict=True)]
-        key = "eager_traffic" if max(times) >= 1.1 else "eager_percent"
-        shown = times if max(times) >= 1.1 else [100 * (t - 1) for t in times]
+        key = "eager_traffic" if max(times) >= TIMES else "eager_percent"
+        shown = times if max(times) >= TIMES else [100 * (t - 1) for t in times]
         yield key, _extremes(shown) | {"kind": rows[0]["execution"]}
 
 
@@ -79,23 +90,23 @@ def _engines(rows: Sequence[Row]) -> Iterator[Finding]:
 
 def _vision_crops(table: Table) -> Iterator[Finding]:
     rows, eager = _kinds(table)
-    tiled = [row for row in rows if row["crops"]]
-    yield "vision_range", _ends(tiled)
-    by_crops = {row["crops"]: flops_of(row) for row in tiled}
-    if len(by_crops) > 1:
-        a, b = min(by_crops), max(by_crops)
-        each = (by_crops[b] - by_crops[a]) / (b - a) / 1e12
-        shape = trend(list(by_crops.items()))
-        yield "vision_per_crop", {"each": significant(each, 4), "trend": shape}
+    tiled = {row["crops"]: row for row in rows if row["crops"]}
+    if len(tiled) > 1:
+        yield "vision_range", _ends(list(tiled.values()))
+        few, many = min(tiled), max(tiled)
+        each = significant((flops_of(tiled[many]) - flops_of(tiled[few])) / (many - few) / 1e12, 4)
+        shape = trend([(crops, flops_of(row)) for crops, row in tiled.items()])
+        yield "vision_per_crop" if shape == "linear" else "vision_per_crop_mean", {"each": each}
+        if len(tiled) >= SHAPE:
+            yield "vision_trend", {"trend": shape}
     yield from _engines(rows)
     yield from _eager(rows, eager)
     yield "intensity", _extremes([row["arithmetic_intensity_flop_per_byte"] for row in rows])
-    peaks = {row["crops"]: row["peak_activation_bytes"] for row in tiled}
-    ordered = sorted(peaks)
-    if len(ordered) > 1:
-        (a, b) = ordered[-2:]
-        each = (peaks[b] - peaks[a]) / (b - a) / 1e6
-        yield "peak", _extremes(list(peaks.values()), 1e9) | {"each": significant(each, 4)}
+    yield "peak", _extremes([row["peak_activation_bytes"] for row in rows], 1e9)
+    if len(tiled) > 1:
+        fewer, many = sorted(tiled)[-2:]
+        more = tiled[many]["peak_activation_bytes"] - tiled[fewer]["peak_activation_bytes"]
+        yield "peak_per_crop", {"each": significant(more / (many - fewer) / 1e6, 4)}
 
 
 def _e2e_vision_prefill(table: Table) -> Iterator[Finding]:
@@ -104,7 +115,9 @@ def _e2e_vision_prefill(table: Table) -> Iterator[Finding]:
     tiled = [row for row in rows if row["crops"]]
     points = {row["image_tokens"]: flops_of(row) for row in tiled}
     if len(points) > 1:
-        yield "prefill_range", _ends(tiled) | {"trend": trend(list(points.items()))}
+        yield "prefill_range", _ends(tiled)
+    if len(points) >= SHAPE:
+        yield "prefill_trend", {"trend": trend(list(points.items()))}
     yield "vision_share", _extremes([100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)])
     yield from _engines(rows)
     yield from _eager(rows, eager)
@@ -119,7 +132,7 @@ def _e2e_decode(table: Table) -> Iterator[Finding]:
     per_token = [row["tensor_core_flops_per_token"] + row["cuda_core_flops_per_token"] for row in rows]
     yield "decode_token", _extremes(per_token, 1e9) | {"steps": rows[0]["decode_steps"]}
     points = {row["context_tokens"]: flops_of(row) for row in rows}
-    if len(points) > 1:
+    if len(points) >= SHAPE:
         yield "decode_trend", {"trend": trend(list(points.items()))}
     yield "decode_io", _extremes([row["io_bytes_per_token"] for row in rows], 1e9)
     weights = min(row["weight_io_bytes"] / row["io_bytes"] for row in rows)
@@ -165,8 +178,8 @@ def _binding(digest: Sequence[Row], target: str) -> Iterator[Finding]:
         bound = sum(row["binds"] == "memory bandwidth" for row in some)
         ratios = _range([row[f"{end}_ratio"] for row in some for end in ("least", "largest")])
         yield "binds", {"target": target, "kind": execution, "bound": bound, "devices": devices, "range": ratios}
-    if all(row["binds"] == "memory bandwidth" for row in rows):
-        least = min(row["least_ratio"] for row in rows)
+    if "compulsory" in executions and all(row["binds"] == "memory bandwidth" for row in rows):
+        least = min(row["least_margin"] for row in rows)
         yield "bandwidth_bound", {"target": target, "low": significant(least), "devices": devices}
 
 
@@ -181,8 +194,10 @@ def _sequence(table: Table) -> Iterator[Finding]:
 
     lengths = {row["prefill_tokens"]: flops_of(row) for row in along("prefill", "prefill_tokens")}
     if len(lengths) > 1:
-        shown = _extremes(list(lengths.values()), 1e12) | {"trend": trend(list(lengths.items()))}
+        shown = _extremes(list(lengths.values()), 1e12)
         yield "sequence_prefill", first | shown | {"lengths": (str(min(lengths)), str(max(lengths)))}
+    if len(lengths) >= SHAPE:
+        yield "sequence_trend", {"trend": trend(list(lengths.items()))}
     batches = {row["batch"]: row for row in along("decode", "batch")}
     if len(batches) > 1:
         least, most = batches[min(batches)], batches[max(batches)]

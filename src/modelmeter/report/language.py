@@ -56,4 +56,7 @@ class Language:
     def word(self, word: str) -> str:
         """A heading, cell or trend in this language; what the catalogue does not have stays as it is."""
         words: Mapping[str, str] = catalogue(self.code)["words"]
+        parts = word.split(" or ")
+        if len(parts) > 1 and all(part in words for part in parts):
+            return words[" or "].join(words[part] for part in parts)
         return words.get(word, word)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import floor, log10
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -38,7 +37,7 @@ def grid_of(row: Row) -> str:
 
 
 _BY_ENGINE = "FLOPs by engine (TFLOP = 1e12)"
-_SHARE = "share of the datasheet's dense bf16 peak or bandwidth (%)"
+_SHARE = "share of the datasheet's peak (dense bf16, fp32) or bandwidth (%)"
 
 MEASURES: dict[str, Measure] = {
     "flops_tflops": Measure("FLOPs, tensor and CUDA cores (TFLOP = 1e12)", lambda row: flops_of(row) / 1e12),
@@ -55,6 +54,7 @@ MEASURES: dict[str, Measure] = {
     "required_tflops_per_s": Measure("required rate (TFLOP/s)", _scaled("required_flops_per_s", 1e12)),
     "required_gb_per_s": Measure("required bandwidth (GB/s)", _scaled("required_bytes_per_s", 1e9)),
     "tensor_core_share": Measure(_SHARE, _scaled("tensor_core_share", 0.01), "tensor-core peak"),
+    "cuda_core_share": Measure(_SHARE, _scaled("cuda_core_share", 0.01), "CUDA-core peak"),
     "memory_bandwidth_share": Measure(_SHARE, _scaled("memory_bandwidth_share", 0.01), "memory bandwidth"),
     "compression": Measure("text tokens per vision token", _scaled("compression", 1), "computed"),
     "published_compression": Measure(
@@ -103,13 +103,14 @@ def _plain(column: str) -> Callable[[Row], str]:
 def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits, thousands apart, never with an exponent.
 
-    >>> significant(1155.4), significant(2.1), significant(0.0000404), significant(-0.5, 2), significant(0)
-    ('1,155', '2.10', '0.0000404', '-0.50', '0')
+    >>> significant(1155.4), significant(2.1), significant(0.0000404), significant(-0.5, 2), significant(9.9996)
+    ('1,155', '2.10', '0.0000404', '-0.50', '10.0')
     """
     value = float(value)
     if value == 0:
         return "0"
-    return f"{value:,.{max(0, digits - 1 - floor(log10(abs(value))))}f}"
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded number
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
 def _range(share: str) -> Callable[[Row], str]:

@@ -40,7 +40,10 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
             page = model.workload(mode=mode, grid=grid, **options)
             read, vision = _decoder(model, page), model.cost("vision", page)
             rows += [_row(model, page, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
-    title = f"{model.name}: pages of {min(lengths)} to {max(lengths)} text tokens as pictures, batch {page.batch}"
+    size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
+    answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
+    grid = f", grid {settings['grid']}" if settings["grid"] is not None else ""
+    title = f"{model.name}: pages of {size} text tokens as pictures, {answer}{grid}"
     spoken = main_kind(settings)
     return [Table("compression", title, counted(page), rows, dict(settings), _charts(spoken), kind=spoken)]
 
@@ -83,6 +86,8 @@ def _row(
         "mode": image.mode,
         "vision_tokens": image.valid_tokens,
         "image_tokens": image.tokens,
+        "prompt_tokens": page.prompt_tokens,
+        "decode_steps": page.decode_steps,
         "attention": page.attention,
         "execution": page.execution,
         "compression": text_tokens / image.valid_tokens,
@@ -99,7 +104,8 @@ def _row(
         "text_kv_cache_bytes": text_decode.kv_cache_bytes,
         "image_kv_cache_bytes": decode.kv_cache_bytes,
         "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
-        "beyond_positions": model.is_beyond(text[0].context_tokens + page.decode_steps),
+        "beyond_positions": model.is_beyond(max(text[0].context_tokens, page.context_tokens) + page.decode_steps),
+        "extrapolated": not image.produced,
     }
 
 

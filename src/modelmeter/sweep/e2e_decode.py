@@ -31,7 +31,7 @@ def _mean(value: Any, tokens: int) -> Any:
     return mean.numerator if mean.denominator == 1 else float(mean)
 
 
-def _columns(model: Model, work: Workload, costs: Mapping[str, Any]) -> Mapping[str, Any]:
+def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) -> Mapping[str, Any]:
     last = work.context_tokens + work.decode_steps
     head = {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
     return head | per_token(work, costs) | {"beyond_positions": model.is_beyond(last)}

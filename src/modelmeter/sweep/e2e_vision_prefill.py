@@ -17,9 +17,10 @@ def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
     return with_total({"vision": model.cost("vision", work), **model.breakdown("prefill", work)})
 
 
-def _columns(model: Model, work: Workload, costs: Mapping[str, Any]) -> Mapping[str, Any]:
+def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) -> Mapping[str, Any]:
     context = work.context_tokens
-    return {"context_tokens": context, "logits": work.logits, "beyond_positions": model.is_beyond(context)}
+    beyond = part != "vision" and model.is_beyond(context)
+    return {"context_tokens": context, "logits": work.logits, "beyond_positions": beyond}
 
 
 SWEEP = GridSweep(

@@ -25,14 +25,14 @@ WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", 
 @dataclass(frozen=True)
 class GridSweep:
     """`parts` gives the costs of a workload by component ("" alone: no components), `columns` further
-    columns of its rows from their costs, `charts` the figures where this execution is spoken of;
+    columns of its rows from part and costs, `charts` the figures where this execution is spoken of;
     `comparable` says that reference modules can be counted beside it."""
 
     name: str
     subject: Callable[[Workload], str]
     parts: Callable[[Model, Workload], Mapping[str, StageCost]]
     charts: Callable[[str], Sequence[Chart]]
-    columns: Callable[[Model, Workload, Mapping[str, Any]], Mapping[str, Any]] = lambda model, work, costs: {}
+    columns: Callable[[Model, Workload, str, Mapping[str, Any]], Mapping[str, Any]] = lambda *place: {}
     comparable: bool = False
 
 
@@ -119,7 +119,7 @@ def kinds(settings: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append({"attention": attention, "execution": str(settings["execution"] or attention)})
     if settings.get("executions"):
         if settings["execution"] is not None:
-            raise InputError("give executions or execution, not both")
+            raise InputError("give executions or execution, not both; executions=null leaves the further ones out")
         further = several("executions", settings["executions"], COMPILED)
         found += [{"attention": "flash", "execution": execution} for execution in further]
     return found
@@ -157,7 +157,7 @@ def _row(
     image = work.image
     h, w = image.grid or (0, 0)
     head = {"crops": h * w, "grid_h": h, "grid_w": w, "image_tokens": image.tokens}
-    further = dict(sweep.columns(model, work, costs))
+    further = dict(sweep.columns(model, work, part, costs))
     before = {key: further.pop(key) for key in ("context_tokens", "decode_steps", "logits") if key in further}
     component = {"component": part} if part else {}
     marks = {"extrapolated": not image.produced, "marked": marked}

@@ -65,7 +65,8 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
         for kind in kinds(settings):
             work = profile.workload(model, **kind, **{key: settings[key] for key in OPTIONS})
             rows += [_row(model, profile, work, stage, cost) for stage, cost in _stages(model, profile, work).items()]
-    title = f"{model.name}: {len(settings['profiles'])} documents, batch {work.batch}"
+    count = len(settings["profiles"])
+    title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"
     spoken = main_kind(settings)
     return [Table("profiles", title, counted(work), rows, dict(settings), _charts(spoken), kind=spoken)]
 
@@ -80,6 +81,7 @@ def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCo
 def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: StageCost) -> dict[str, Any]:
     image = work.image
     h, w = image.grid or (0, 0)
+    reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
     return {
         "profile": profile.name,
         "title": profile.title,
@@ -96,7 +98,7 @@ def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: Stage
         "attention": work.attention,
         "execution": work.execution,
         **point_columns(cost),
-        "beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps),
+        "beyond_positions": stage != "vision" and model.is_beyond(reach),
     }
 
 

@@ -51,10 +51,11 @@ def device_table(devices: Sequence[Device], required: Sequence[Table], memory: M
     rows = [
         _device_row(device, row, memory[_place(row)]) for table in required for row in table.rows for device in devices
     ]
-    title = required[0].title.partition(":")[0] + ": what binds on each device"
+    model, _, rest = required[0].title.partition(": ")
+    title = f"{model}: what binds on each device over {rest.partition(' over ')[2]}"
     kind, basis, settings = required[0].kind, required[0].basis, required[0].settings
     charts = [
-        Chart(f"device_shares_{target.lower()}", SHARES[::2], x="device", by="", where=where, log="y", bars=True)
+        Chart(f"device_shares_{target.lower()}", SHARES, x="device", by="", where=where, log="y", bars=True)
         for target, where in _shown_points(rows, kind)
     ]
     return Table("device_shares", title, basis, rows, settings, charts, list(_digest(devices, rows)), kind)
@@ -94,7 +95,8 @@ def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Ite
         for share in SHARES:
             found |= {f"least_{share}": min(r[share] for r in group), f"largest_{share}": max(r[share] for r in group)}
         ratios = [row["memory_bandwidth_share"] / row["tensor_core_share"] for row in group]
-        found |= {"least_ratio": min(ratios), "largest_ratio": max(ratios)}
+        margins = [row["memory_bandwidth_share"] / max(row[s] for s in SHARES[:2]) for row in group]
+        found |= {"least_ratio": min(ratios), "largest_ratio": max(ratios), "least_margin": min(margins)}
         binding = list(dict.fromkeys(row["binds"] for row in group))
         met, fits = (sum(row[key] for row in group) for key in ("within_peaks", "fits_memory"))
         yield found | {
