@@ -37,7 +37,7 @@ def grid_of(row: Row) -> str:
 
 
 _BY_ENGINE = "FLOPs by engine (TFLOP = 1e12)"
-_SHARE = "share of the datasheet's peak (dense bf16, fp32) or bandwidth (%)"
+_SHARE = "share of the datasheet's figure (%)"
 
 MEASURES: dict[str, Measure] = {
     "flops_tflops": Measure("FLOPs, tensor and CUDA cores (TFLOP = 1e12)", lambda row: flops_of(row) / 1e12),
@@ -53,8 +53,8 @@ MEASURES: dict[str, Measure] = {
     "kv_gb": Measure("KV cache at the end (GB = 1e9 bytes)", _scaled("kv_cache_bytes", 1e9)),
     "required_tflops_per_s": Measure("required rate (TFLOP/s)", _scaled("required_flops_per_s", 1e12)),
     "required_gb_per_s": Measure("required bandwidth (GB/s)", _scaled("required_bytes_per_s", 1e9)),
-    "tensor_core_share": Measure(_SHARE, _scaled("tensor_core_share", 0.01), "tensor-core peak"),
-    "cuda_core_share": Measure(_SHARE, _scaled("cuda_core_share", 0.01), "CUDA-core peak"),
+    "tensor_core_share": Measure(_SHARE, _scaled("tensor_core_share", 0.01), "tensor-core peak, dense bf16"),
+    "cuda_core_share": Measure(_SHARE, _scaled("cuda_core_share", 0.01), "CUDA-core peak, fp32"),
     "memory_bandwidth_share": Measure(_SHARE, _scaled("memory_bandwidth_share", 0.01), "memory bandwidth"),
     "compression": Measure("text tokens per vision token", _scaled("compression", 1), "computed"),
     "published_compression": Measure(
