@@ -13,7 +13,7 @@ from typing import Any
 
 from modelmeter.config import config_dir, config_names, read_yaml
 from modelmeter.device import Device
-from modelmeter.errors import InputError, unknown
+from modelmeter.errors import InputError, one_or_more, unknown
 from modelmeter.sweep.profiles import Profile
 
 
@@ -64,9 +64,7 @@ def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
 def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
     """The entries of a folder of configs, or of a user's files, as objects."""
     known = config_names(group)
-    given = known if names is None else names if isinstance(names, list) else [names]
-    if not given or not all(isinstance(name, str) for name in given) or len(set(given)) < len(given):
-        raise InputError(f"{key} must be one or more of {', '.join(known)} or YAML files, each once, not {names!r}")
+    given = one_or_more(key, known if names is None else names, f"of {', '.join(known)} or YAML files", str)
     found = [_entry(group, name, known, kind) for name in given]
     for what in ("name", "title"):
         called = [getattr(entry, what) for entry in found]

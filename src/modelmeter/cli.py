@@ -163,9 +163,7 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     contents |= drawn
     folder = parent / name
     write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
-    if any(settings.get(key) is not None for key in ("image", "image_size")) or (
-        "image" in settings and settings["grid"]
-    ):
+    if "image" in settings and any(settings[key] is not None for key in ("image", "image_size", "grid")):
         from modelmeter.report.tables import page_table
 
         kinds = settings["attention"]

@@ -226,11 +226,13 @@ HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p"
 
 def _require_plugins(name: str, arguments: Sequence[str]) -> None:
     """Raise InputError for a launcher or another part of Hydra's own that is not installed."""
+    chosen = [a for a in arguments if a.startswith("hydra/") and "=" in a]
+    if not chosen:
+        return
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
-    chosen = [a for a in arguments if a.startswith("hydra/") and "=" in a]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             hydra_compose(name, overrides=chosen, return_hydra_config=True)

@@ -63,8 +63,9 @@ class Device:
         """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise InputError(f"seconds must be a number above 0, not {seconds!r}")
-        return {
-            "tensor cores": cost.tensor_core_flops / (seconds * self.tensor_flops_per_s),
-            "CUDA cores": cost.cuda_core_flops / (seconds * self.cuda_flops_per_s),
-            "memory bandwidth": cost.io_bytes / (seconds * self.memory_bytes_per_s),
-        }
+        taken = (
+            cost.tensor_core_flops / (seconds * self.tensor_flops_per_s),
+            cost.cuda_core_flops / (seconds * self.cuda_flops_per_s),
+            cost.io_bytes / (seconds * self.memory_bytes_per_s),
+        )
+        return dict(zip(RESOURCES, taken, strict=True))

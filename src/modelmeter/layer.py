@@ -162,6 +162,18 @@ def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
     yield from ops
 
 
+def walk(node: Any) -> Iterator[BaseLayer]:
+    """Every layer in a model or layer, the outermost first, a repeated one once."""
+    if isinstance(node, tuple):
+        for part in node:
+            yield from walk(part)
+    elif is_dataclass(node) and not isinstance(node, type):
+        if isinstance(node, BaseLayer):
+            yield node
+        for field in fields(node):
+            yield from walk(getattr(node, field.name))
+
+
 def rebuild(node: Any, change: Callable[[BaseLayer], BaseLayer]) -> Any:
     """A model or layer with every layer in it passed through `change`, the outermost first."""
     if isinstance(node, tuple):

@@ -71,7 +71,7 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
     drawn = stages_diagram(model, work, formats)
-    for table in (table for found in tables.values() for table in found):
+    for table in {table.name: table for found in tables.values() for table in found}.values():
         drawn |= figures(table, formats)
     contents |= {f"{name}/figures/{file}": content for file, content in drawn.items()}
     if settings.get("reconciles"):
@@ -120,5 +120,5 @@ def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ..
     )
     counts = (module.effects, module.report_counts)
     found = Reconciliation(model, other, command, ours, real, printed, *counts, layers)
-    drawn = figures(found.error_table(), formats)
+    drawn = figures(found.error_table, formats)
     return {"reconciliation.md": found.page()} | {f"figures/{file}": content for file, content in drawn.items()}

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from modelmeter.constants import MUL, ROTARY_TABLE, ROTATE_PAIR
 from modelmeter.errors import InputError
-from modelmeter.layer import BaseLayer, rebuild, require_divisible
+from modelmeter.layer import BaseLayer, rebuild, require_divisible, walk
 from modelmeter.ops import Op, Sizes, copy, fuse, matmul, pointwise, softmax
 from modelmeter.sizes import Size, anywhere, as_size, ratio
 
@@ -92,15 +92,7 @@ class _CausalAttention(BaseLayer):
 
 def attention_layers(node: Any) -> list[_CausalAttention]:
     """The causal attention layers in a model or layer, each counted once however often it is repeated."""
-    found: list[_CausalAttention] = []
-
-    def note(layer: BaseLayer) -> BaseLayer:
-        if isinstance(layer, _CausalAttention):
-            found.append(layer)
-        return layer
-
-    rebuild(node, note)
-    return found
+    return [layer for layer in walk(node) if isinstance(layer, _CausalAttention)]
 
 
 def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:

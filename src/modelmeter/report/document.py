@@ -19,11 +19,15 @@ from modelmeter.report.findings import findings
 from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
 from modelmeter.report.measures import MEASURES, significant
+from modelmeter.report.tables import markdown
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
 PAGES = ("architecture", "performance")
-_INTRO = {"sequence": "sequence_intro", "profiles": "profiles_intro", "compression": "compression_intro"}
+_INTRO = {
+    "device_shares": "targets_intro", "sequence": "sequence_intro", "profiles": "profiles_intro",
+    "compression": "compression_intro",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,7 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     """A Markdown table: numbers to the right, words to the left."""
     heads, rows = list(heads), [[str(cell) for cell in row] for row in rows]
     numeric = [all(re.match(r"^[-+~]?[\d.,]+\S*$|^$", row[i]) for row in rows) for i in range(len(heads))]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "|".join(" ---: " if n else " --- " for n in numeric) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    return markdown(heads, rows, numeric)
 
 
 _COST_HEADS = (
@@ -170,23 +173,19 @@ def _layer(name: str, t: Language) -> dict[str, Any]:
 
 
 def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
-    rows = table.rows if table.digest is None else table.digest
     own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
     command = f"modelmeter sweep {sweep}{own}"
     several = table.name == "device_shares"  # what binds depends on the execution
-    shown = [row for row in rows if several or row["execution"] == table.kind]
+    shown = [row for row in table.shown if several or row["execution"] == table.kind]
+    part = ("ranges_shown" if several else "rows_shown") if len(shown) < len(table.rows) else ""
     charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
     return {
         "name": table.name,
-        "intro": "targets_intro" if sweep == "targets" and table.name == "device_shares" else _INTRO.get(table.name),
+        "intro": _INTRO.get(table.name),
         "findings": findings(table),
         "charts": charts,
-        "table": "\n".join(markdown_table(table, shown, t)),
-        "shown": t.say(
-            "ranges_shown" if several else "rows_shown", shown=len(shown), rows=len(table.rows), command=command
-        )
-        if len(shown) < len(table.rows)
-        else "",
+        "table": markdown_table(shown, t),
+        "shown": t.say(part, shown=len(shown), rows=len(table.rows), command=command) if part else "",
         "extrapolated": any(row.get("extrapolated") for row in shown),
     }
 

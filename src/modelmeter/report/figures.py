@@ -99,21 +99,14 @@ def saved(figure: Figure, kind: str) -> str | bytes:
     return sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
 
 
-def _selected(table: Table, chart: Chart) -> list[Row]:
-    def wanted(row: Row) -> bool:
-        return all(row[k] in v if isinstance(v, tuple) else row[k] == v for k, v in chart.where.items())
-
-    return [row for row in table.rows if wanted(row)]
-
-
 def _lines(table: Table, chart: Chart) -> list[_Line]:
     """The curves of a chart; those that coincide are one, with both names, and those of zeros are left out."""
-    columns = (chart.by,) if isinstance(chart.by, str) and chart.by else tuple(chart.by)
+    columns = chart.curves
     found: dict[Any, _Line] = {}
     looks = 0
     for name in chart.measures:
         groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in _selected(table, chart):
+        for row in table.select(**chart.where):
             groups.setdefault(
                 tuple(f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns), []
             ).append(row)
@@ -179,11 +172,10 @@ def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     scale = ", log scale" if "y" in chart.log else ""
     axes.set_xlabel(X_LABELS[chart.x])
     axes.set_ylabel(f"{label}{scale}{', ' + chart.note if chart.note else ''}")
-    by = (chart.by,) if isinstance(chart.by, str) else chart.by
     held = [
         CURVES.get(k, "{}").format(v)
         for k, v in chart.where.items()
-        if k not in ("component", "grid_h", "grid_w", *by) and not isinstance(v, tuple)
+        if k not in ("component", "grid_h", "grid_w", *chart.curves) and not isinstance(v, tuple)
     ]
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
@@ -219,7 +211,7 @@ def _grid_labels(axes: Axes, line: _Line) -> None:
     for row in line.rows:
         groups.setdefault(row["crops"], []).append(row)
     for crops, rows in groups.items():
-        grids = list(dict.fromkeys(f"{r['grid_h']}x{r['grid_w']}" for r in rows)) if crops else ["no crops"]
+        grids = list(dict.fromkeys(map(grid_of, rows))) if crops else ["no crops"]
         x = sum(r["image_tokens"] for r in rows) / len(rows)
         top = max(value for row in rows if (value := line.measure.value(row)) is not None)
         axes.annotate(
@@ -246,13 +238,12 @@ def _bars(table: Table, chart: Chart) -> Figure:
     figure, axes = pyplot.subplots(figsize=(11, 6), layout="constrained")
     lines = _lines(table, chart)
     names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
-    width = 0.7 / len(chart.measures)
+    width, side_by_side = 0.7 / len(chart.measures), len(chart.measures) > 1
     bottom = dict.fromkeys(names, 0.0)
     for index, line in enumerate(lines):
         color, _, _, hatch = line.look
         heights = {x: y for x, y, _ in line.points}
         values = [heights.get(name, 0.0) for name in names]
-        side_by_side = len(chart.measures) > 1
         places = [i + (index * width - 0.35 + width / 2 if side_by_side else 0) for i in range(len(names))]
         below = 0.0 if side_by_side else [bottom[name] for name in names]
         axes.bar(
@@ -263,7 +254,7 @@ def _bars(table: Table, chart: Chart) -> Figure:
         if side_by_side:
             for place, value in zip(places, values, strict=True):
                 axes.annotate(significant(value), (place, value), ha="center", va="bottom", fontsize=7)
-    if len(chart.measures) == 1:
+    if not side_by_side:
         for place, name in enumerate(names):
             axes.annotate(significant(bottom[name]), (place, bottom[name]), ha="center", va="bottom", fontsize=8)
     if "y" in chart.log:

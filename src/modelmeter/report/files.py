@@ -22,6 +22,7 @@ from modelmeter.errors import InputError
 from modelmeter.report.findings import findings
 from modelmeter.report.language import Language
 from modelmeter.report.measures import COLUMNS, notes_of
+from modelmeter.report.tables import markdown
 from modelmeter.sweep.table import Table
 
 SCHEMA_VERSION = 1
@@ -132,22 +133,18 @@ def _described(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def markdown_table(
-    table: Table, rows: Sequence[Mapping[str, Any]] | None = None, language: Language = ENGLISH
-) -> list[str]:
-    """The rows that a person reads as the lines of a Markdown table; columns without a value are left out."""
-    rows = table.rows if rows is None else rows
+def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLISH) -> str:
+    """Rows of a sweep as a Markdown table; columns without a value are left out, what is notable stands last."""
     filled = {c for row in rows for c, value in row.items() if value not in ("", 0) or c in ("crops", "grid_h")}
     columns = [c for c in COLUMNS if c in filled]
-    notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
-    last = any(notes)
     heads = [language.word(COLUMNS[c][0]) for c in columns]
-    lines = ["| " + " | ".join(heads) + (" | |" if last else " |")]
-    lines.append("|" + " ---: |" * len(columns) + (" --- |" if last else ""))
-    for row, note in zip(rows, notes, strict=True):
-        cells = " | ".join(language.word(COLUMNS[c][1](row)) for c in columns)
-        lines.append(f"| {cells} | {note} |" if last else f"| {cells} |")
-    return lines
+    cells = [[language.word(COLUMNS[c][1](row)) for c in columns] for row in rows]
+    notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
+    right = [True] * len(columns)
+    if not any(notes):
+        return markdown(heads, cells, right)
+    noted = [[*row, note] for row, note in zip(cells, notes, strict=True)]
+    return markdown([*heads, ""], noted, [*right, False])
 
 
 def _markdown(table: Table, command: str) -> str:
@@ -159,10 +156,10 @@ def _markdown(table: Table, command: str) -> str:
     ]
     for finding in findings(table):
         lines += ["", ENGLISH.finding(finding)]
-    lines += ["", *markdown_table(table, table.digest), ""]
-    if table.digest is not None and len(table.digest) < len(table.rows):
+    lines += ["", markdown_table(table.shown), ""]
+    if len(table.shown) < len(table.rows):
         lines += [f"The CSV has all {len(table.rows)} rows.", ""]
-    if any(row.get("extrapolated") for row in (table.rows if table.digest is None else table.digest)):
+    if any(row.get("extrapolated") for row in table.shown):
         lines += [ENGLISH.say("extrapolated"), ""]
     return "\n".join(lines)
 

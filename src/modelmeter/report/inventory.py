@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from modelmeter import layers
@@ -53,10 +54,13 @@ def vendor_of(layer: str) -> str:
     return found[1] if found else ""
 
 
-def formulas_of(layer: str) -> Iterator[tuple[str, str, str]]:
+@cache
+def formulas_of(layer: str) -> tuple[tuple[str, str, str], ...]:
     """(key of the text catalogue, form, LaTeX) of a layer's work and parameters; nothing for a stack of layers."""
-    if layer not in FORMULAS:
-        return
+    return tuple(_formulas(layer)) if layer in FORMULAS else ()
+
+
+def _formulas(layer: str) -> Iterator[tuple[str, str, str]]:
     for form, chosen in variants(layer).items():
         cost: Any = formula(getattr(layers, layer), chosen=chosen)
         for key, field in (

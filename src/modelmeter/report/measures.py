@@ -88,16 +88,22 @@ CURVES = {
 """How the value of a column reads in a legend, where it is not the value alone."""
 
 
-def _digits(column: str, unit: float, digits: int) -> Callable[[Row], str]:
-    return lambda row: "" if row.get(column, "") == "" else significant(float(row[column]) / unit, digits)
+Column = tuple[str, tuple[str, Callable[[Row], str]]]
 
 
-def _plain(column: str) -> Callable[[Row], str]:
+def _digits(column: str, heading: str, unit: float, digits: int) -> Column:
+    def text(row: Row) -> str:
+        return "" if row.get(column, "") == "" else significant(float(row[column]) / unit, digits)
+
+    return column, (heading, text)
+
+
+def _plain(column: str, heading: str = "") -> Column:
     def text(row: Row) -> str:
         value = row.get(column, "")
         return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
-    return text
+    return column, (heading or column, text)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -113,64 +119,66 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
 
 
-def _range(share: str) -> Callable[[Row], str]:
+def _range(share: str, heading: str) -> Column:
     def text(row: Row) -> str:
         low, high = (significant(100 * row[f"{end}_{share}"]) for end in ("least", "largest"))
         return low if low == high else f"{low} - {high}"
 
-    return text
+    return f"largest_{share}", (heading, text)
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "target": ("target", _plain("target")),
-    "budget_s": ("budget s", _plain("budget_s")),
-    "title": ("document", _plain("title")),
-    "image_size": ("pixels", _plain("image_size")),
-    "text_tokens": ("text tokens", _plain("text_tokens")),
-    "mode": ("mode", _plain("mode")),
-    "crops": ("crops", _plain("crops")),
-    "grid_h": ("grid", grid_of),
-    "vision_tokens": ("vision tokens", _plain("vision_tokens")),
-    "image_tokens": ("image tokens", _plain("image_tokens")),
-    "prefill_tokens": ("prefill tokens", _plain("prefill_tokens")),
-    "decode_steps": ("decode steps", _plain("decode_steps")),
-    "batch": ("batch", _plain("batch")),
-    "heads": ("heads", _plain("heads")),
-    "kv_heads": ("KV heads", _plain("kv_heads")),
-    "pages": ("pages", _plain("pages")),
-    "stage": ("stage", _plain("stage")),
-    "component": ("component", _plain("component")),
-    "execution": ("execution", _plain("execution")),
-    "device": ("device", _plain("device")),
-    "tensor_core_flops": ("tensor-core TFLOP", _digits("tensor_core_flops", 1e12, 7)),
-    "cuda_core_flops": ("CUDA-core TFLOP", _digits("cuda_core_flops", 1e12, 7)),
-    "io_bytes": ("I/O GB", _digits("io_bytes", 1e9, 5)),
-    "arithmetic_intensity_flop_per_byte": ("FLOP/byte", _digits("arithmetic_intensity_flop_per_byte", 1, 4)),
-    "peak_activation_bytes": ("peak activations GB", _digits("peak_activation_bytes", 1e9, 5)),
-    "kv_cache_bytes": ("KV cache GB", _digits("kv_cache_bytes", 1e9, 5)),
-    "tensor_core_flops_per_token": ("tensor-core GFLOP a token", _digits("tensor_core_flops_per_token", 1e9, 5)),
-    "io_bytes_per_token": ("I/O GB a token", _digits("io_bytes_per_token", 1e9, 5)),
-    "required_flops_per_s": ("required TFLOP/s", _digits("required_flops_per_s", 1e12, 4)),
-    "required_bytes_per_s": ("required GB/s", _digits("required_bytes_per_s", 1e9, 4)),
-    "largest_tensor_core_share": ("% of bf16 tensor-core peak", _range("tensor_core_share")),
-    "largest_cuda_core_share": ("% of fp32 CUDA-core peak", _range("cuda_core_share")),
-    "largest_memory_bandwidth_share": ("% of bandwidth", _range("memory_bandwidth_share")),
-    "binds": ("binds", _plain("binds")),
-    "within_peaks": ("grids within the peaks", _plain("within_peaks")),
-    "fits_memory": ("grids that fit the memory", _plain("fits_memory")),
-    "source": ("source (confidence)", _plain("source")),
-    "compression": ("text per vision token", _digits("compression", 1, 3)),
-    "published_compression": ("published", _plain("published_compression")),
-    "published_precision_percent": ("published precision %", _plain("published_precision_percent")),
-    "compression_in_decoder": ("text per image token", _digits("compression_in_decoder", 1, 3)),
-    "text_prefill_flops": ("prefill of the text, TFLOP", _digits("text_prefill_flops", 1e12, 4)),
-    "image_prefill_flops": ("prefill of the picture, TFLOP", _digits("image_prefill_flops", 1e12, 4)),
-    "saved_prefill_flops": ("saved, TFLOP", _digits("saved_prefill_flops", 1e12, 4)),
-    "vision_flops": ("vision tower, TFLOP", _digits("vision_flops", 1e12, 4)),
-    "saved_flops_less_vision": ("saved in all, TFLOP", _digits("saved_flops_less_vision", 1e12, 4)),
-    "saved_decode_io_bytes": ("decode I/O saved, GB", _digits("saved_decode_io_bytes", 1e9, 4)),
-    "saved_kv_cache_bytes": ("KV cache saved, GB", _digits("saved_kv_cache_bytes", 1e9, 4)),
-}
+COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = dict(
+    (
+        _plain("target"),
+        _plain("budget_s", "budget s"),
+        _plain("title", "document"),
+        _plain("image_size", "pixels"),
+        _plain("text_tokens", "text tokens"),
+        _plain("mode"),
+        _plain("crops"),
+        ("grid_h", ("grid", grid_of)),
+        _plain("vision_tokens", "vision tokens"),
+        _plain("image_tokens", "image tokens"),
+        _plain("prefill_tokens", "prefill tokens"),
+        _plain("decode_steps", "decode steps"),
+        _plain("batch"),
+        _plain("heads"),
+        _plain("kv_heads", "KV heads"),
+        _plain("pages"),
+        _plain("stage"),
+        _plain("component"),
+        _plain("execution"),
+        _plain("device"),
+        _digits("tensor_core_flops", "tensor-core TFLOP", 1e12, 7),
+        _digits("cuda_core_flops", "CUDA-core TFLOP", 1e12, 7),
+        _digits("io_bytes", "I/O GB", 1e9, 5),
+        _digits("arithmetic_intensity_flop_per_byte", "FLOP/byte", 1, 4),
+        _digits("peak_activation_bytes", "peak activations GB", 1e9, 5),
+        _digits("kv_cache_bytes", "KV cache GB", 1e9, 5),
+        _digits("tensor_core_flops_per_token", "tensor-core GFLOP a token", 1e9, 5),
+        _digits("io_bytes_per_token", "I/O GB a token", 1e9, 5),
+        _digits("required_flops_per_s", "required TFLOP/s", 1e12, 4),
+        _digits("required_bytes_per_s", "required GB/s", 1e9, 4),
+        _range("tensor_core_share", "% of bf16 tensor-core peak"),
+        _range("cuda_core_share", "% of fp32 CUDA-core peak"),
+        _range("memory_bandwidth_share", "% of bandwidth"),
+        _plain("binds"),
+        _plain("within_peaks", "grids within the peaks"),
+        _plain("fits_memory", "grids that fit the memory"),
+        _plain("source", "source (confidence)"),
+        _digits("compression", "text per vision token", 1, 3),
+        _plain("published_compression", "published"),
+        _plain("published_precision_percent", "published precision %"),
+        _digits("compression_in_decoder", "text per image token", 1, 3),
+        _digits("text_prefill_flops", "prefill of the text, TFLOP", 1e12, 4),
+        _digits("image_prefill_flops", "prefill of the picture, TFLOP", 1e12, 4),
+        _digits("saved_prefill_flops", "saved, TFLOP", 1e12, 4),
+        _digits("vision_flops", "vision tower, TFLOP", 1e12, 4),
+        _digits("saved_flops_less_vision", "saved in all, TFLOP", 1e12, 4),
+        _digits("saved_decode_io_bytes", "decode I/O saved, GB", 1e9, 4),
+        _digits("saved_kv_cache_bytes", "KV cache saved, GB", 1e9, 4),
+    )
+)
 """What Markdown prints of a table, in this order: heading and text by column."""
 
 

@@ -15,7 +15,7 @@ import modelmeter
 from modelmeter.models.model import Model
 from modelmeter.report.document import grid, render
 from modelmeter.report.measures import grid_of, significant
-from modelmeter.sweep.table import TOTAL, Chart, Table
+from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
 Effects = Callable[[Any, Workload], Mapping[str, Mapping[str, Any]]]
@@ -93,16 +93,17 @@ class Reconciliation:
                 "layers": self._layer_table(),
                 "targets": self._targets(),
                 "weights": self._weights(),
-                "charts": [chart.name for chart in self.error_table().charts],
+                "charts": [chart.name for chart in self.error_table.charts],
                 "extremes": self._extremes(),
             },
         )
 
+    @cached_property
     def error_table(self) -> Table:
         """By how much the published FLOPs differ from the real ones, in percent, by grid and table."""
         rows = []
         for name in SWEEPS:
-            pairs = zip(_totals(self.tables[name]), _totals(self.real_tables[name]), strict=True)
+            pairs = zip(self.tables[name].shown, self.real_tables[name].shown, strict=True)
             for ours, real in pairs:
                 place = {k: real[k] for k in ("crops", "grid_h", "grid_w", "image_tokens")}
                 for engine in ("tensor", "cuda"):
@@ -134,7 +135,7 @@ class Reconciliation:
         return sum(ours == printed for ours, printed in pairs), len(pairs)
 
     def _pairs(self) -> Iterator[tuple[str, str]]:
-        rows = {name: {grid_of(row): row for row in _totals(table)} for name, table in self.tables.items()}
+        rows = {name: {grid_of(row): row for row in table.shown} for name, table in self.tables.items()}
         for name in SWEEPS:
             for printed in self.printed[name]:
                 row = rows[name][printed["grid_h_x_w"]]
@@ -160,10 +161,15 @@ class Reconciliation:
         grids = [row["grid_h_x_w"] for row in self.printed[SWEEPS[0]]]
         return [grids[0], grids[len(grids) // 2], grids[-1]]
 
+    @cached_property
+    def _changes(self) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Mapping[str, Any]]]]:
+        """By place the real counts and what each departure changes of them."""
+        works = {place: self.real.workload(grid=place) for place in self._places()}
+        return {p: (self.counts(self.real, work), self.effects(self.published, work)) for p, work in works.items()}
+
     def _effects(self, place: str) -> str:
-        work = self.real.workload(grid=place)
-        found = self.effects(self.published, work)
-        real, published = self.counts(self.real, work), self.counts(self.published, work)
+        real, found = self._changes[place]
+        published = self.counts(self.published, self.real.workload(grid=place))
         heads = ["", *(label for label, _ in _QUANTITIES.values())]
         rows = [["real", *_row(real)], *([name, *_row(change, "+")] for name, change in found.items())]
         rows.append(["published", *_row(published)])
@@ -172,8 +178,7 @@ class Reconciliation:
 
     def _by_table(self) -> str:
         """The share of each table's FLOPs that each departure adds at the largest grid, and the layers it changes."""
-        work = self.real.workload(grid=self._places()[-1])
-        found, real = self.effects(self.published, work), self.counts(self.real, work)
+        real, found = self._changes[self._places()[-1]]
         rows = []
         for name, change in found.items():
             shares = (_share(change, real, keys) for keys in _TABLES.values())
@@ -184,7 +189,7 @@ class Reconciliation:
         return grid(["departure", *_TABLES, "layers changed in the layer table"], rows)
 
     def _errors(self) -> str:
-        rows = self.error_table().rows
+        rows = self.error_table.rows
         found = []
         for name in SWEEPS:
             for engine in ("tensor", "cuda"):
@@ -196,7 +201,7 @@ class Reconciliation:
         return grid(["table", "engine", f"error at {smallest}, %", f"error at {largest}, %"], found)
 
     def _extremes(self) -> dict[str, Any]:
-        rows = [r for r in self.error_table().rows if r["sweep"] == SWEEPS[0] and r["engine"] == "tensor"]
+        rows = [r for r in self.error_table.rows if r["sweep"] == SWEEPS[0] and r["engine"] == "tensor"]
         least, most = (f(rows, key=lambda r: r["error_percent"]) for f in (min, max))
         ends = {"least": f"{least['error_percent']:+.2f}", "most": f"{most['error_percent']:+.2f}"}
         return ends | {"least_grid": grid_of(least), "most_grid": grid_of(most), "sweep": SWEEPS[0]}
@@ -253,10 +258,6 @@ def signed(value: float, digits: int = 3) -> str:
 
 def _share(change: Mapping[str, Any], real: Mapping[str, Any], keys: Sequence[str]) -> float:
     return float(100 * sum(change[key] for key in keys) / sum(real[key] for key in keys))
-
-
-def _totals(table: Table) -> list[Mapping[str, Any]]:
-    return [row for row in table.rows if row.get("component", TOTAL) == TOTAL]
 
 
 def _row(counts: Mapping[str, Any], sign: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Tables for the terminal: stages, components and layers of one page."""
+"""Tables as text: for the terminal (stages, components and layers of one page) and in Markdown."""
 
 from __future__ import annotations
 
@@ -50,6 +50,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
         cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> str:
+    """A Markdown table; `right` says which columns stand to the right. The last heading may be empty."""
+    lines = [f"| {' | '.join(heads).rstrip()} |", "|" + "|".join(" ---: " if r else " --- " for r in right) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def page_table(model: Model, work: Workload, depth: int = 1, stages: Iterable[str] = STAGES) -> str:

@@ -13,11 +13,9 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import counted, kinds, main_kind, several, whole_numbers
+from modelmeter.sweep.grids import COUNTING, counted, kinds, main_kind, refuse_reference, several, whole_numbers
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
-
-OPTIONS = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "precision")
 
 
 def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
@@ -26,18 +24,18 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
     `settings["text_tokens"]` are page lengths in text tokens, `modes` resolution modes (None: those without
     crops), `published` rows with text_tokens, mode, compression and precision of a paper.
     """
-    if reference is not None:
-        raise InputError("reference=true is not available for compression; it is for vision_crops")
+    refuse_reference("compression", reference)
     lengths = whole_numbers("text_tokens", settings["text_tokens"])
     modes = _modes(model, settings)
+    prompt = int(as_size("prompt_tokens", settings["prompt_tokens"], least=0))
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
     rows = []
     for kind in kinds(settings):
-        options = {key: settings[key] for key in OPTIONS} | kind
-        texts = {length: _decoder(model, model.text(length + _prompt(options), **_rest(options))) for length in lengths}
+        options = {key: settings[key] for key in ("batch", "decode_steps", *COUNTING)} | kind
+        texts = {length: _decoder(model, model.text(length + prompt, **options)) for length in lengths}
         for mode in modes:
             grid = settings["grid"] if model.has_crops(mode) else None
-            page = model.workload(mode=mode, grid=grid, **options)
+            page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
             read, vision = _decoder(model, page), model.cost("vision", page)
             rows += [_row(model, page, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
@@ -61,25 +59,18 @@ def _modes(model: Model, settings: Mapping[str, Any]) -> list[str]:
     return modes
 
 
-def _prompt(options: Mapping[str, Any]) -> int:
-    return int(as_size("prompt_tokens", options["prompt_tokens"], least=0))
-
-
-def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if key != "prompt_tokens"}
-
-
-def _decoder(model: Model, work: Workload) -> tuple[Workload, StageCost, StageCost]:
-    return work, model.cost("prefill", work), model.cost("decode", work)
+def _decoder(model: Model, work: Workload) -> tuple[StageCost, StageCost]:
+    return model.cost("prefill", work), model.cost("decode", work)
 
 
 def _row(
     model: Model, page: Workload, text_tokens: int, vision: StageCost,
-    read: tuple[Workload, StageCost, StageCost], text: tuple[Workload, StageCost, StageCost],
+    read: tuple[StageCost, StageCost], text: tuple[StageCost, StageCost],
     paper: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
     image = page.image
-    (_, prefill, decode), (_, text_prefill, text_decode) = read, text
+    (prefill, decode), (text_prefill, text_decode) = read, text
+    longest = page.prompt_tokens + max(text_tokens, image.tokens)
     saved = text_prefill.flops - prefill.flops
     return {
         "text_tokens": text_tokens,
@@ -104,7 +95,7 @@ def _row(
         "text_kv_cache_bytes": text_decode.kv_cache_bytes,
         "image_kv_cache_bytes": decode.kv_cache_bytes,
         "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
-        "beyond_positions": model.is_beyond(max(text[0].context_tokens, page.context_tokens) + page.decode_steps),
+        "beyond_positions": model.is_beyond(longest + page.decode_steps),
         "extrapolated": not image.produced,
     }
 

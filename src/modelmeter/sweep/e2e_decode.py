@@ -13,17 +13,16 @@ from modelmeter.sweep.requirements import TPOT, requirements
 from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
 
-PER_TOKEN = ("tensor_core_flops", "cuda_core_flops", "io_bytes")
+PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
 def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
     return with_total(model.breakdown("decode", work))
 
 
-def per_token(work: Workload, costs: Mapping[str, Any]) -> dict[str, Any]:
-    """The mean over all output tokens: K steps, each one token a page."""
-    tokens = work.decode_steps * work.batch
-    return {f"{name}_per_token": _mean(costs[name], tokens) for name in PER_TOKEN}
+def per_token(tokens: int, costs: Mapping[str, Any]) -> dict[str, Any]:
+    """The mean over all output tokens: one a step and page."""
+    return {column: _mean(costs[name], tokens) for column, name in PER_TOKEN.items()}
 
 
 def _mean(value: Any, tokens: int) -> Any:
@@ -34,7 +33,7 @@ def _mean(value: Any, tokens: int) -> Any:
 def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) -> Mapping[str, Any]:
     last = work.context_tokens + work.decode_steps
     head = {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
-    return head | per_token(work, costs) | {"beyond_positions": model.is_beyond(last)}
+    return head | per_token(work.decode_steps * work.batch, costs) | {"beyond_positions": model.is_beyond(last)}
 
 
 SWEEP = GridSweep(
@@ -49,4 +48,4 @@ SWEEP = GridSweep(
 def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
     """The Table of the sweep (see `run_grids`) and what TPOT budgets require."""
     table = run_grids(SWEEP, model, settings, reference)
-    return [table, requirements(TPOT, table, settings["tpot"])]
+    return [table, requirements(TPOT, table)]

@@ -35,4 +35,4 @@ SWEEP = GridSweep(
 def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
     """The Table of the sweep (see `run_grids`) and what TTFT budgets require."""
     table = run_grids(SWEEP, model, settings, reference)
-    return [table, requirements(TTFT, table, settings["ttft"])]
+    return [table, requirements(TTFT, table)]

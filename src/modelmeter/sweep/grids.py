@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from modelmeter.cost import StageCost
-from modelmeter.errors import InputError, choose
+from modelmeter.errors import InputError, choose, one_or_more
 from modelmeter.memory import COMPILED
 from modelmeter.models.model import Model
 from modelmeter.sizes import as_size
 from modelmeter.sweep.table import TOTAL, Chart, Table, part_columns, point_columns
 from modelmeter.workload import ATTENTION, Workload
 
-WORK = ("batch", "prompt_tokens", "decode_steps", "logits", "causal", "rotary", "execution", "mode", "precision")
+COUNTING = ("logits", "causal", "rotary", "precision")
+"""Settings of every sweep that are options of a Workload as they are."""
+WORK = ("batch", "prompt_tokens", "decode_steps", "mode", "execution", *COUNTING)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,8 @@ def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], refer
     `settings` are the keys of the sweep's YAML, `reference` a function of a model and a workload that
     gives further columns. Raises InputError for settings that make no sense.
     """
-    if reference is not None and not sweep.comparable:
-        raise InputError(f"reference=true is not available for {sweep.name}; it is for vision_crops")
+    if not sweep.comparable:
+        refuse_reference(sweep.name, reference)
     largest = settings["largest"]
     if not isinstance(largest, int):
         raise InputError(f"largest must be a whole number of at least 2, not {largest!r}")
@@ -134,21 +136,18 @@ def main_kind(settings: Mapping[str, Any]) -> str:
 def several(key: str, value: Any, valid: Iterable[str]) -> list[str]:
     """One or more choices, each once; raises InputError for anything else."""
     valid = list(valid)
-    given = value if isinstance(value, list) else [value]
-    if not given or not all(isinstance(v, str) for v in given) or len(set(given)) < len(given):
-        raise InputError(f"{key} must be one or more of {', '.join(valid)}, each once, not {value!r}")
-    return [choose(key, choice, valid) for choice in given]
+    return one_or_more(key, value, f"of {', '.join(valid)}", str, lambda choice: choose(key, choice, valid))
 
 
 def whole_numbers(key: str, value: Any) -> list[int]:
     """One or more whole numbers of at least 1, each once; raises InputError for anything else."""
-    given = value if isinstance(value, list) else [value]
-    if any(isinstance(number, list) for number in given):
-        raise InputError(f"{key} must be one or more whole numbers, each once, not {value!r}")
-    found = [as_size(key, number) for number in given]
-    if not found or len(set(found)) < len(found):
-        raise InputError(f"{key} must be one or more whole numbers, each once, not {value!r}")
-    return found
+    return one_or_more(key, value, "whole numbers", (int, float, str), lambda number: as_size(key, number))
+
+
+def refuse_reference(name: str, reference: Any) -> None:
+    """Raise InputError if a sweep that no reference modules can count beside is asked for them."""
+    if reference is not None:
+        raise InputError(f"reference=true is not available for {name}; it is for vision_crops")
 
 
 def _row(

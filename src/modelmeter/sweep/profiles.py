@@ -10,11 +10,9 @@ from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import STAGES, Model
 from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import counted, kinds, main_kind
+from modelmeter.sweep.grids import COUNTING, counted, kinds, main_kind, refuse_reference
 from modelmeter.sweep.table import Chart, Table, point_columns
 from modelmeter.workload import Workload, parse_pair
-
-OPTIONS = ("batch", "logits", "causal", "rotary", "precision")
 
 
 @dataclass(frozen=True)
@@ -58,12 +56,11 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
 
     `settings["profiles"]` are Profile objects.
     """
-    if reference is not None:
-        raise InputError("reference=true is not available for profiles; it is for vision_crops")
+    refuse_reference("profiles", reference)
     rows: list[dict[str, Any]] = []
     for profile in settings["profiles"]:
         for kind in kinds(settings):
-            work = profile.workload(model, **kind, **{key: settings[key] for key in OPTIONS})
+            work = profile.workload(model, **kind, **{key: settings[key] for key in ("batch", *COUNTING)})
             rows += [_row(model, profile, work, stage, cost) for stage, cost in _stages(model, profile, work).items()]
     count = len(settings["profiles"])
     title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"

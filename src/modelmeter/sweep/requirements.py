@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelmeter.errors import InputError
+from modelmeter.errors import InputError, one_or_more
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
 
@@ -39,21 +39,21 @@ _MARKS = ("beyond_positions", "extrapolated", "marked")
 
 def budgets_of(key: str, value: Any) -> list[float]:
     """One or more budgets in seconds; raises InputError unless all are numbers above 0, each once."""
-    given = value if isinstance(value, list) else [value]
-    for budget in given:
+    wanted = f"each above 0 (from {LEAST:g} to {1 / LEAST:g})"
+
+    def check(budget: Any) -> float:
         if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not LEAST <= budget <= 1 / LEAST:
-            wanted = f"each above 0 (from {LEAST:g} to {1 / LEAST:g})"
             raise InputError(f"{key} must be one or more budgets in seconds, {wanted}, not {budget!r}")
-    if not given or len(set(given)) < len(given):
-        raise InputError(f"{key} must be one or more budgets in seconds, each once, not {value!r}")
-    return [float(budget) for budget in given]
+        return float(budget)
+
+    return one_or_more(key, value, "budgets in seconds", check=check)
 
 
-def requirements(target: Target, table: Table, budgets: Any) -> Table:
-    """The rates that budgets require at each point of a sweep by component (its totals are used)."""
+def requirements(target: Target, table: Table) -> Table:
+    """The rates that the budgets of a sweep's settings require at each of its points (its totals are used)."""
     rows = [
         _required(target, row, budget)
-        for budget in budgets_of(target.key, budgets)
+        for budget in budgets_of(target.key, table.settings[target.key])
         for row in table.select(component=TOTAL)
     ]
     name = f"responsive_by_{target.key}"
@@ -62,9 +62,7 @@ def requirements(target: Target, table: Table, budgets: Any) -> Table:
         Chart(f"responsive_tflops_by_{target.key}", ("required_tflops_per_s",), by=by),
         Chart(f"responsive_gb_by_{target.key}", ("required_gb_per_s",), by=by),
     ]
-    _, _, where = table.title.partition(" over ")
-    model = table.title.partition(":")[0]
-    title = f"{model}: what a {target.name} budget requires ({target.waits_for}) over {where}"
+    title = table.title_of(f"what a {target.name} budget requires ({target.waits_for})")
     digest = [row for row in rows if row["execution"] == table.kind]
     return Table(name, title, table.basis, rows, table.settings, charts, digest=digest, kind=table.kind)
 

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 
 from modelmeter.cost import StageCost
-from modelmeter.errors import InputError
+from modelmeter.errors import InputError, one_or_more
 from modelmeter.layers.llama import attention_layers, with_heads
 from modelmeter.models.model import Model
-from modelmeter.sweep.e2e_decode import per_token
-from modelmeter.sweep.grids import counted, kinds, main_kind, whole_numbers
+from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
+from modelmeter.sweep.grids import COUNTING, counted, kinds, main_kind, refuse_reference, whole_numbers
 from modelmeter.sweep.table import Chart, Table, part_columns
 from modelmeter.workload import Workload, parse_pair
 
-OPTIONS = ("logits", "causal", "rotary", "precision")
 MOST_POINTS = 1_000_000
 
 
@@ -37,12 +36,11 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
     `settings` names the lengths as lists: prefill_tokens, decode_tokens, batch, and heads ("10x2": 10 heads,
     2 KV heads; None: the model's own). Raises InputError for values that make no sense.
     """
-    if reference is not None:
-        raise InputError("reference=true is not available for sequence; it is for vision_crops")
+    refuse_reference("sequence", reference)
     points = _points(model, settings)
     rows: list[dict[str, Any]] = []
     for kind in kinds(settings):
-        options = {key: settings[key] for key in OPTIONS} | kind
+        options = {key: settings[key] for key in COUNTING} | kind
         together = _parts(model, points, options)
         columns = part_columns(together, len(points), partial(_one, model, points, options))
         rows += [_row(model, p, kind, part, c) for p, cs in zip(points, columns, strict=True) for part, c in cs.items()]
@@ -57,11 +55,7 @@ def _heads(model: Model, value: Any) -> list[tuple[int, int]]:
     own = attention_layers(model)[0]
     if value is None:
         return [(own.g * own.r, own.g)]
-    given = value if isinstance(value, list) else [value]
-    found = [parse_pair("heads", pair, "HEADSxKV_HEADS") for pair in given]
-    if not found or len(set(found)) < len(found):
-        raise InputError(f"heads must be one or more HEADSxKV_HEADS, each once, not {value!r}")
-    return found
+    return one_or_more("heads", value, "HEADSxKV_HEADS", check=lambda pair: parse_pair("heads", pair, "HEADSxKV_HEADS"))
 
 
 def _points(model: Model, settings: Mapping[str, Any]) -> list[_Point]:
@@ -95,8 +89,7 @@ def _one(model: Model, points: Sequence[_Point], options: Mapping[str, Any], ind
 
 
 def _row(model: Model, point: _Point, kind: Mapping[str, str], stage: str, costs: Mapping[str, Any]) -> dict[str, Any]:
-    work = model.text(point.prefill, batch=point.batch, decode_steps=point.steps)
-    means = per_token(work, costs) if stage == "decode" else dict.fromkeys(per_token(work, costs), "")
+    means = per_token(point.steps * point.batch, costs) if stage == "decode" else dict.fromkeys(PER_TOKEN, "")
     last = point.prefill + point.steps
     return {
         "prefill_tokens": point.prefill,

@@ -49,6 +49,11 @@ class Chart:
     bars: bool = False
     note: str = ""
 
+    @property
+    def curves(self) -> tuple[str, ...]:
+        """The columns of `by`."""
+        return (self.by,) if isinstance(self.by, str) and self.by else tuple(self.by)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -68,13 +73,27 @@ class Table:
     kind: str = ""
 
     @property
+    def shown(self) -> Sequence[Mapping[str, Any]]:
+        """The rows that a person reads: the digest, or all."""
+        return self.rows if self.digest is None else self.digest
+
+    @property
     def columns(self) -> list[str]:
         """All columns, in order of first appearance."""
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
     def select(self, **where: Any) -> list[Mapping[str, Any]]:
-        """The rows with these values."""
-        return [row for row in self.rows if all(row.get(k) == v for k, v in where.items())]
+        """The rows with these values; a tuple means one of them."""
+
+        def wanted(row: Mapping[str, Any]) -> bool:
+            return all(row.get(k) in v if isinstance(v, tuple) else row.get(k) == v for k, v in where.items())
+
+        return [row for row in self.rows if wanted(row)]
+
+    def title_of(self, subject: str) -> str:
+        """The title of a table about something else at the same points: "model: subject over points"."""
+        model, _, rest = self.title.partition(": ")
+        return f"{model}: {subject} over {rest.partition(' over ')[2]}"
 
 
 Parts = Mapping[str, StageCost]

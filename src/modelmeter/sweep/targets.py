@@ -7,10 +7,9 @@ from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.device import Device
-from modelmeter.errors import InputError
 from modelmeter.models.model import Model
 from modelmeter.sweep import e2e_decode, e2e_vision_prefill
-from modelmeter.sweep.grids import run_grids
+from modelmeter.sweep.grids import refuse_reference, run_grids
 from modelmeter.sweep.requirements import TPOT, TTFT, requirements
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
@@ -23,11 +22,10 @@ def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> lis
 
     `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
     """
-    if reference is not None:
-        raise InputError("reference=true is not available for targets; it is for vision_crops")
+    refuse_reference("targets", reference)
     first = run_grids(e2e_vision_prefill.SWEEP, model, settings)
     steps = run_grids(e2e_decode.SWEEP, model, settings)
-    tables = [requirements(TTFT, first, settings["ttft"]), requirements(TPOT, steps, settings["tpot"])]
+    tables = [requirements(TTFT, first), requirements(TPOT, steps)]
     return [*tables, device_table(settings["devices"], tables, _memory(first, steps))]
 
 
@@ -51,8 +49,7 @@ def device_table(devices: Sequence[Device], required: Sequence[Table], memory: M
     rows = [
         _device_row(device, row, memory[_place(row)]) for table in required for row in table.rows for device in devices
     ]
-    model, _, rest = required[0].title.partition(": ")
-    title = f"{model}: what binds on each device over {rest.partition(' over ')[2]}"
+    title = required[0].title_of("what binds on each device")
     kind, basis, settings = required[0].kind, required[0].basis, required[0].settings
     charts = [
         Chart(f"device_shares_{target.lower()}", SHARES, x="device", by="", where=where, log="y", bars=True)

@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import TypeVar
 
 from modelmeter.equations import parse
-from modelmeter.layer import BaseLayer, Repeat
+from modelmeter.layer import BaseLayer, rebuild, walk
 from modelmeter.layers import DeepseekV2DecoderLayer, DeepseekV2MoE, MlpProjector
 from modelmeter.models.deepseek_ocr.model import DeepSeekOCR
 from modelmeter.ops import NOTHING, Op, Ref, Sizes
@@ -63,16 +63,12 @@ def _tokens(op: Op) -> str:
 
 def mixtures(model: DeepSeekOCR) -> DeepSeekOCR:
     """Every decoder layer with the mixture of the others."""
-    inner = [layer.layer if isinstance(layer, Repeat) else layer for layer in model.decoder.layers]
-    mlps = [layer.mlp for layer in inner if isinstance(layer, DeepseekV2DecoderLayer)]
-    mixture = next((mlp for mlp in mlps if isinstance(mlp, DeepseekV2MoE)), None)
+    mixture = next((layer for layer in walk(model.decoder) if isinstance(layer, DeepseekV2MoE)), None)
 
     def mixed(layer: BaseLayer) -> BaseLayer:
-        if isinstance(layer, Repeat):
-            return replace(layer, layer=mixed(layer.layer))
         return replace(layer, mlp=mixture) if mixture and isinstance(layer, DeepseekV2DecoderLayer) else layer
 
-    return replace(model, decoder=replace(model.decoder, layers=tuple(map(mixed, model.decoder.layers))))
+    return replace(model, decoder=rebuild(model.decoder, mixed))
 
 
 def decode_context(n: Sizes) -> Sizes:

@@ -6,12 +6,11 @@ are those of the same layers as the chosen departures count them. Without depart
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from modelmeter.cost import measure
-from modelmeter.layer import BaseLayer, Repeat
+from modelmeter.layer import BaseLayer, walk
 from modelmeter.layers import (
     Block,
     DeepseekV2DecoderLayer,
@@ -95,14 +94,9 @@ def _trace(row: _Row, layer: BaseLayer, options: Options) -> list[Op]:
     return [op for op in ops if row.core or not op.group]
 
 
-def _inner(layers: Iterable[BaseLayer]) -> Iterator[Any]:
-    """The layers, each repeated one once."""
-    return (layer.layer if isinstance(layer, Repeat) else layer for layer in layers)
-
-
 def _vision(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
     sam, clip, projector = model.sam, model.clip, model.projector
-    blocks = [block for block in _inner(sam.blocks) if isinstance(block, Block)]
+    blocks = [block for block in walk(sam) if isinstance(block, Block)]
     window = next(block for block in blocks if block.w is not None)
     full = next(block for block in blocks if block.w is None)
     attention, block, stack = window.attention, clip.transformer.block, clip.transformer
@@ -130,7 +124,7 @@ def _vision(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
 
 
 def _decoder(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
-    layers = [layer for layer in _inner(model.decoder.layers) if isinstance(layer, DeepseekV2DecoderLayer)]
+    layers = [layer for layer in walk(model.decoder) if isinstance(layer, DeepseekV2DecoderLayer)]
     dense = next(layer for layer in layers if isinstance(layer.mlp, DeepseekV2MLP))
     moe, mixture = next((layer, layer.mlp) for layer in layers if isinstance(layer.mlp, DeepseekV2MoE))
     sizes = {"b": 1, "s": DECODER_TOKENS, "t": DECODER_TOKENS}
