@@ -94,7 +94,7 @@ def main() -> None:
             ("`vision_crops` with figures", ["sweep", "vision_crops", f"out={out}"]),
         ):
             rows.append((label, milliseconds(arguments)))
-        quiet = ["figures=false", f"out={out}", "attention=flash"]
+        quiet = ["figures=false", f"out={out}", "runtime=flash"]
         some = ["prefill_tokens=256", "decode_tokens=100,1000", "batch=1,8", "heads=10x10,10x5", *quiet, "--multirun"]
         rows.append(("`sequence`: 144 points in one job", milliseconds(["sweep", "sequence", *quiet], 5)))
         for launcher in ("basic", "joblib"):

@@ -94,6 +94,7 @@ def test_the_image_is_marked_in_table_and_figures_and_its_costs_printed(swept, c
         assert "this page: 3x2, 903 tokens" in (swept / "vision_crops" / name).read_text()
     assert run("sweep", "vision_crops", f"out={tmp_path}", "image_size=1700x2200", "figures=false") == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("At grids 1x2 to 1x29 the vision stage costs")
     assert "grid 3x2, 903 tokens" in printed and "prefill" in printed and "decode (100 steps)" in printed
 
 
@@ -112,7 +113,7 @@ def test_counts_beyond_float64_stay_exact(tmp_path, model):
 
 
 def test_keys_override_and_multirun_works(tmp_path):
-    assert run("sweep", "vision_crops", f"out={tmp_path}", "attention=flash", "largest=2", "figures=false") == 0
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "runtime=flash", "largest=2", "figures=false") == 0
     assert [row["attention"] for row in read(tmp_path)] == ["flash"]
     done = shell(
         "-m",
@@ -196,7 +197,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "vision_crops", "bacth=2"], "unknown key 'bacth', did you mean 'batch'"),
     (["sweep", "vision_crops", "--multirun", "bacth=1,2"], "unknown key 'bacth', did you mean 'batch'"),
     (["sweep", "vision_crops", "largest=0"], "largest must be a whole number of at least 2, not 0"),
-    (["sweep", "vision_crops", "attention=fast"], "unknown attention 'fast'"),
+    (["sweep", "vision_crops", "runtime=fast"], "unknown runtime 'fast', did you mean 'flash'? Valid: compulsory, eager, flash, fused"),
     (["sweep", "vision_crops", "mode=base"], "mode 'base' has no crops"),
     (["sweep", "vision_crops", "model=deepseek"], "unknown model 'deepseek', did you mean 'deepseek_ocr'"),
     (["sweep", "vision_crops", "image=none.png"], "'none.png' does not exist"),
@@ -217,7 +218,9 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["cost", "deepseek_ocr", "grid=1x2", "batch=1.5"], "batch must be a whole number of at least 1, not 1.5"),
     (["cost", "deepseek_ocr", "grid=1x2", "~batch"], "'~batch' is not key=value"),
     (["cost", "deepseek_ocr", "grid=1x2", "~batch=1"], "key 'batch' is missing"),
-    (["cost", "deepseek_ocr", "grid=1x2", "attention=eager", "execution=flash"], "execution=flash contradicts attention=eager"),
+    (["cost", "deepseek_ocr", "grid=1x2", "execution=flash"], "unknown key 'execution'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "runtime=[eager,flash]"], "runtime must be one value, not ['eager', 'flash']"),
+    (["cost", "deepseek_ocr", "grid=1x2", "logits=lst"], "unknown logits 'lst', did you mean 'last'? Valid: all, last"),
     (["cost", "deepseek_ocr", "image=5"], "image must be the path of a picture file, not 5"),
     (["cost", "deepseek_ocr", "image=tests"], "image 'tests' cannot be read: it is a folder"),
     (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
@@ -230,10 +233,11 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "batch=2"], "unknown sweep ''; valid: compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops"),
     (["sweep", "e2e_decode", "decode_steps=0"], "decode_steps must be a whole number of at least 1, not 0"),
     (["sweep", "e2e_decode", "reference=true"], "reference=true is not available for e2e_decode"),
-    (["sweep", "vision_crops", "attention=[]"], "attention must be one or more of eager, flash, each once, not []"),
-    (["sweep", "vision_crops", "attention=[eager,eager]"], "each once"),
-    (["sweep", "vision_crops", "attention=5"], "attention must be one or more of eager, flash"),
-    (["sweep", "vision_crops", "execution=fused"], "execution=fused contradicts attention=eager"),
+    (["sweep", "vision_crops", "runtime=[]"], "runtime must be one or more of compulsory, eager, flash, fused, each once, not []"),
+    (["sweep", "vision_crops", "runtime=[eager,eager]"], "each once"),
+    (["sweep", "vision_crops", "runtime=5"], "runtime must be one or more of compulsory, eager, flash, fused"),
+    (["sweep", "vision_crops", "runtime=fusd"], "unknown runtime 'fusd', did you mean 'fused'"),
+    (["sweep", "vision_crops", "--multirun", "largest=2,1"], "largest must be a whole number of at least 2, not 1"),
     (["sweep", "vision_crops", "largest=[2]"], "largest must be one value, not [2]"),
     (["sweep", "vision_crops", "largest=1000000000"], "largest must be at most 4096 crops"),
     (["sweep", "vision_crops", "figures=maybe"], "figures must be true or false, not 'maybe'"),
@@ -241,6 +245,7 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "vision_crops", "--frob"], "unknown option '--frob'"),
     (["sweep", "vision_crops", "--multirun", "batch=1,2", "out=/proc/zzz"], "out='/proc/zzz' cannot be written"),
     (["sweep", "targets", "devices=[rtx_4080]"], "unknown device 'rtx_4080', did you mean 'rtx_4090'"),
+    (["sweep", "targets", "device=l40s"], "unknown key 'device', did you mean 'devices'"),
     (["sweep", "targets", "devices=[]"], "devices must be one or more of a100_40gb"),
     (["sweep", "targets", "devices=[l40s,l40s]"], "each once"),
     (["sweep", "targets", "devices=[none.yaml]"], "'none.yaml' cannot be read as YAML: No such file"),
@@ -276,9 +281,8 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["sweep", "compression", "prompt_tokens=[1,2]"], "prompt_tokens must be one value"),
     (["sweep", "compression", "text_tokens=[5,5]"], "each once, not [5, 5]"),
     (["sweep", "targets", "devices={a:1}"], "devices must be one or more of"),
-    (["sweep", "targets", "executions=[flash]"], "unknown executions 'flash'; valid: compulsory, fused"),
-    (["sweep", "targets", "execution=fused", "attention=flash"], "give executions or execution, not both"),
-    (["sweep", "sequence", "execution=fused"], "execution=fused contradicts attention=eager"),
+    (["sweep", "targets", "executions=[flash]"], "unknown key 'executions'"),
+    (["sweep", "sequence", "runtime=[flash,flash]"], "each once, not ['flash', 'flash']"),
     (["sweep", "targets", "ttft=1e-320"], "(from 1e-09 to 1e+09), not 1e-320"),
     (["sweep", "sequence", "batch=[[1]]"], "batch must be one or more whole numbers, each once, not [[1]]"),
     (["sweep", "compression", "modes=[base]", "grid=1x2"], "grid is of no use to modes without crops: base"),
@@ -333,10 +337,10 @@ def test_help_lists_sweeps_and_keys(capsys):
     assert run("sweep", "--help") == 0
     text = capsys.readouterr().out
     assert "vision_crops" in text and "reference=false" in text and "precision.weights=bf16" in text
-    for key in ("logits", "causal", "rotary", "out", "png"):
+    for key in ("logits", "causal", "runtime", "out", "png"):
         assert f"\n  {key}=" in text
     own = {
-        "vision_crops": ("image", "mode", "attention", "largest"), "targets": ("ttft", "tpot", "devices", "grid"),
+        "vision_crops": ("image", "mode", "runtime", "largest"), "targets": ("ttft", "tpot", "devices", "grid"),
         "sequence": ("prefill_tokens", "heads"), "profiles": ("profiles",), "compression": ("text_tokens", "modes"),
     }  # fmt: skip
     for name, keys in own.items():
@@ -361,6 +365,7 @@ def imported(*arguments):
 
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["sweep", "--help"], ["cost", "--help"], ["report", "--help"], ["report", "nothing"], ["validate", "--help"], ["--version"],
+    ["sweep", "targets", "--help"], ["sweep", "sequence", "--help"], ["sweep", "compression", "--help"],
     ["sweep", "vision_crop"], ["cost", "nothing"], ["nonsense"],
 ])  # fmt: skip
 def test_help_and_wrong_names_import_nothing_heavy(arguments):

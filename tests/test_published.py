@@ -310,7 +310,7 @@ def test_departures_are_chosen_in_the_configuration(model):
 
 
 def test_the_command_line_sweeps_the_published_model(tmp_path, capsys):
-    page = ["model=deepseek_ocr_published", "attention=flash", "figures=false", f"out={tmp_path}"]
+    page = ["model=deepseek_ocr_published", "runtime=flash", "figures=false", f"out={tmp_path}"]
     assert cli.main(["sweep", "vision_crops", *page]) == 0
     with (tmp_path / "vision_crops" / "vision_crops.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

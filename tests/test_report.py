@@ -45,7 +45,7 @@ def test_regenerating_the_reports_leaves_no_diff(written):
         )
 
 
-@pytest.mark.parametrize("page", ["architecture", "performance"])
+@pytest.mark.parametrize("page", ["architecture", "performance", "performance-tables"])
 def test_both_languages_have_the_same_numbers_pictures_and_headings(page):
     def marks(text):
         body = re.sub(r"^\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
@@ -59,6 +59,25 @@ def test_both_languages_have_the_same_numbers_pictures_and_headings(page):
     english, chinese = (Path(REPORTS / "deepseek_ocr" / f"{page}{suffix}.md").read_text() for suffix in ("", ".zh"))
     assert marks(english) == marks(chinese)
     assert re.search(r"[\u4e00-\u9fff]", chinese) and not re.search(r"[\u4e00-\u9fff]", english.replace("简体中文", ""))
+
+
+def test_the_first_screen_is_the_answer_and_the_tables_stand_on_their_own_page():
+    for suffix in ("", ".zh"):
+        text, tables = ((REPORTS / "deepseek_ocr" / f"{p}{suffix}.md").read_text() for p in ("performance", "performance-tables"))  # fmt: skip
+        screen = text.partition("\n## ")[0]
+        assert screen.count("\n- ") == 5 and screen.count("![") == 1 and f"performance-tables{suffix}.md" in screen
+        assert not re.search(r"^\|", text, re.MULTILINE) and f"performance{suffix}.md" in tables
+        for section in text.split("\n## ")[1:]:
+            assert section.count("\n- ") <= 5, section.partition("\n")[0]
+
+
+def test_the_first_screen_says_the_same_in_both_languages():
+    english, chinese = ((REPORTS / "deepseek_ocr" / f"performance{s}.md").read_text().split("\n## ")[0] for s in ("", ".zh"))  # fmt: skip
+    numbers = [
+        [sorted(re.findall(r"\d[\d.]*\d|\d", line)) for line in text.splitlines() if line.startswith("- ")]
+        for text in (english, chinese)
+    ]
+    assert [set(some) for some in numbers[0]] == [set(some) for some in numbers[1]]
 
 
 def test_every_picture_and_link_of_a_report_exists():
@@ -91,7 +110,8 @@ def test_languages_have_the_same_sentences_and_placeholders():
 
 
 def test_every_sentence_is_used():
-    used = "".join(p.read_text() for p in Path("src/modelmeter/report").rglob("*") if p.suffix in (".py", ".j2"))
+    folders = [Path("src/modelmeter") / name for name in ("report", "sweep")]
+    used = "".join(p.read_text() for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".j2"))
     tables = {t.name for some in swept_tables().values() for t in some}
     for key in catalogue("en")["sentences"]:
         heading = key.startswith("h_") and (key[2:] in tables or f'"{key}"' in used)
@@ -101,7 +121,7 @@ def test_every_sentence_is_used():
 def test_every_heading_trend_and_caption_has_a_chinese_word():
     chinese = catalogue("zh")["words"]
     missing = (
-        {heading for heading, _ in COLUMNS.values()}
+        {column.heading or name for name, column in COLUMNS.items()}
         | {m.label for m in MEASURES.values()}
         | catalogue("en")["words"].keys()
     )
@@ -253,7 +273,7 @@ def test_profiles_and_compression_are_told_by_their_own_columns():
 def test_columns_and_measures_have_the_units_that_they_name():
     """One made-up row through every column: the number is the value over the unit of its heading."""
     units = {"TFLOP": 1e12, "GFLOP": 1e9, "GB": 1e9, "TFLOP/s": 1e12, "GB/s": 1e9}
-    for column, (heading, text) in COLUMNS.items():
+    for column, (heading, text) in ((name, (c.heading, c.text)) for name, c in COLUMNS.items()):
         unit = next((u for u in units if re.search(rf"(^| ){u}( |$|,)", heading.replace(" a token", ""))), None)
         if unit and column != "grid_h":
             assert float(text({column: 2 * units[unit]})) == 2, (column, heading)
@@ -274,6 +294,60 @@ def test_a_stacked_bar_is_the_sum_of_the_stages():
     for chart in table.charts:
         stages = chart.where["stage"]
         assert stages == ("page",) or ("page" not in stages and len(stages) == 3)
+
+
+def test_bars_of_a_series_look_alike_in_every_viewer():
+    """Some viewers fade hatched see-through bars one after the other, and clip late what reaches far out."""
+    from modelmeter.report.figures import figures
+    from modelmeter.sweep.table import Chart
+
+    shares = dict.fromkeys(("tensor_core_share", "cuda_core_share", "memory_bandwidth_share"), 0.004)
+    rows = [{"device": name, "stage": s, "io_bytes": 10**9, **shares} for name in "abc" for s in ("x", "y")]
+    charts = [
+        Chart("beside", tuple(shares), "device", "", {"stage": "x"}, log="y", bars=True),
+        Chart("stacked", ("io_gb",), "device", "stage", bars=True),
+    ]
+    for name, text in figures(Table("t", "t", "b", rows, charts=charts)).items():
+        height = float(re.search(r'viewBox="0 0 \S+ (\S+)"', text)[1])
+        bars = re.findall(r'<path d="([^"]*)" clip-path="[^"]*" style="(fill: (?!none)[^"]*)"', text)
+        looks = [style for _, style in bars]
+        assert len(bars) == 3 * len(set(looks)) and not any("opacity" in style for style in looks), name
+        assert all(0 <= float(y) <= height for path, _ in bars for y in re.findall(r"[ML] \S+ (\S+)", path)), name
+
+
+def test_letters_are_read_where_two_figures_stand_side_by_side():
+    """At 450 pixels a figure no letter is smaller than 8.5 pixels."""
+    for path in REPORTS.rglob("figures/*.svg"):
+        text = path.read_text()
+        width = float(re.search(r'viewBox="0 0 (\S+) ', text)[1])
+        sizes = [100 * float(scale) for scale in re.findall(r"scale\((0\.\d+) -0\.\d+\)", text)]
+        assert sizes and min(sizes) * 450 / width > 8.5, path
+
+
+def test_a_sweep_is_told_in_five_sentences_conclusions_first():
+    from modelmeter.report.tables import answer
+
+    for name, tables in swept_tables(largest=3).items():
+        told = [Language("en").finding(finding) for finding in answer(tables)]
+        assert 0 < len(told) <= 5 and len(set(told)) == len(told)
+        if name == "targets":
+            assert all("binds" in sentence or "is bound by" in sentence for sentence in told[:3])
+
+
+def test_a_stage_is_bound_by_memory_below_the_ridge(model):
+    from modelmeter.catalogue import load_devices
+    from modelmeter.report.tables import memory_bound, page_answer, page_parts
+
+    devices, work = load_devices(), model.workload(grid="2x3")
+    lines = page_answer(model, work, devices).splitlines()
+    assert len(lines) == 5
+    for stage in ("vision", "prefill", "decode"):
+        cost = model.cost(stage, work)
+        below = sum(cost.tensor_core_flops / cost.io_bytes < device.ridge_flops_per_byte for device in devices)
+        assert memory_bound(cost, devices) == below and f"{stage} on {below} of {len(devices)} devices" in lines[4]
+    page, parts = model.request(work), page_parts(model, work)
+    assert sum(parts["work"].values()) == page.flops and sum(parts["traffic"].values()) == page.io_bytes
+    assert sum(parts["memory"].values()) == page.weight_bytes + page.peak_activation_bytes + page.kv_cache_bytes
 
 
 def test_curves_of_one_picture_differ_in_dash_or_marker():
@@ -309,8 +383,8 @@ def swept_tables(**options):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"largest": 2, "batch": 1}, {"attention": "eager", "executions": None}, {"image_size": "500x400", "largest": 3},
-    {"attention": "flash", "execution": "fused", "executions": None, "largest": 3, "prefill_tokens": 9, "decode_tokens": 1, "heads": None},
+    {}, {"largest": 2, "batch": 1}, {"runtime": "eager"}, {"image_size": "500x400", "largest": 3},
+    {"runtime": "fused", "largest": 3, "prefill_tokens": 9, "decode_tokens": 1, "heads": None},
 ])  # fmt: skip
 def test_every_sweep_has_findings_in_both_languages(options):
     for name, tables in swept_tables(**options).items():

@@ -374,7 +374,7 @@ def test_a_small_memory_and_a_tight_budget_are_told_apart(tmp_path):
         ("Slow", "1e11", "1e12", ("false", "true")),
     ):
         mine.write_text(sheet.format(title, flops, memory))
-        rows = swept(tmp_path, "targets", "largest=2", f"devices={mine}", "attention=flash")["device_shares"]
+        rows = swept(tmp_path, "targets", "largest=2", f"devices={mine}", "runtime=flash")["device_shares"]
         assert {(r["within_peaks"], r["fits_memory"]) for r in rows if r["target"] == "TTFT"} == {verdict}
         text = (tmp_path / "targets" / "device_shares.md").read_text()
         assert re.search(r"\| 1/1 \| 0/1 \|" if title == "Small" else r"\| TTFT .*\| 0/1 \| 1/1 \|", text)
@@ -418,7 +418,7 @@ def test_options_of_counting_are_selectable_in_every_sweep(tmp_path, model):
     shapes = {"sequence": ("prefill_tokens=50", "decode_tokens=3", "batch=1", "heads=null"), "profiles": ("profiles=receipt",), "compression": ("text_tokens=600", "modes=tiny"), "targets": ("largest=2",), "e2e_decode": ("largest=2",), "e2e_vision_prefill": ("largest=2",), "vision_crops": ("largest=2",)}  # fmt: skip
     for name, arguments in shapes.items():
         for kind in ("eager", "flash"):
-            tables = swept(tmp_path / kind, name, *arguments, f"attention={kind}", "causal=exact", "logits=last")
+            tables = swept(tmp_path / kind, name, *arguments, f"runtime={kind}", "causal=exact", "logits=last")
             assert {row["attention"] for rows in tables.values() for row in rows if row["execution"] == kind} == {kind}
             text = (tmp_path / kind / name / f"{next(iter(tables))}.md").read_text()
             assert "causal exact, logits last" in text, name
@@ -433,9 +433,7 @@ def test_a_curve_of_zeros_can_be_drawn(tmp_path):
 
 
 def test_the_execution_is_in_every_row_and_picture(tmp_path):
-    rows = swept(tmp_path, "vision_crops", "execution=fused", "attention=flash", "largest=2", figures="true")[
-        "vision_crops"
-    ]
+    rows = swept(tmp_path, "vision_crops", "runtime=fused", "largest=2", figures="true")["vision_crops"]
     assert {(row["attention"], row["execution"]) for row in rows} == {("flash", "fused")}
     text = (tmp_path / "vision_crops" / "vision_crops.md").read_text()
     assert "| fused |" in text and "fused execution" in (tmp_path / "vision_crops" / "stagecost_io_tb.svg").read_text()

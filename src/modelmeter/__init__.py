@@ -11,16 +11,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "BaseLayer": "layer",
+    "BaseLayer": "layers.base",
     "InputError": "errors",
-    "Options": "ops",
-    "Precision": "precision",
-    "Repeat": "layer",
-    "Sequence": "layer",
-    "StageCost": "cost",
+    "Precision": "programs.precision",
+    "Repeat": "layers.base",
+    "Runtime": "runtimes.runtime",
+    "Sequence": "layers.base",
+    "StageCost": "programs.cost",
     "Workload": "workload",
     "load_model": "config",
-    "measure": "cost",
+    "symbol": "sizes",
 }
 __all__ = ["__version__", *_HOME]
 

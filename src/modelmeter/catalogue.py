@@ -6,14 +6,15 @@ A name stands for a YAML of the package, a path for a user's own file anywhere; 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from modelmeter.config import config_dir, config_names, read_yaml
+from modelmeter.config import read_yaml
 from modelmeter.device import Device
-from modelmeter.errors import InputError, one_or_more, unknown
+from modelmeter.errors import InputError, unknown
+from modelmeter.settings import Setting, comment_of, commented_yaml, config_dir, config_names, entry, shown
 from modelmeter.sweep.profiles import Profile
 
 
@@ -46,26 +47,23 @@ def published_table(model: str, name: str) -> list[dict[str, str]]:
 
 
 def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
-    """(name, number, source) of every number under `dims` of a model's YAML, read as its text."""
-    found, part, inside = [], "", False
-    for line in (config_dir() / "model" / f"{model}.yaml").read_text(encoding="utf-8").splitlines():
-        if not line.startswith(" "):
-            inside = line.startswith("dims:")
-            continue
-        key, _, rest = line.strip().partition(":")
-        value, _, source = rest.partition("#")
-        if inside and not value.strip():
-            part = key
-        elif inside:
-            found.append((f"{part}.{key}", value.strip(), source.strip()))
-    return found
+    """(name, number, source) of every number under `dims` of a model's YAML; a source is the comment behind it."""
+    node = commented_yaml(config_dir() / "model" / f"{model}.yaml")
+    return list(_sourced(node["dims"])) if "dims" in node else []
+
+
+def _sourced(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _sourced(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", shown(value), " ".join(comment_of(node, key))
 
 
 def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
     """The entries of a folder of configs, or of a user's files, as objects."""
-    known = config_names(group)
-    given = one_or_more(key, known if names is None else names, f"of {', '.join(known)} or YAML files", str)
-    found = [_entry(group, name, known, kind) for name in given]
+    given = Setting(key, entry(group), "", several=True).check(config_names(group) if names is None else names)
+    found = [_entry(group, name, kind) for name in given]
     for what in ("name", "title"):
         called = [getattr(entry, what) for entry in found]
         twice = [word for word in called if called.count(word) > 1]
@@ -74,12 +72,8 @@ def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
     return found
 
 
-def _entry(group: str, name: str, known: Sequence[str], kind: type[Any]) -> Any:
-    path = config_dir() / group / f"{name}.yaml"
-    if name not in known:
-        path = Path(name)
-        if path.suffix not in (".yaml", ".yml"):
-            raise unknown(group, name, known)
+def _entry(group: str, name: str, kind: type[Any]) -> Any:
+    path = config_dir() / group / f"{name}.yaml" if name in config_names(group) else Path(name)
     values = read_yaml(path)
     valid = {f.name: f for f in fields(kind) if f.name != "name"}
     for given in values:

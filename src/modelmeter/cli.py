@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modelmeter.config import config_dir, config_names
 from modelmeter.errors import InputError, choose, unknown
+from modelmeter.settings import (
+    COUNTING,
+    DEPTH,
+    OUTPUT,
+    PAGE,
+    Setting,
+    comment_of,
+    commented_yaml,
+    config_dir,
+    config_names,
+    shown,
+)
 
 COMMANDS = {
     "sweep": "a named sweep: tables and figures over a grid of workloads",
@@ -71,37 +82,32 @@ def _wants_help(arguments: Sequence[str]) -> bool:
     return any(a in ("-h", "--help") for a in arguments)
 
 
-def _settings(name: str) -> dict[str, str]:
-    """The keys of a YAML file, each with default and meaning; read as text: the file is the help."""
-    found, parent = {}, ""
-    for line in (config_dir() / f"{name}.yaml").read_text(encoding="utf-8").splitlines():
-        key, colon, rest = line.partition(":")
-        if not colon or line.startswith(("#", "  -", "defaults", "name")):
-            continue
-        value, _, meaning = rest.partition("#")
-        if line.startswith("  "):
-            key = f"{parent}.{key.strip()}"
-        elif not value.strip():
-            parent = key
-            continue
-        found[key] = f"  {key + '=' + value.strip():30} {meaning.strip()}"
-    return found
-
-
-def _keys(*files: str) -> str:
-    lines = {
-        "model": f"  {'model=NAME':30} one of: {', '.join(config_names('model'))}",
-        "dims": f"  {'model.dims.PART.NAME=NUMBER':30} a number of the model",
-    }
+def _keys(declared: Iterable[Setting], *files: str) -> str:
+    """The keys of a command: defaults from its YAML files, help from the declarations."""
+    defaults: dict[str, Any] = {}
     for file in files:
-        lines |= {key: text for key, text in _settings(file).items() if key not in lines}
-    return "\n".join(["", "keys (any value of the configuration can be overridden as key=value):", *lines.values()])
+        for key, value in commented_yaml(config_dir() / f"{file}.yaml").items():
+            defaults |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    lines = [
+        f"  {'model=NAME':30} one of: {', '.join(config_names('model'))}",
+        f"  {'model.dims.PART.NAME=NUMBER':30} a number of the model",
+    ]
+    for setting in declared:
+        if setting.name in defaults:
+            lines.append(f"  {f'{setting.name}={shown(defaults[setting.name])}':30} {setting.help}")
+    return "\n".join(["", "keys (any value of the configuration can be overridden as key=value):", *lines])
 
 
-def _shared(sweep: str) -> list[str]:
-    """The files of keys that a sweep takes beside its own."""
-    text = (config_dir() / "sweep" / f"{sweep}.yaml").read_text(encoding="utf-8")
-    return ["page", "counting"] if "/page@" in text else ["counting"]
+def _sweep_help(usage: str, named: str) -> str:
+    text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
+    for name in config_names("sweep"):
+        about = comment_of(commented_yaml(config_dir() / "sweep" / f"{name}.yaml"))[1]
+        text.append(f"  {name:18} {about}")
+    if named:
+        declared = (*importlib.import_module(f"modelmeter.sweep.{named}").SETTINGS, *OUTPUT)
+        return "\n".join([*text, _keys(declared, "page", "counting", "output", f"sweep/{named}")])
+    more = f"{usage} NAME --help lists the keys of a sweep's own."
+    return "\n".join([*text, _keys((*COUNTING, *OUTPUT), "counting", "output"), "", more])
 
 
 def _sweep(arguments: list[str], prog: str) -> int:
@@ -111,20 +117,15 @@ def _sweep(arguments: list[str], prog: str) -> int:
     if named not in sweeps and (named or (arguments and not _wants_help(arguments))):
         raise unknown("sweep", named, sweeps)
     if _wants_help(arguments) or not named:
-        text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
-        for name in sweeps:
-            described = (config_dir() / "sweep" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[1]
-            text.append(f"  {name:18} {described.lstrip('# ')}")
-        files = (f"sweep/{named}", *_shared(named), "output") if named else ("counting", "output")
-        more = "" if named else f"\n\n{usage} NAME --help lists the keys of a sweep's own."
-        _print("\n".join(text) + "\n" + _keys(*files) + more)
+        _print(_sweep_help(usage, named))
         return 0 if _wants_help(arguments) else 2
     from modelmeter import config
+    from modelmeter.publish import settings_of
     from modelmeter.report.files import writable
 
-    fixed = [f"sweep@_global_={named}"]
+    fixed, declared = [f"sweep@_global_={named}"], settings_of(named)
     if not any(a.startswith("-") for a in arguments):
-        settings = config.compose("run_sweep", [*fixed, *arguments])
+        settings = config.compose("run_sweep", [*fixed, *arguments], declared)
         _run_sweep(named, settings, " ".join([usage, named, *arguments]), _folder(settings["out"]))
         return 0
     out = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("out=")), None)
@@ -136,17 +137,15 @@ def _sweep(arguments: list[str], prog: str) -> int:
         command = " ".join([usage, named, *overrides])
         _run_sweep(named, settings, command, folder / number if number else _folder(settings["out"]))
 
-    return config.hydra_main("run_sweep", arguments, fixed, job)
+    return config.hydra_main("run_sweep", arguments, fixed, job, declared)
 
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
     from modelmeter import config
     from modelmeter.publish import sweep_tables
-    from modelmeter.report.files import obsolete_files, table_files, write_all
+    from modelmeter.report.files import ENGLISH, obsolete_files, table_files, write_all
+    from modelmeter.report.tables import answer
 
-    for key in ("figures", "png", "reference"):
-        if not isinstance(settings[key], bool):
-            raise InputError(f"{key} must be true or false, not {settings[key]!r}")
     if settings["png"] and not settings["figures"]:
         raise InputError("png=true contradicts figures=false")
     model = config.build_model(settings)
@@ -163,20 +162,15 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     contents |= drawn
     folder = parent / name
     write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
+    _print("\n".join(map(ENGLISH.finding, answer(tables))) + "\n")
     if "image" in settings and any(settings[key] is not None for key in ("image", "image_size", "grid")):
-        from modelmeter.report.tables import page_table
-
-        kinds = settings["attention"]
-        page = dict(settings) | {"attention": kinds if isinstance(kinds, str) else kinds[-1]}
-        _print(page_table(model, config.build_workload(model, page)) + "\n")
+        _print(_page(model, config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})) + "\n")
     _print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
 
 def _folder(out: Any) -> Path:
     from datetime import datetime
 
-    if isinstance(out, (list, dict, bool)):
-        raise InputError(f"out must be a folder, not {out!r}")
     if out is None or out == "":
         return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S")
     return Path(str(out))
@@ -185,7 +179,8 @@ def _folder(out: Any) -> Path:
 def _cost(arguments: list[str], prog: str) -> int:
     if _wants_help(arguments) or not arguments:
         models = ", ".join(config_names("model"))
-        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{_keys('page', 'counting', 'cost')}")
+        keys = _keys((*PAGE, *COUNTING, DEPTH), "page", "counting", "cost")
+        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{keys}")
         return 0 if arguments else 2
     name = arguments.pop(0)
     if name not in config_names("model"):
@@ -196,13 +191,19 @@ def _cost(arguments: list[str], prog: str) -> int:
         if argument.startswith("model="):
             raise InputError(f"give the model once, not {name} and {argument}")
     from modelmeter import config
-    from modelmeter.report.tables import page_table
 
-    settings = config.compose("cost", [f"model={name}", *arguments])
+    settings = config.compose("cost", [f"model={name}", *arguments], (*PAGE, *COUNTING, DEPTH))
     model = config.build_model(settings)
-    depth = int(choose("depth", str(settings["depth"]), ("1", "2", "3", "4")))
-    _print(page_table(model, config.build_workload(model, settings), depth))
+    _print(_page(model, config.build_workload(model, settings), int(DEPTH.check(settings["depth"]))))
     return 0
+
+
+def _page(model: Any, work: Any, depth: int = 1) -> str:
+    """A page in five lines, then its table."""
+    from modelmeter.catalogue import load_devices
+    from modelmeter.report.tables import page_answer, page_table
+
+    return f"{page_answer(model, work, load_devices())}\n\n{page_table(model, work, depth)}"
 
 
 def _report(arguments: list[str], prog: str) -> int:

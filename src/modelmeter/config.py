@@ -1,7 +1,8 @@
 """Configuration: the only module that knows Hydra. YAML and overrides in, layers and models out.
 
 Only classes of modelmeter may be instantiated from a YAML, unless the caller allows more by name.
-Errors of Hydra and OmegaConf become one InputError with the key and the valid choices.
+Keys and values are checked against their declarations (settings.py) first; what Hydra and OmegaConf refuse
+becomes one InputError with the key and the valid choices.
 """
 
 from __future__ import annotations
@@ -14,21 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from modelmeter.errors import InputError, unknown
+from modelmeter.settings import COUNTING, PAGE, Setting, checked, config_dir, config_names, options_of
 
-PACKAGE = Path(__file__).parent
-
-
-def config_dir() -> Path:
-    """The folder of YAML files: in the installed package, else in the checkout."""
-    for folder in (PACKAGE / "configs", PACKAGE.parent.parent / "configs"):
-        if (folder / "run_sweep.yaml").is_file():
-            return folder
-    raise InputError("configs are missing from this installation of modelmeter; install it again")
-
-
-def config_names(group: str) -> list[str]:
-    """The YAML files of a group, by name."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+__all__ = ["build", "build_model", "build_workload", "compose", "config_dir", "config_names", "load_model", "read_yaml"]
 
 
 def _divide(what: str, value: int, by: str, divisor: int) -> int:
@@ -39,8 +28,11 @@ def _divide(what: str, value: int, by: str, divisor: int) -> int:
     return value // divisor
 
 
-def compose(name: str, overrides: Sequence[str] = ()) -> Any:
-    """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts."""
+def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> Any:
+    """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts.
+
+    Overrides of `settings` are checked first. Raises InputError.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
@@ -50,38 +42,79 @@ def compose(name: str, overrides: Sequence[str] = ()) -> Any:
     OmegaConf.register_new_resolver("divide", _divide, replace=True)
     overrides = [quoted(o) for o in overrides]
     try:
+        _check(overrides, settings)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = hydra_compose(name, overrides=list(overrides))
         return OmegaConf.to_container(config, resolve=True)
+    except InputError:
+        raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, name, overrides) from None
 
 
+def _parsed(overrides: Sequence[str]) -> list[Any]:
+    """Overrides as Hydra reads them: `key_or_group`, `value()` and whether several values are given."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    found: list[Any] = OverridesParser.create().parse_overrides(overrides=list(overrides))
+    return found
+
+
+def _check(overrides: Sequence[str], settings: Iterable[Setting]) -> None:
+    """Raise InputError for an override that its setting does not take."""
+    declared = {setting.name: setting for setting in settings}
+    for override in _parsed(overrides):
+        setting = declared.get(override.key_or_group)
+        if setting is None or override.is_delete():
+            continue
+        sweep = override.is_sweep_override()
+        for value in getattr(override.value(), "list", ()) if sweep else [override.value()]:
+            plain = override._convert_value(value) if sweep else value
+            if not (isinstance(plain, str) and "${" in plain):
+                setting.check(plain)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
     """Hydra's error as one sentence that names the key."""
-    ours = _input_error(error)
-    if ours is not None:
-        return ours
-    text = str(error)
-    key = re.search(r"Could not override '([^']+)'|Key '([^']+)'", text)
-    if key:
-        given = next(g for g in key.groups() if g)
-        known = compose(name, [o for o in overrides if "@" in o.partition("=")[0]])
-        if given in _keys(known):
-            return InputError(f"{given} takes new entries with a leading plus sign: '+{given}={{NAME:VALUE}}'")
-        return unknown_key(given, known)
-    group = re.search(r"Could not find '([^'/]+)/([^']+)'", text)
-    if group:
-        return unknown(group[1], group[2], config_names(group[1]))
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    from hydra.errors import ConfigCompositionException, MissingConfigException
+    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+    for cause in _causes(error):
+        if isinstance(cause, InputError):
+            return cause
+        if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
+            group, _, wrong = str(cause.missing_cfg_file).rpartition("/")
+            return unknown(group, wrong, cause.options)
+        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
+            return _unknown_key(str(cause.full_key), name, overrides)
+    chosen = [o for o in overrides if "@" in o.partition("=")[0]]
+    if isinstance(error, ConfigCompositionException) and chosen != list(overrides):
+        known = compose(
+            name, chosen
+        )  # Hydra takes a key with the name of a folder for a choice, and has no word for it
+        for key in (o.key_or_group for o in _parsed(overrides) if o.package is None):
+            if key.partition(".")[0] not in known and not key.startswith("hydra"):
+                return unknown_key(key, known)
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
     return InputError(f"cannot read the configuration ({' '.join(overrides) or name}): {first}")
 
 
-def _input_error(error: BaseException | None) -> InputError | None:
-    """Our own error among the causes of one that Hydra wrapped around it."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
+def _unknown_key(missing: str, name: str, overrides: Sequence[str]) -> InputError:
+    """Why a key is refused: it is a new entry of a mapping, or the configuration lacks it."""
+    for override in _parsed(overrides):
+        key = override.key_or_group
+        if missing.startswith(f"{key}.") and isinstance(override.value(), dict):
+            return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
+        if key.startswith(f"{missing}."):
+            missing = key
+    groups = [o for o in overrides if (config_dir() / o.partition("=")[0].partition("@")[0]).is_dir()]
+    return unknown_key(missing, compose(name, groups))
 
 
 def unknown_key(given: str, config: Any) -> InputError:
@@ -116,7 +149,7 @@ def build(config: Any, allow: Iterable[str] = ()) -> Any:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
         key = re.search(r"full_key: (\S+)", str(error))
-        ours = _input_error(error)
+        ours = next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
         if ours is not None:
             raise InputError(f"{ours} (model.{key[1]})" if key else str(ours)) from None
         last = str(error.__cause__ or error).splitlines()[0]
@@ -207,17 +240,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
-    """The workload of a composed configuration, for a model."""
-    sizes = ("image", "image_size", "grid", "mode", "batch", "prompt_tokens", "decode_steps")
-    options = ("logits", "causal", "attention", "rotary", "execution")
-    missing = [k for k in (*sizes, *options, "precision") if k not in config]
-    if missing:
-        raise InputError(f"key {missing[0]!r} is missing from the configuration")
-    for key in (*sizes, *options):
-        if isinstance(config[key], list):
-            raise InputError(f"{key} must be one value, not {config[key]!r}; sweep several with --multirun {key}=A,B")
-    model.require_tensors(config["precision"])
-    return model.workload(**{k: config[k] for k in sizes + options}, precision=config["precision"])
+    """The workload of a composed configuration, for a model. Raises InputError."""
+    values = checked((*PAGE, *COUNTING), config)
+    model.require_tensors(values["precision"])
+    return model.workload(**options_of(values, values["runtime"], *PAGE))
 
 
 HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")
@@ -237,23 +263,22 @@ def _require_plugins(name: str, arguments: Sequence[str]) -> None:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             hydra_compose(name, overrides=chosen, return_hydra_config=True)
     except HydraException as error:
-        group, _, wrong = chosen[-1].partition("=")
-        found = re.search(r"Available options in '[^']+':\n((?:\t\S+\n)+)", str(error))
-        if found is None:
-            raise _explain(error, name, chosen) from None
-        raise unknown(group, wrong, found[1].split()) from None
+        raise _explain(error, name, chosen) from None
 
 
-def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any) -> int:
+def hydra_main(
+    name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting] = ()
+) -> int:
     """Hand the command line to Hydra (--multirun, --cfg and its other flags).
 
     `run(config, number, overrides)` is called for each job; number is "" outside a multirun.
-    `fixed` are further overrides.
+    `fixed` are further overrides, `settings` those that values are checked against.
     """
     import sys
 
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
 
@@ -261,13 +286,17 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
         flag = argument.partition("=")[0]
         if argument.startswith("-") and flag not in HYDRA_FLAGS:
             raise unknown("option", flag, HYDRA_FLAGS)
+    overrides = [quoted(a) for a in arguments if "=" in a and not a.startswith("-")]
     known = compose(name, fixed)
     _require_plugins(name, arguments)
     valid = set(_keys(known))
-    for argument in arguments:
-        key = argument.partition("=")[0]
-        if "=" in argument and not argument.startswith(("-", "+", "~", "hydra")) and key.partition("@")[0] not in valid:
+    for key in (o.partition("=")[0] for o in overrides):
+        if not key.startswith(("+", "~", "hydra")) and key.partition("@")[0] not in valid:
             raise unknown_key(key, known)
+    try:
+        _check(overrides, settings)
+    except HydraException as error:
+        raise _explain(error, name, overrides) from None
 
     def job(config: Any) -> None:
         plain = OmegaConf.to_container(config, resolve=True)
@@ -280,7 +309,6 @@ def hydra_main(name: str, arguments: Sequence[str], fixed: Sequence[str], run: A
             sys.exit(2)
 
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
-    overrides = [quoted(a) for a in arguments if "=" in a and not a.startswith("-")]
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *quiet]
     try:

@@ -12,30 +12,29 @@ from typing import Any
 
 from modelmeter import catalogue, config
 from modelmeter.errors import InputError
+from modelmeter.settings import OUTPUT, Setting, checked, config_dir
+
+
+def settings_of(sweep: str) -> tuple[Setting, ...]:
+    """The settings that a sweep takes: those that its module declares, and those of what is written."""
+    return (*importlib.import_module(f"modelmeter.sweep.{sweep}").SETTINGS, *OUTPUT)
 
 
 def sweep_tables(name: str, model: Any, settings: Mapping[str, Any]) -> list[Any]:
     """The tables of a sweep; devices, profiles and published figures are read from their files."""
-    _require_single(name, settings)
+    module = importlib.import_module(f"modelmeter.sweep.{name}")
+    settings = dict(settings) | checked(settings_of(name), settings)
     model.require_tensors(settings["precision"])
-    reference = _reference(model.name) if settings["reference"] else None
-    settings = dict(settings)
+    if settings["reference"] and not getattr(module, "COMPARABLE", False):
+        raise InputError(f"reference=true is not available for {name}; it is for vision_crops")
+    further = (_reference(model.name),) if settings["reference"] else ()
     if "devices" in settings:
         settings["devices"] = catalogue.load_devices(settings["devices"])
     if "profiles" in settings:
         settings["profiles"] = catalogue.load_profiles(settings["profiles"])
     settings["published"] = catalogue.load_published(model.name).get(name)
-    tables: list[Any] = importlib.import_module(f"modelmeter.sweep.{name}").run(model, settings, reference)
+    tables: list[Any] = module.run(model, settings, *further)
     return tables
-
-
-def _require_single(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise InputError for a list where a sweep takes one value: only its own keys may hold several."""
-    own = config.read_yaml(config.config_dir() / "sweep" / f"{name}.yaml")
-    several = {key for key, value in own.items() if value is None or isinstance(value, list)} | {"attention"}
-    for key, value in settings.items():
-        if isinstance(value, list) and key not in several:
-            raise InputError(f"{key} must be one value, not {value!r}; run several with --multirun {key}=A,B")
 
 
 def _reference(model: str) -> Any:
@@ -58,19 +57,19 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
 
     `validation` adds the comparison with the reference modules (needs the extra `validation`).
     """
-    from modelmeter.report.diagram import stages_diagram
+    from modelmeter.report.diagram import page_overview, stages_diagram
     from modelmeter.report.document import Report
     from modelmeter.report.figures import figures
 
     formats = ("svg", "png") if png else ("svg",)
-    settings = config.read_yaml(config.config_dir() / "report" / f"{name}.yaml")
+    settings = config.read_yaml(config_dir() / "report" / f"{name}.yaml")
     model = config.load_model(name)
     compared = _compared(name) if validation else None
     tables = {sweep: _run(sweep, name, settings["page"]) for sweep in settings["sweeps"]}
     work = model.workload(**settings["page"])
     report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
-    drawn = stages_diagram(model, work, formats)
+    drawn = page_overview(model, work, formats) | stages_diagram(model, work, formats)
     for table in {table.name: table for found in tables.values() for table in found}.values():
         drawn |= figures(table, formats)
     contents |= {f"{name}/figures/{file}": content for file, content in drawn.items()}
@@ -115,7 +114,7 @@ def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ..
     names = (*SWEEPS, "ttft", "tpot", "per_layer")
     printed = {table: catalogue.published_table(model.name, table) for table in names}
     ours, real = (
-        {table.name: table for sweep in SWEEPS for table in _run(sweep, name, {}, "attention=flash")}
+        {table.name: table for sweep in SWEEPS for table in _run(sweep, name, {}, "runtime=flash")}
         for name in (published, model.name)
     )
     counts = (module.effects, module.report_counts)

@@ -1,6 +1,6 @@
-"""Workloads: an image as the model's preprocessor sees it, a prompt, decode steps, options.
+"""Workloads: an image as the model's preprocessor sees it, a prompt, decode steps, how all is counted.
 
-How an image becomes views and tokens is the model's own rule (`models/`); here is only what every
+How an image becomes views and tokens is the model's own rule (`models/planner.py`); here is only what every
 model shares, and reading the size of a real image file.
 """
 
@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from modelmeter.errors import InputError, choose
-from modelmeter.memory import EXECUTIONS
-from modelmeter.ops import Options
-from modelmeter.precision import Precision
+from modelmeter.errors import InputError
+from modelmeter.programs.counting import Counting
+from modelmeter.programs.precision import Precision
 from modelmeter.sizes import Size, as_size
-
-ATTENTION = ("eager", "flash")
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,8 @@ class View:
 
     name: str
     count: Size
-    height: int
-    width: int
+    height: Size
+    width: Size
     tokens: Size
 
 
@@ -55,6 +54,8 @@ class ImagePlan:
 
     def describe(self) -> str:
         """One line: mode, views, crops and tokens."""
+        if not self.views:
+            return "text alone"
         views = " + ".join(f"{v.count} x {v.width}x{v.height} {v.name}" for v in self.views)
         grid = f", grid {self.grid[0]}x{self.grid[1]}" if self.grid else ""
         real = "" if self.produced else ", which the preprocessor never produces"
@@ -69,40 +70,40 @@ NO_IMAGE = ImagePlan("text", (), 0, 0, None, True)
 class Workload:
     """A page, a prompt and K decode steps, for `batch` pages at once; all pages alike.
 
-    `attention` is how attention runs (eager, flash); `execution` how everything does, by default the
-    same (also fused, compulsory: see docs/counting.md). Raises InputError for unknown choices.
+    `runtime`, `causal`, `logits` and `precision` are those of Counting. Raises InputError for unknown choices.
     """
 
     image: ImagePlan
     batch: Size = 1
     prompt_tokens: Size = 10
     decode_steps: Size = 100
-    logits: str = "all"
+    runtime: Any = "flash"
     causal: str = "full"
-    attention: str = "flash"
-    rotary: str = "vendor"
-    execution: str | None = None
-    precision: Precision = field(default_factory=Precision)
+    logits: str = "all"
+    precision: Any = field(default_factory=Precision)
 
     def __post_init__(self) -> None:
         for name, least in (("batch", 1), ("prompt_tokens", 0), ("decode_steps", 1)):
-            object.__setattr__(self, name, as_size(name, getattr(self, name), least=least))
-        choose("attention", self.attention, ATTENTION)
-        if self.execution is None:
-            object.__setattr__(self, "execution", self.attention)
-        choose("execution", str(self.execution), EXECUTIONS)
-        if self.execution != self.attention and (self.execution in ATTENTION or self.attention == "eager"):
-            raise InputError(
-                f"execution={self.execution} contradicts attention={self.attention}; "
-                "fused and compulsory go with attention=flash"
-            )
-        object.__setattr__(self, "precision", Precision.of(self.precision))
-        _ = self.options
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                object.__setattr__(self, name, as_size(name, value, least=least))
+        counting = _counting(self.runtime, self.causal, self.logits, Precision.of(self.precision))
+        object.__setattr__(self, "counting", counting)
+        object.__setattr__(self, "runtime", counting.runtime)
+        object.__setattr__(self, "precision", counting.precision)
+
+    counting: Counting = field(init=False, repr=False, compare=False)
+    """How it is counted."""
 
     @property
-    def options(self) -> Options:
-        """The options that layers read."""
-        return Options(self.causal, self.rotary, self.logits, self.precision)
+    def attention(self) -> str:
+        """How attention runs: eager or flash."""
+        return self.counting.runtime.attention
+
+    @property
+    def execution(self) -> str:
+        """The name of the runtime."""
+        return self.counting.runtime.name
 
     @property
     def context_tokens(self) -> Size:
@@ -112,8 +113,12 @@ class Workload:
     @property
     def basis(self) -> str:
         """The options by which this workload is counted, as words."""
-        counted = f"causal {self.causal}, logits {self.logits}, rotary {self.rotary}"
-        return f"{self.execution}, {counted}, {self.precision}"
+        return self.counting.basis
+
+
+@lru_cache(maxsize=256)
+def _counting(runtime: Any, causal: str, logits: str, precision: Precision) -> Counting:
+    return Counting(runtime, causal, logits, precision)
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:

@@ -1,32 +1,60 @@
-"""The layers, one concept a file; a class has its vendor's name where it mirrors a vendor class."""
+"""The layers by what they do, and by the names of the vendor's classes."""
 
-from modelmeter.layers.causal_lm import CausalLM
-from modelmeter.layers.clip import (
+from modelmeter.layers.attention import CausalAttention, GridAttention, SelfAttention
+from modelmeter.layers.base import BaseLayer, Repeat, Sequence
+from modelmeter.layers.block import GridBlock, ResidualBlock
+from modelmeter.layers.conv import Conv2d, PatchEmbed
+from modelmeter.layers.decoder import CausalLM
+from modelmeter.layers.embedding import LMHead, TokenEmbedding
+from modelmeter.layers.mixture import Experts, Mixture, Router
+from modelmeter.layers.mlp import MLP, GatedMLP
+from modelmeter.layers.norm import LayerNorm, LayerNorm2d, RMSNorm
+from modelmeter.layers.projector import MlpProjector
+from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding
+from modelmeter.layers.tower import (
     CLIPVisionEmbeddings,
+    DeepEncoder,
+    ImageEncoderViT,
+    SideBySide,
+    Transformer,
+    VitModel,
+)
+from modelmeter.layers.vendors import (
+    Attention,
+    Block,
+    DeepseekV2DecoderLayer,
+    DeepseekV2MLP,
+    DeepseekV2MoE,
+    DeepseekV2RMSNorm,
+    LlamaAttention,
+    LlamaFlashAttention2,
+    MergedExpertsMoE,
+    MLPBlock,
+    MoEGate,
     NoTPAttention,
     NoTPFeedForward,
     NoTPTransformer,
     NoTPTransformerBlock,
-    VitModel,
 )
-from modelmeter.layers.conv import Conv2d, PatchEmbed
-from modelmeter.layers.deepseek import DeepseekV2DecoderLayer, DeepseekV2MLP, DeepseekV2MoE, MoEGate
-from modelmeter.layers.embedding import LMHead, TokenEmbedding
-from modelmeter.layers.llama import LlamaAttention, LlamaFlashAttention2, LlamaRotaryEmbedding
-from modelmeter.layers.norm import DeepseekV2RMSNorm, LayerNorm, LayerNorm2d
-from modelmeter.layers.projector import MlpProjector
-from modelmeter.layers.sam import Attention, Block, ImageEncoderViT, MLPBlock
 
 __all__ = [
+    "MLP",
     "Attention",
+    "BaseLayer",
     "Block",
     "CLIPVisionEmbeddings",
+    "CausalAttention",
     "CausalLM",
     "Conv2d",
+    "DeepEncoder",
     "DeepseekV2DecoderLayer",
     "DeepseekV2MLP",
     "DeepseekV2MoE",
     "DeepseekV2RMSNorm",
+    "Experts",
+    "GatedMLP",
+    "GridAttention",
+    "GridBlock",
     "ImageEncoderViT",
     "LMHead",
     "LayerNorm",
@@ -35,6 +63,8 @@ __all__ = [
     "LlamaFlashAttention2",
     "LlamaRotaryEmbedding",
     "MLPBlock",
+    "MergedExpertsMoE",
+    "Mixture",
     "MlpProjector",
     "MoEGate",
     "NoTPAttention",
@@ -42,6 +72,15 @@ __all__ = [
     "NoTPTransformer",
     "NoTPTransformerBlock",
     "PatchEmbed",
+    "RMSNorm",
+    "Repeat",
+    "ResidualBlock",
+    "RotaryEmbedding",
+    "Router",
+    "SelfAttention",
+    "Sequence",
+    "SideBySide",
     "TokenEmbedding",
+    "Transformer",
     "VitModel",
 ]

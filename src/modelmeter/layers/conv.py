@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.layer import BaseLayer, require_divisible
-from modelmeter.ops import Op, Sizes, conv2d
+from modelmeter.graph.ops import Op, conv2d
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer, require_divisible
 from modelmeter.sizes import Size, ceil_div
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.layer import BaseLayer
-from modelmeter.ops import Op, Sizes, lookup, matmul
+from modelmeter.graph.ops import Op, composite, lookup, matmul
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer
 from modelmeter.sizes import Size
 
 
@@ -26,6 +27,7 @@ class TokenEmbedding(BaseLayer):
     V: Size
     d: Size
     sizes = "b s"
+    inputs = ""
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield lookup("y[b s d] = W_tok[V d]", n)
@@ -49,4 +51,4 @@ class LMHead(BaseLayer):
     sizes = "b s"
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield matmul("y[b s V] = x[b s d] * W_head[V d]", n)
+        yield from composite("logits", matmul("y[b s V] = x[b s d] * W_head[V d]", n))

@@ -6,15 +6,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.constants import LAYER_NORM, LAYER_NORM_2D, RMS_NORM
-from modelmeter.layer import BaseLayer
-from modelmeter.ops import Op, Sizes, norm
+from modelmeter.graph.forms import LAYER_NORM, LAYER_NORM_2D, RMS_NORM
+from modelmeter.graph.ops import Op, norm
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer
 from modelmeter.sizes import Size
+
+
+@dataclass(frozen=True)
+class Norm(BaseLayer):
+    """A normalisation of rows of d elements."""
+
+    d: Size
+    sizes = "b s"
 
 
 @final
 @dataclass(frozen=True)
-class LayerNorm(BaseLayer):
+class LayerNorm(Norm):
     """Layer normalisation with weight and bias.
 
     y = (x - mean(x)) / sqrt(var(x) + eps) * W + B; 7 d + 2 FLOPs a row.
@@ -25,11 +34,24 @@ class LayerNorm(BaseLayer):
     174
     """
 
-    d: Size
-    sizes = "b s"
-
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield norm("y[b s d] = x[b s d] * W_weight[d] + W_bias[d]", LAYER_NORM, n)
+
+
+@dataclass(frozen=True)
+class RMSNorm(Norm):
+    """Root-mean-square normalisation.
+
+    y = x / sqrt(mean(x^2) + eps) * W; 4 d + 2 FLOPs a row, in fp32 but for the weight.
+    Vendor: torch.nn.RMSNorm, LlamaRMSNorm in transformers. Paper: arXiv 1910.07467.
+    Axes: b batch, s tokens, d hidden width.
+
+    >>> RMSNorm(d=8).forward_cuda_core_flops(b=1, s=3)
+    102
+    """
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield norm("y[b s d] = x[b s d] * W_weight[d]", RMS_NORM, n)
 
 
 @final
@@ -51,24 +73,3 @@ class LayerNorm2d(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield norm("y[b u v c] = x[b u v c] * W_weight[c] + W_bias[c]", LAYER_NORM_2D, n, row="c")
-
-
-@final
-@dataclass(frozen=True)
-class DeepseekV2RMSNorm(BaseLayer):
-    """Root-mean-square normalisation.
-
-    y = x / sqrt(mean(x^2) + eps) * W; 4 d + 2 FLOPs a row.
-    Vendor: DeepseekV2RMSNorm in modeling_deepseekv2.py. Paper: arXiv 1910.07467.
-    Omits: the casts to fp32 and back.
-    Axes: b batch, s tokens, d hidden width.
-
-    >>> DeepseekV2RMSNorm(d=8).forward_cuda_core_flops(b=1, s=3)
-    102
-    """
-
-    d: Size
-    sizes = "b s"
-
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        yield norm("y[b s d] = x[b s d] * W_weight[d]", RMS_NORM, n)

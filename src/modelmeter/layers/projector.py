@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.constants import GELU
 from modelmeter.errors import choose
-from modelmeter.layer import BaseLayer
-from modelmeter.ops import Op, Sizes, copy, matmul, pointwise
+from modelmeter.graph.forms import GELU
+from modelmeter.graph.ops import Op, copy, matmul, pointwise
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer
 from modelmeter.sizes import Size
 
 
@@ -41,6 +42,16 @@ class MlpProjector(BaseLayer):
             return
         yield matmul("y[b s d] = x[b s c] * W_0[c d] + W_b0[d]", n)
         if self.kind == "mlp_gelu":
-            more = n.inside("mlp", {"o": n.d}, {"y": "y"}, times=self.depth - 1)
-            yield pointwise("y[b s d] = y[b s d]", GELU, more)
-            yield matmul("y[b s d] = y[b s o] * W_1[o d] + W_b1[d]", more)
+            yield from _Activated(n.d).at(n, "mlp", times=n.depth - 1, loop=True, x="y", y="y")
+
+
+@final
+@dataclass(frozen=True)
+class _Activated(BaseLayer):
+    d: Size
+    sizes = "b s"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(o=n.d)
+        yield pointwise("x[b s d] = x[b s d]", GELU, n)
+        yield matmul("y[b s d] = x[b s o] * W_1[o d] + W_b1[d]", n)

@@ -1,66 +1,94 @@
-"""Model: what every model offers, whatever its architecture. Stages, components, parameters.
+"""Model: stages, each with a layer and its sizes, and what follows from them: costs, parts, parameters, kernels.
 
-A model says how an image becomes views (`plan`) and which ops a stage runs (`ops`); costs, their
-breakdown and the sum over decode steps are derived here. `compile` is in `compiled.py`.
+A stage's program is made once for a model, a runtime and a structure of the workload, and evaluated ever after.
+What a vision-language model is made of: `vlm.py`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
-from modelmeter.cost import StageCost, measure, measure_parts
 from modelmeter.errors import InputError, choose, unknown
-from modelmeter.ops import Op, Sizes
-from modelmeter.precision import Precision
-from modelmeter.sizes import Size, is_symbol, ratio
-from modelmeter.workload import NO_IMAGE, ImagePlan, Workload, parse_pair, read_image_size
+from modelmeter.graph.graph import Graph, checked
+from modelmeter.graph.ops import Op
+from modelmeter.graph.place import Node, Root, Sizes
+from modelmeter.layers.base import BaseLayer
+from modelmeter.models.planner import Planner
+from modelmeter.programs.cost import StageCost
+from modelmeter.programs.counting import Counting
+from modelmeter.programs.kernels import Kernel
+from modelmeter.programs.precision import Precision
+from modelmeter.programs.program import Program, Steps, program_of
+from modelmeter.sizes import Expr, Size, evaluated, symbol
+from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
 
-if TYPE_CHECKING:
-    from modelmeter.models.compiled import Compiled
 
-STAGES = ("vision", "prefill", "decode")
+@final
+@dataclass(frozen=True)
+class Stage:
+    """What a model does in one go. `layer` runs at `sizes` of a workload, by axis.
 
-
-class Model(ABC):
-    """A vision-language model as three stages: vision, prefill and decode."""
+    `layer` may depend on the `structure` of a workload (what is no number: its views). A stage with `steps` runs
+    that often, and the axis `grows` is one longer each time; axes in `fixed` have these sizes always.
+    `same` names axes that are another one's size; `whole` is a structure that has all weights. A stage with nothing to
+    do at a structure (no views) has the structure ().
+    """
 
     name: str
+    layer: BaseLayer | Callable[[Any], BaseLayer]
+    sizes: Callable[[Workload], Mapping[str, Size]]
+    structure: Callable[[Workload], Hashable] = lambda work: None
+    steps: Callable[[Workload], Size] | None = None
+    grows: str = ""
+    fixed: Mapping[str, int] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
+    whole: Hashable = None
 
-    @abstractmethod
-    def plan(
-        self, *, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
-    ) -> ImagePlan:
-        """Views and tokens of an image of (width, height) pixels, a grid of crops or a mode alone."""
+    def layer_of(self, structure: Any) -> BaseLayer:
+        """The layer that runs at a structure."""
+        return self.layer if isinstance(self.layer, BaseLayer) else self.layer(structure)
 
-    @abstractmethod
-    def vision(self, n: Sizes, image: ImagePlan) -> Iterator[Op]:
-        """The ops from pixels to image tokens; n has the batch b."""
+    def graph(self, structure: Any, causal: str) -> tuple[Graph, tuple[str, ...]]:
+        """The stage's checked graph and the names of its sizes."""
+        layer, root = self.layer_of(structure), Root(causal)
+        names = tuple(a for a in layer.sizes.split() if a not in self.fixed and a not in self.same)
+        sizes = {a: symbol(a) for a in names} | dict(self.fixed)
+        sizes |= {axis: sizes[other] for axis, other in self.same.items()}
+        inputs = layer.inputs.split()
+        ops = layer.at(Sizes(sizes, Node("", self.name), root), "", **{name: name for name in (*inputs, "y")})
+        return checked(ops, inputs, root), names
 
-    @abstractmethod
-    def language(self, n: Sizes) -> Iterator[Op]:
-        """The ops from s tokens with a context of t to logits; n has b, s and t."""
 
-    @abstractmethod
-    def grids(self, largest: int) -> list[tuple[int, int]]:
-        """All (rows, columns) of crops with rows <= columns and at most `largest` crops."""
+class BaseModel(ABC):
+    """A model as a tuple of stages."""
 
-    @abstractmethod
-    def has_crops(self, mode: str | None) -> bool:
-        """Whether images are cut into crops in this mode (None: the model's default)."""
-
-    @property
-    @abstractmethod
-    def modes(self) -> tuple[str, ...]:
-        """The names of its resolution modes."""
+    name: str
+    planner: Planner | None
+    """How an image becomes views; None: the model takes none."""
 
     @property
     @abstractmethod
     def positions(self) -> Size | None:
         """Positions that the decoder was made for; None: it has no limit."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """What it does, in order."""
+
+    def changed(self, graph: Graph) -> Graph:
+        """The graph of a stage as this model counts it."""
+        return graph
+
+    @final
+    def stage(self, name: str) -> Stage:
+        """The stage of this name. Raises InputError if there is none."""
+        found = {stage.name: stage for stage in self.stages}
+        return found[choose("stage", name, found)]
 
     @final
     def is_beyond(self, tokens: Size) -> bool:
@@ -75,48 +103,64 @@ class Model(ABC):
 
     @final
     def workload(
-        self,
-        *,
-        image: str | None = None,
-        image_size: Any = None,
-        grid: Any = None,
-        mode: str | None = None,
+        self, *, image: str | None = None, image_size: Any = None, grid: Any = None, mode: str | None = None,
         **options: Any,
-    ) -> Workload:
+    ) -> Workload:  # fmt: skip
         """A workload from an image file, a size "WxH" in pixels, a crop grid "HxW" or a mode.
 
         A grid may also be two arrays, rows and columns. Other keywords are those of Workload.
         Raises InputError for contradictory or impossible input.
         """
-        given = [k for k, v in (("image", image), ("image_size", image_size), ("grid", grid)) if v is not None]
-        if len(given) > 1:
-            raise InputError(f"give only one of image, image_size and grid, not {' and '.join(given)}")
+        places = {"image": image, "image_size": image_size, "grid": grid, "mode": mode}
+        given = [k for k, v in places.items() if v is not None]
+        _require_known(options, "image_size", "grid", "mode")
+        if self.planner is None:
+            if given:
+                raise InputError(f"{self.name} takes no image, so no {given[0]}")
+            return Workload(NO_IMAGE, **options)
+        sized = [k for k in given if k != "mode"]
+        if len(sized) > 1:
+            raise InputError(f"give only one of image, image_size and grid, not {' and '.join(sized)}")
         size = parse_pair("image_size", image_size, "WIDTHxHEIGHT in pixels") if image_size is not None else None
         if image is not None:
             size = read_image_size(image)
         if grid is not None and not _is_sizes(grid):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
-        _require_known(options, "image_size", "grid", "mode")
-        return Workload(self.plan(mode=mode, image_size=size, grid=grid), **options)
+        return Workload(self.planner.plan(mode, size, grid), **options)
+
+    def _made(self) -> dict[Any, Any]:
+        found: dict[Any, Any] = self.__dict__.setdefault("_programs", {})
+        return found
 
     @final
-    def ops(self, stage: str, work: Workload, context: Size | None = None) -> list[Op]:
-        """The ops of one stage; for decode those of one step, at `context` (default: its first)."""
-        choose("stage", stage, STAGES)
-        if stage == "vision" and not work.image.views:
-            return []
-        if stage == "vision":
-            return list(self.vision(Sizes({"b": work.batch}, work.options), work.image))
-        if stage == "prefill":
-            s: Size = work.context_tokens
-            return list(self.language(Sizes({"b": work.batch, "s": s, "t": s}, work.options)))
-        t = work.context_tokens + 1 if context is None else context
-        return list(self.language(Sizes({"b": work.batch, "s": 1, "t": t}, work.options)))
+    def program(self, name: str, work: Workload, depth: int = 0) -> Program:
+        """The program of a stage for all workloads of this structure and counting; parts as in `breakdown`."""
+        stage = self.stage(name)
+        key = (name, stage.structure(work), work.counting, depth)
+        found = self._made().get(key)
+        if found is None:
+            found = self._made()[key] = self._program(stage, key[1], work.counting, depth)
+        return found
+
+    def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
+        graph, names = stage.graph(structure, counting.causal)
+        steps = None
+        if stage.steps is not None:
+            first = symbol("first")
+            steps = Steps(stage.grows, first, first + symbol("steps") - 1)
+            names = (*(n for n in names if n != stage.grows), "first", "steps")
+        return program_of(self.changed(graph), names, counting, lambda op: _part(op, depth), steps)
+
+    def _values(self, program: Program, stage: Stage, work: Workload) -> list[Size]:
+        sizes = dict(stage.sizes(work))
+        if stage.steps is not None:
+            sizes |= {"first": sizes[stage.grows], "steps": stage.steps(work)}
+        return [sizes[name] for name in program.names]
 
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:
         """The StageCost of a stage; decode is the exact sum over its K steps."""
-        return self.breakdown(stage, work, depth=0).get("", StageCost(basis=work.basis))
+        return self._parts(stage, work, 0).get("", StageCost(basis=work.basis))
 
     @final
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:
@@ -125,80 +169,112 @@ class Model(ABC):
         Depth 0 is the stage as a whole, greater depths go into the layers. A part's peak is the stage's
         largest live set while it runs.
         """
-
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
             raise InputError(f"depth must be a whole number of at least 0, not {depth!r}")
+        return self._parts(stage, work, depth)
 
-        def part(op: Op) -> str:
-            if not depth:
-                return ""
-            name = ".".join(op.path.split(".")[:depth])
-            repeated = depth > 1 and isinstance(op.times, int) and op.times > 1
-            return f"{name} x{op.times}" if repeated else name
-
-        def cost(ops: list[Op], **which: bool) -> dict[str, StageCost]:
-            return measure_parts(ops, str(work.execution), part, work.basis, **which)
-
-        if stage != "decode":
-            return cost(self.ops(stage, work))
-        first, last = work.context_tokens + 1, work.context_tokens + work.decode_steps
-        # Step costs are affine in the context, so K times the middle step is their exact sum.
-        middle = cost(self.ops(stage, work, ratio(first + last, 2)), storage=False)
-        end = cost(self.ops(stage, work, last), flows=False)
-        return {name: middle[name].over_steps(work.decode_steps, end[name]) for name in end}
+    def _parts(self, name: str, work: Workload, depth: int) -> dict[str, StageCost]:
+        stage = self.stage(name)
+        if stage.structure(work) == ():
+            return {}
+        program = self.program(name, work, depth)
+        return program.at(self._values(program, stage, work))
 
     @final
-    def compile(self, **options: Any) -> Compiled:
-        """All stages turned once into one function of the workload's sizes, for callers that need speed.
-
-        `options` are those of `workload` that are not sizes (mode, attention, logits, causal...).
-        """
-        from modelmeter.models.compiled import compile_model
-
-        return compile_model(self, options)
+    def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
+        """The kernels of a stage; of one that runs step by step those of one step, the first if not said."""
+        program, found = self.program(stage, work), self.stage(stage)
+        sizes = dict(found.sizes(work))
+        if found.steps is not None:
+            sizes[found.grows] = sizes[found.grows] + step - 1
+        return program.kernels(**sizes)
 
     @final
     def request(self, work: Workload) -> StageCost:
-        """Vision, prefill and decode together, the decoder's weights and KV stored once."""
-        vision, prefill, decode = (self.cost(stage, work) for stage in STAGES)
+        """All stages together, weights stored once, the KV cache that of the last."""
+        costs = [self.cost(stage.name, work) for stage in self.stages]
         stored = self.storage(work)
         return replace(
-            vision + prefill + decode,
+            sum(costs, start=StageCost()),
             parameters=stored.parameters,
             weight_bytes=stored.weight_bytes,
-            kv_cache_bytes=decode.kv_cache_bytes,
+            kv_cache_bytes=costs[-1].kv_cache_bytes,
         )
+
+    def _weights(self, counting: Counting, work: Workload | None = None) -> dict[str, tuple[Size, Size]]:
+        """Elements and bytes of every weight by name; of the stages that a workload has, or of all."""
+        found: dict[str, tuple[Size, Size]] = {}
+        for stage in self.stages:
+            structure = stage.structure(work) if work else stage.whole
+            if structure == ():
+                continue
+            key = (stage.name, structure, counting.causal)
+            if key not in self._made():
+                self._made()[key] = self.changed(stage.graph(structure, counting.causal)[0])
+            for op in self._made()[key].ops:
+                for r in (r for r in op.reads if r.role == "weight" and r.name not in found):
+                    bytes_ = counting.precision.bytes(r.name, r.role)
+                    found[r.name] = (r.stored * op.times, r.stored * op.times * bytes_)
+        return found
 
     @final
     def require_tensors(self, precision: Any) -> None:
         """Raise InputError for a precision override that matches no tensor of the model."""
-        work = Workload(self.plan(mode=None, image_size=(1000, 1000), grid=None), precision=Precision.of(precision))
-        if not work.precision.overrides:
+        precision = Precision.of(precision)
+        if not precision.overrides:
             return
-        ops = [*self.ops("vision", work), *self.ops("prefill", work)]
-        names = dict.fromkeys(ref.name for op in ops for ref in (*op.reads, *op.writes))
-        weights = [name for name in names if ".W_" in name]
-        for pattern in work.precision.overrides:
+        weights = list(self._weights(Counting(precision=precision)))
+        graphs = [self._made()[stage.name, stage.whole, "full"] for stage in self.stages]
+        names = {r.name for graph in graphs for op in graph.ops for r in (*op.reads, *op.writes)}
+        for pattern in precision.overrides:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise InputError(f"precision override {pattern!r} matches no tensor; a name is {weights[-1]!r}")
 
     @final
     def storage(self, work: Workload | None = None) -> StageCost:
         """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
-        work = work or Workload(self.plan(mode=None, image_size=(1000, 1000), grid=None))
-        both = measure([*self.ops("vision", work), *self.ops("prefill", work)], "flash")
-        return StageCost(parameters=both.parameters, weight_bytes=both.weight_bytes)
+        counting = work.counting if work else Counting()
+        sums = [sum(column, start=0) for column in zip(*self._weights(counting, work).values(), strict=True)]
+        parameters, weight_bytes = evaluated(sums, {}) if any(isinstance(s, Expr) for s in sums) else sums
+        return StageCost(parameters=parameters, weight_bytes=weight_bytes)
+
+
+@final
+@dataclass(frozen=True)
+class Model(BaseModel):
+    """A model from its stages (`parts`); `longest` are the positions that it was made for."""
+
+    name: str
+    parts: tuple[Stage, ...]
+    planner: Planner | None = None
+    longest: Size | None = None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.parts
+
+    @property
+    def positions(self) -> Size | None:
+        return self.longest
+
+
+def _part(op: Op, depth: int) -> str:
+    if not depth:
+        return ""
+    name = ".".join(op.path.split(".")[:depth])
+    repeated = depth > 1 and isinstance(op.times, int) and op.times > 1
+    return f"{name} x{op.times}" if repeated else name
 
 
 def _require_known(options: Iterable[str], *others: str) -> None:
     """Raise InputError for a key that no workload has."""
-    valid = tuple(Workload.__dataclass_fields__)
+    valid = tuple(name for name, f in Workload.__dataclass_fields__.items() if f.init)
     for key in options:
         if key not in valid:
             raise unknown("workload key", key, (*valid, *others))
 
 
 def _is_sizes(grid: Any) -> bool:
-    """Whether a grid is a pair of arrays or symbols rather than something to parse."""
+    """Whether a grid is a pair of arrays or expressions rather than something to parse."""
     pair = isinstance(grid, (tuple, list)) and len(grid) == 2
-    return pair and any((hasattr(g, "ndim") and g.ndim) or is_symbol(g) for g in grid)
+    return pair and any((hasattr(g, "ndim") and g.ndim) or isinstance(g, Expr) for g in grid)

@@ -19,11 +19,12 @@ from modelmeter.report.findings import findings
 from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
 from modelmeter.report.measures import MEASURES, significant
-from modelmeter.report.tables import markdown
+from modelmeter.report.tables import answer, markdown, page_parts
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
-PAGES = ("architecture", "performance")
+TABLES = "performance-tables"
+PAGES = ("architecture", "performance", TABLES)
 _INTRO = {
     "device_shares": "targets_intro", "sequence": "sequence_intro", "profiles": "profiles_intro",
     "compression": "compression_intro",
@@ -50,8 +51,9 @@ class Report:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
         found = {}
         for code in LANGUAGES:
+            own = {PAGES[0]: self._architecture(Language(code)), PAGES[1]: self._performance(Language(code))}
             for page in PAGES:
-                content = self._common(Language(code)) | getattr(self, f"_{page}")(Language(code))
+                content = self._common(Language(code)) | own.get(page, own[PAGES[1]])
                 content["other"] = page_name(page, next(c for c in LANGUAGES if c != code))
                 found[page_name(page, code)] = render(f"{page}.md.j2", content)
         return found
@@ -106,7 +108,23 @@ class Report:
     def _performance(self, t: Language) -> dict[str, Any]:
         named = [(sweep, table) for sweep, tables in self.tables.items() for table in tables]
         sections = [_section(sweep, table, self.settings["page"], t) for sweep, table in named]
-        return {"sections": sections, "validation": _validation(self.validation, t) if self.validation else None}
+        return {
+            "answer": self._answer(t),
+            "sections": sections,
+            "validation": _validation(self.validation, t) if self.validation else None,
+            "tables_page": page_name(TABLES, t.code),
+            "performance_page": page_name(PAGES[1], t.code),
+        }
+
+    def _answer(self, t: Language) -> list[str]:
+        """What the page costs and what binds it: the first lines of the report."""
+        lines = [t.say("page_example", **self._page())]
+        for name, parts in page_parts(self.model, self.work).items():
+            key, unit = _ANSWERS[name]
+            shown = {part.replace(" ", "_"): significant(value / unit) for part, value in parts.items()}
+            lines.append(t.say(key, total=significant(sum(parts.values()) / unit), **shown))
+        binding = [_binding(table) for tables in self.tables.values() for table in tables if table.name == _DEVICES]
+        return lines + [t.say("answer_binds", **values) for values in binding]
 
 
 def page_name(page: str, code: str) -> str:
@@ -131,6 +149,8 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     return markdown(heads, rows, numeric)
 
 
+_DEVICES = "device_shares"
+_ANSWERS = {"work": ("answer_work", 1e12), "traffic": ("answer_traffic", 1e9), "memory": ("answer_memory", 1e9)}
 _COST_HEADS = (
     "tensor-core TFLOP", "CUDA-core TFLOP", "I/O GB", "FLOP/byte", "parameters", "weights MB",
     "peak activations GB", "KV cache GB",
@@ -175,19 +195,30 @@ def _layer(name: str, t: Language) -> dict[str, Any]:
 def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
     own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
     command = f"modelmeter sweep {sweep}{own}"
-    several = table.name == "device_shares"  # what binds depends on the execution
+    several = table.name == _DEVICES  # what binds depends on the execution
     shown = [row for row in table.shown if several or row["execution"] == table.kind]
     part = ("ranges_shown" if several else "rows_shown") if len(shown) < len(table.rows) else ""
     charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
     return {
         "name": table.name,
         "intro": _INTRO.get(table.name),
-        "findings": findings(table),
+        "findings": answer([table]),
+        "more": [finding for finding in findings(table) if finding not in answer([table])],
         "charts": charts,
         "table": markdown_table(shown, t),
         "shown": t.say(part, shown=len(shown), rows=len(table.rows), command=command) if part else "",
         "extrapolated": any(row.get("extrapolated") for row in shown),
     }
+
+
+def _binding(table: Table) -> dict[str, Any]:
+    """On how many devices bandwidth binds the page itself, by target; a budget does not change it."""
+    own = table.select(marked=True, execution=table.kind)
+    found: dict[str, set[str]] = {row["target"]: set() for row in own}
+    for row in own:
+        found[row["target"]] |= {row["device"]} if row["binds"] == "memory bandwidth" else set()
+    devices = len({row["device"] for row in own})
+    return {"kind": table.kind, "devices": devices} | {target: len(some) for target, some in found.items()}
 
 
 def _caption(chart: Chart, t: Language) -> str:

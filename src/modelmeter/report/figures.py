@@ -1,6 +1,7 @@
 """Figures of sweeps: readable in print and in grey, units on the axes, no time stamps.
 
-A Chart of a table becomes curves or bars; which quantities there are is in `measures.py`.
+A Chart of a table becomes curves or bars; which quantities there are is in `measures.py`. A figure is so
+narrow that two stand side by side in a report, its letters so large that they are read there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import floor, log10
+from math import ceil, floor, log10
 from typing import Any
 
 import matplotlib
@@ -23,7 +24,13 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row, grid_of, significant
 from modelmeter.sweep.table import Chart, Table
 
-STYLE: Any = {"svg.hashsalt": "modelmeter", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
+WIDTH, SMALL = 4.6, 6.5
+"""Width in inches (442 pixels at 96 an inch), and the smallest letters in points: 8.7 pixels there."""
+STYLE: Any = {
+    "svg.hashsalt": "modelmeter", "font.size": 7.5, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True,
+    "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "hatch.linewidth": 0.6,
+    "legend.handlelength": 2.5, "legend.columnspacing": 1.2, "legend.labelspacing": 0.3,
+}  # fmt: skip
 COLOURS = ("#00508c", "#b04a00", "#2f7d32", "#7a3e9d", "#222222", "#a01050", "#008b8b", "#8b6d00")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
@@ -41,7 +48,10 @@ def look(index: int) -> tuple[str, str, str, str]:
     )
 
 
-DOTS_PER_INCH = 100
+_LETTERS, _HANDLE, _HIGH = 84, 5, 36
+"""Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
+_GRID_LABELS = 8
+DOTS_PER_INCH = 240
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ def _lines(table: Table, chart: Chart) -> list[_Line]:
 
 
 def _curves(table: Table, chart: Chart) -> Figure:
-    figure, axes = pyplot.subplots(figsize=(11, 6), layout="constrained")
+    figure, axes = pyplot.subplots(layout="constrained")
     lines = _lines(table, chart)
     for line in lines:
         _curve(axes, line)
@@ -131,7 +141,8 @@ def _curves(table: Table, chart: Chart) -> Figure:
     if chart.measures[0] in ("flops_tflops", "tensor_tflops"):
         _reference(axes, table)
     if chart.x == "image_tokens" and lines:
-        _grid_labels(axes, max(lines, key=lambda line: max(y for _, y, _ in line.points)))
+        if "crops" in lines[0].rows[0]:
+            _grid_labels(axes, max(lines, key=lambda line: max(y for _, y, _ in line.points)))
         _mark(axes, table, lines)
     _titles(axes, table, chart)
     fills = {hollow for line in lines for _, _, hollow in line.points}
@@ -143,8 +154,16 @@ def _curves(table: Table, chart: Chart) -> Figure:
             label = f"{'hollow' if hollow else 'filled'}: {meaning}"
             axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=label)
     if lines:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
+        _legend(figure, axes)
     return figure
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """The legend below the axes, in as many columns as fit, and a figure that is higher by its lines."""
+    labels = axes.get_legend_handles_labels()[1]
+    columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + _HANDLE)))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    figure.set_size_inches(WIDTH, 3.1 + 0.13 * ceil(len(labels) / columns))
 
 
 def _scale(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
@@ -162,7 +181,8 @@ def _scale(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
 def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     """Whole decades below, room above, numbers without exponents where they are short."""
     axes.set_yscale("log")
-    axes.set_ylim(10 ** floor(log10(min(v for v in values if v > 0))), 4 * max(values))
+    low = 10 ** floor(log10(min(v for v in values if v > 0)))
+    axes.set_ylim(low, 1.6 * max(values) * (max(values) / low) ** 0.2)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
@@ -170,8 +190,8 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
 def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     label = MEASURES[chart.measures[0]].label
     scale = ", log scale" if "y" in chart.log else ""
-    axes.set_xlabel(X_LABELS[chart.x])
-    axes.set_ylabel(f"{label}{scale}{', ' + chart.note if chart.note else ''}")
+    axes.set_xlabel(chart.axis or X_LABELS[chart.x])
+    axes.set_ylabel(textwrap.fill(f"{label}{scale}{', ' + chart.note if chart.note else ''}", _HIGH))
     held = [
         CURVES.get(k, "{}").format(v)
         for k, v in chart.where.items()
@@ -179,14 +199,15 @@ def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     ]
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
-    axes.set_title(f"{table.title}\n{', '.join([table.basis, *held])}", fontsize=10)
+    title = (textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join([table.basis, *held])))
+    axes.figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
 
 
 def _curve(axes: Axes, line: _Line) -> None:
     color, dash, marker, _ = line.look
     points = line.points
     style = "" if line.measure.points else dash
-    marker, size = ("x", 9) if line.measure.points else (marker, 4)
+    marker, size = ("x", 6) if line.measure.points else (marker, 3)
     axes.plot([p[0] for p in points], [p[1] for p in points], color=color, linestyle=style, linewidth=1)
     for hollow, fill in ((False, "full"), (True, "none")):
         chosen = [p for p in points if p[2] == hollow]
@@ -206,18 +227,16 @@ def _reference(axes: Axes, table: Table) -> None:
 
 
 def _grid_labels(axes: Axes, line: _Line) -> None:
-    """One label above each number of crops of the uppermost curve, its grids stacked."""
-    groups: dict[int, list[Row]] = {}
-    for row in line.rows:
-        groups.setdefault(row["crops"], []).append(row)
-    for crops, rows in groups.items():
-        grids = list(dict.fromkeys(map(grid_of, rows))) if crops else ["no crops"]
-        x = sum(r["image_tokens"] for r in rows) / len(rows)
-        top = max(value for row in rows if (value := line.measure.value(row)) is not None)
-        axes.annotate(
-            "\n".join(reversed(grids)), (x, top), xytext=(0, 5), textcoords="offset points", ha="center", va="bottom",
-            fontsize=5.5,
-        )  # fmt: skip
+    """The grid above points of the uppermost curve, the last and those before it that stand far enough apart."""
+    points = {row["image_tokens"]: row for row in line.rows if line.measure.value(row) is not None}
+    gap = (max(points) - min(points)) / _GRID_LABELS
+    free = max(points) + gap
+    for x in sorted(points, reverse=True):
+        if x <= free - gap:
+            text = grid_of(points[x]).replace("none", "no crops")
+            place: Any = (x, line.measure.value(points[x]))
+            axes.annotate(text, place, (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)
+            free = x
 
 
 def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
@@ -230,37 +249,43 @@ def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
     own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
     axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
     label = f"this page: {grid}, {x} tokens"
-    axes.plot([x] * len(own), own, "o", color="k", markersize=11, fillstyle="none", label=label)
+    axes.plot([x] * len(own), own, "o", color="k", markersize=8, fillstyle="none", label=label)
 
 
 def _bars(table: Table, chart: Chart) -> Figure:
     """Bars over the values of x: the values of `by` stacked, or the measures side by side."""
-    figure, axes = pyplot.subplots(figsize=(11, 6), layout="constrained")
+    figure, axes = pyplot.subplots(layout="constrained")
     lines = _lines(table, chart)
     names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
-    width, side_by_side = 0.7 / len(chart.measures), len(chart.measures) > 1
-    bottom = dict.fromkeys(names, 0.0)
-    for index, line in enumerate(lines):
-        color, _, _, hatch = line.look
-        heights = {x: y for x, y, _ in line.points}
-        values = [heights.get(name, 0.0) for name in names]
-        places = [i + (index * width - 0.35 + width / 2 if side_by_side else 0) for i in range(len(names))]
-        below = 0.0 if side_by_side else [bottom[name] for name in names]
-        axes.bar(
-            places, values, width, below, color=color, alpha=0.75, hatch=hatch, edgecolor="white", label=line.label
-        )
-        for name, value in zip(names, values, strict=True):
-            bottom[name] += value
-        if side_by_side:
-            for place, value in zip(places, values, strict=True):
-                axes.annotate(significant(value), (place, value), ha="center", va="bottom", fontsize=7)
-    if not side_by_side:
-        for place, name in enumerate(names):
-            axes.annotate(significant(bottom[name]), (place, bottom[name]), ha="center", va="bottom", fontsize=8)
+    heights = [{x: y for x, y, _ in line.points} for line in lines]
     if "y" in chart.log:
-        _log_scale(axes, [y for line in lines for _, y, _ in line.points])
-    axes.set_xticks(range(len(names)), [textwrap.fill(str(name), 16) for name in names], fontsize=8)
+        _log_scale(axes, [y for found in heights for y in found.values()])
+    foot = [axes.get_ylim()[0] if "y" in chart.log else 0.0] * len(names)  # no bar reaches out of the picture
+    beside = len(chart.measures) > 1
+    width, tops = 0.8 / len(chart.measures), foot
+    for index, (line, found) in enumerate(zip(lines, heights, strict=True)):
+        below = foot if beside else tops
+        places = [i + (index * width - 0.4 + width / 2 if beside else 0) for i in range(len(names))]
+        values = [found.get(name, 0.0) - (low if beside else 0) for name, low in zip(names, foot, strict=True)]
+        axes.bar(places, values, width, below, label=line.label, **bar_look(index))
+        tops = [low + value for low, value in zip(below, values, strict=True)]
+        if beside or line is lines[-1]:
+            for place, top in zip(places, tops, strict=True):
+                axes.annotate(
+                    significant(top), (place, top), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
+                    fontsize=SMALL, rotation=90 if beside else 0,
+                )  # fmt: skip
+    axes.margins(y=0.1)
+    axes.set_xticks(
+        range(len(names)), [textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names]
+    )
     axes.grid(visible=False, axis="x")
     _titles(axes, table, chart)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    _legend(figure, axes)
     return figure
+
+
+def bar_look(index: int) -> dict[str, Any]:
+    """How the bars of a series are filled. Opaque: some viewers fade see-through hatched bars one after the other."""
+    color, _, _, hatch = look(index)
+    return {"facecolor": color, "hatch": hatch, "edgecolor": "white", "linewidth": 0.6}

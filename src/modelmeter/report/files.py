@@ -134,11 +134,11 @@ def _described(value: Any) -> Any:
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLISH) -> str:
-    """Rows of a sweep as a Markdown table; columns without a value are left out, what is notable stands last."""
+    """Rows as a Markdown table: the declared columns that have a value, in their order; what is notable stands last."""
     filled = {c for row in rows for c, value in row.items() if value not in ("", 0) or c in ("crops", "grid_h")}
-    columns = [c for c in COLUMNS if c in filled]
-    heads = [language.word(COLUMNS[c][0]) for c in columns]
-    cells = [[language.word(COLUMNS[c][1](row)) for c in columns] for row in rows]
+    columns = [COLUMNS[c] for c in dict.fromkeys(c for row in rows for c in row) if c in COLUMNS and c in filled]
+    heads = [language.word(c.heading or c.name) for c in columns]
+    cells = [[language.word(c.text(row)) for c in columns] for row in rows]
     notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
     right = [True] * len(columns)
     if not any(notes):

@@ -1,4 +1,4 @@
-"""Sentences in a language: the catalogues `text/<language>.yaml`, filled with computed values.
+"""Sentences in a language: the catalogues `text/<language>.yaml` and those beside the sweeps, filled with values.
 
 A catalogue maps keys to sentences with {placeholders}; `words` maps the words that tables and trends use.
 Every language has the same keys and placeholders; a test holds that.
@@ -27,8 +27,11 @@ def catalogue(language: str) -> dict[str, Any]:
 
     choose("language", language, LANGUAGES)
     text = files("modelmeter.report").joinpath("text", f"{language}.yaml").read_text(encoding="utf-8")
-    loaded: dict[str, Any] = yaml.safe_load(text)
-    return loaded
+    found: dict[str, Any] = yaml.safe_load(text)
+    for file in sorted(files("modelmeter.sweep").joinpath("text").iterdir(), key=str):
+        for part, entries in yaml.safe_load(file.read_text(encoding="utf-8")).get(language, {}).items():
+            found[part] |= entries
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,20 @@
-"""Tables as text: for the terminal (stages, components and layers of one page) and in Markdown."""
+"""Answers and tables as text: for the terminal (a page in five lines, then by stage and component), in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from modelmeter.cost import StageCost
+from modelmeter.device import Device
 from modelmeter.models.model import STAGES, Model
+from modelmeter.report.findings import Finding, findings
+from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
+
+MOST = 5
+"""Sentences that a reader gets before any table."""
+_CONCLUSIONS = ("bandwidth_bound", "binds")
+"""Findings that are told first."""
 
 _UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -58,19 +66,70 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequenc
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def page_table(model: Model, work: Workload, depth: int = 1, stages: Iterable[str] = STAGES) -> str:
+def answer(tables: Iterable[Table]) -> list[Finding]:
+    """What tables say in short, at most MOST findings: conclusions, the first of each table, and what is next."""
+    told = [
+        (finding[0] not in _CONCLUSIONS, place, index, finding)
+        for place, table in enumerate(tables)
+        for index, finding in enumerate(f for f in findings(table) if f[0] != "spoken")
+        if finding[1].get("kind", table.kind) == table.kind
+    ]
+    chosen = sorted(told, key=lambda item: (item[0], item[2] > 0))[:MOST]
+    return [finding for *_, finding in sorted(chosen, key=lambda item: item[:3])]
+
+
+def page_parts(model: Model, work: Workload) -> dict[str, dict[str, float]]:
+    """What a page takes, by part: `work` (FLOPs) and `traffic` (bytes) by stage, `memory` (bytes) by what it holds."""
+    costs, page = {stage: model.cost(stage, work) for stage in STAGES}, model.request(work)
+    held = {"weights": page.weight_bytes, "peak activations": page.peak_activation_bytes}
+    return {
+        "work": {stage: float(cost.flops) for stage, cost in costs.items()},
+        "traffic": {stage: float(cost.io_bytes) for stage, cost in costs.items()},
+        "memory": {name: float(size) for name, size in (held | {"KV cache": page.kv_cache_bytes}).items()},
+    }
+
+
+def split(parts: Mapping[str, float], unit: str) -> str:
+    """A whole and the shares of its parts: 4 FLOP: a 25.0 %, b 75.0 %."""
+    whole = sum(parts.values())
+    shares = (f"{name} {100 * part / whole:.1f} %" for name, part in parts.items() if part)
+    return f"{si(whole, unit)}: {', '.join(shares)}"
+
+
+def memory_bound(cost: StageCost, devices: Iterable[Device]) -> int:
+    """On how many devices bandwidth, not one of the compute peaks, is what `cost` takes the most of."""
+    shares = (device.shares(cost, 1.0) for device in devices)
+    return sum(max(taken, key=lambda name: float(taken[name])) == "memory bandwidth" for taken in shares)
+
+
+def page_answer(model: Model, work: Workload, devices: Sequence[Device]) -> str:
+    """What a page costs and what binds it, in five lines."""
+    parts, costs = page_parts(model, work), {stage: model.cost(stage, work) for stage in STAGES}
+    bound = (
+        f"{stage} on {memory_bound(cost, devices)} of {len(devices)} devices"
+        f" ({float(cost.arithmetic_intensity):.1f} FLOP/byte)"
+        for stage, cost in costs.items()
+        if cost.flops
+    )
+    return "\n".join(
+        (
+            f"{model.name}, {work.image.describe()}",
+            f"work     {split(parts['work'], 'FLOP')}",
+            f"traffic  {split(parts['traffic'], 'B')}",
+            f"memory   {split(parts['memory'], 'B')}",
+            f"binds    memory bandwidth, not compute: {', '.join(bound)}",
+        )
+    )
+
+
+def page_table(model: Model, work: Workload, depth: int = 1) -> str:
     """The costs of one page by stage, component and (depth 2) layer, as text."""
     rows = [list(_COLUMNS)]
-    for stage in stages:
+    for stage in STAGES:
         steps = f" ({work.decode_steps} steps)" if stage == "decode" else ""
         rows.append(_row(f"{stage}{steps}", model.cost(stage, work)))
-        for level in range(1, depth + 1):
-            if level == depth:
-                rows += [_row(f"  {name}", part) for name, part in model.breakdown(stage, work, level).items()]
-    if tuple(stages) == STAGES:
-        rows.append(_row("page", model.request(work)))
-    head = f"{model.name}, {work.image.describe()}"
+        rows += [_row(f"  {name}", part) for name, part in model.breakdown(stage, work, depth).items()]
+    rows.append(_row("page", model.request(work)))
     reach = work.context_tokens + work.decode_steps
-    if model.is_beyond(reach):
-        head += f"\ncontext of {reach} tokens, beyond the model's {model.positions} positions"
-    return f"{head}\n{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n\n{align(rows)}"
+    beyond = f"context of {reach} tokens, beyond the model's {model.positions} positions\n" * model.is_beyond(reach)
+    return f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n{beyond}\n{align(rows)}"

@@ -6,55 +6,97 @@ what the vision tower costs. Published compression and precision stand beside ou
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from modelmeter.cost import StageCost
-from modelmeter.errors import InputError
+from modelmeter.errors import InputError, choose
 from modelmeter.models.model import Model
-from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import COUNTING, counted, kinds, main_kind, refuse_reference, several, whole_numbers
+from modelmeter.settings import (
+    BATCH,
+    COUNTING,
+    DECODE_STEPS,
+    GRID,
+    PROMPT_TOKENS,
+    SWEPT,
+    WORD,
+    Setting,
+    joined,
+    kind_columns,
+    options_of,
+    whole,
+)  # fmt: skip
+from modelmeter.sweep.columns import Column, Measure
+from modelmeter.sweep.findings import Finding, ranges, rows_of, span, spoken
+from modelmeter.sweep.grids import counted, main_kind
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
+SETTINGS = joined(
+    Setting("text_tokens", whole(), "page lengths", several=True),
+    Setting("modes", WORD, "as [tiny,small]; null: those without crops, or all if a grid is given", True, True),
+    replace(GRID, help="ROWSxCOLUMNS of crops, for the modes that have crops"),
+    BATCH, DECODE_STEPS, replace(PROMPT_TOKENS, help="text tokens beside the page's"), *COUNTING, *SWEPT,
+)  # fmt: skip
+COLUMNS = (
+    Column("text_tokens", "text tokens", axis="text tokens of the page"),
+    Column("vision_tokens", "vision tokens"),
+    Column("compression", "text per vision token", 1, 3),
+    Column("published_compression", "published"),
+    Column("published_precision_percent", "published precision %"),
+    Column("compression_in_decoder", "text per image token", 1, 3),
+    Column("text_prefill_flops", "prefill of the text, TFLOP", 1e12, 4),
+    Column("image_prefill_flops", "prefill of the picture, TFLOP", 1e12, 4),
+    Column("saved_prefill_flops", "saved, TFLOP", 1e12, 4),
+    Column("vision_flops", "vision tower, TFLOP", 1e12, 4),
+    Column("saved_flops_less_vision", "saved in all, TFLOP", 1e12, 4),
+    Column("saved_decode_io_bytes", "decode I/O saved, GB", 1e9, 4),
+    Column("saved_kv_cache_bytes", "KV cache saved, GB", 1e9, 4),
+)
+_RATIO = "text tokens per vision token"
+MEASURES = (
+    Measure("compression", _RATIO, ("compression",), short="computed"),
+    Measure("published_compression", _RATIO, ("published_compression",), short="published", points=True),
+    Measure("saved_prefill_tflops", "prefill FLOPs saved (TFLOP = 1e12)", ("saved_prefill_flops",), 1e12),
+    Measure("net_saved_tflops", "FLOPs saved in all (TFLOP = 1e12)", ("saved_flops_less_vision",), 1e12),
+    Measure("saved_kv_gb", "KV cache saved at the end (GB = 1e9 bytes)", ("saved_kv_cache_bytes",), 1e9),
+)
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
-    """One row a page length, mode and attention kind.
 
-    `settings["text_tokens"]` are page lengths in text tokens, `modes` resolution modes (None: those without
-    crops), `published` rows with text_tokens, mode, compression and precision of a paper.
+def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
+    """One row a page length, mode and runtime.
+
+    `settings["published"]` are rows with text_tokens, mode, compression and precision of a paper.
     """
-    refuse_reference("compression", reference)
-    lengths = whole_numbers("text_tokens", settings["text_tokens"])
-    modes = _modes(model, settings)
-    prompt = int(as_size("prompt_tokens", settings["prompt_tokens"], least=0))
+    lengths, prompt, modes = settings["text_tokens"], settings["prompt_tokens"], _modes(model, settings)
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
     rows = []
-    for kind in kinds(settings):
-        options = {key: settings[key] for key in ("batch", "decode_steps", *COUNTING)} | kind
-        texts = {length: _decoder(model, model.text(length + prompt, **options)) for length in lengths}
+    for kind in settings["runtime"]:
+        options = options_of(settings, kind, BATCH, DECODE_STEPS)
+        texts = {n: _decoder(model, model.text(n + prompt, **options)) for n in lengths}
         for mode in modes:
-            grid = settings["grid"] if model.has_crops(mode) else None
+            grid = settings["grid"] if model.planner.has_crops(mode) else None
             page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
             read, vision = _decoder(model, page), model.cost("vision", page)
-            rows += [_row(model, page, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
+            rows += [_row(model, page, kind, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
-    grid = f", grid {settings['grid']}" if settings["grid"] is not None else ""
+    grid = "" if settings["grid"] is None else f", grid {'x'.join(map(str, settings['grid']))}"
     title = f"{model.name}: pages of {size} text tokens as pictures, {answer}{grid}"
-    spoken = main_kind(settings)
-    return [Table("compression", title, counted(page), rows, dict(settings), _charts(spoken), kind=spoken)]
+    main = main_kind(settings)
+    return [Table("compression", title, counted(page), rows, dict(settings), _charts(main), kind=main)]
 
 
 def _modes(model: Model, settings: Mapping[str, Any]) -> list[str]:
-    given = settings["modes"]
-    if given is None:
-        return [mode for mode in model.modes if settings["grid"] is not None or not model.has_crops(mode)]
-    modes = several("modes", given, model.modes)
-    if settings["grid"] is None and any(map(model.has_crops, modes)):
-        tiled = ", ".join(mode for mode in modes if model.has_crops(mode))
+    known, modes = model.planner.modes, settings["modes"]
+    if modes is None:
+        return [mode for mode in known if settings["grid"] is not None or not model.planner.has_crops(mode)]
+    modes = [choose("modes", mode, known) for mode in modes]
+    if settings["grid"] is None and any(map(model.planner.has_crops, modes)):
+        tiled = ", ".join(mode for mode in modes if model.planner.has_crops(mode))
         raise InputError(f"modes with crops need grid=ROWSxCOLUMNS: {tiled}")
-    if settings["grid"] is not None and not any(map(model.has_crops, modes)):
+    if settings["grid"] is not None and not any(map(model.planner.has_crops, modes)):
         raise InputError(f"grid is of no use to modes without crops: {', '.join(modes)}")
     return modes
 
@@ -64,7 +106,7 @@ def _decoder(model: Model, work: Workload) -> tuple[StageCost, StageCost]:
 
 
 def _row(
-    model: Model, page: Workload, text_tokens: int, vision: StageCost,
+    model: Model, page: Workload, kind: str, text_tokens: int, vision: StageCost,
     read: tuple[StageCost, StageCost], text: tuple[StageCost, StageCost],
     paper: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -79,8 +121,7 @@ def _row(
         "image_tokens": image.tokens,
         "prompt_tokens": page.prompt_tokens,
         "decode_steps": page.decode_steps,
-        "attention": page.attention,
-        "execution": page.execution,
+        **kind_columns(kind),
         "compression": text_tokens / image.valid_tokens,
         "compression_in_decoder": text_tokens / image.tokens,
         "published_compression": paper["compression"] if paper else "",
@@ -108,3 +149,25 @@ def _charts(kind: str) -> list[Chart]:
         Chart("compression_net", ("net_saved_tflops",), x, by, where, note="vision tower included"),
         Chart("compression_kv", ("saved_kv_gb",), x, by, where),
     ]
+
+
+def _findings(table: Table) -> Iterator[Finding]:
+    rows = rows_of(table)
+    spared = [row for row in rows if row["saved_prefill_flops"] > 0]
+    ahead = [row for row in rows if row["saved_flops_less_vision"] > 0]
+    yield from spoken(table)
+    yield "compression_saved", {"spared": len(spared), "ahead": len(ahead), "rows": len(rows)}
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        some = [row for row in rows if row["mode"] == mode]
+        tokens, text = some[0]["vision_tokens"], span([row["text_tokens"] for row in some])
+        ratios = [row["compression"] for row in some]
+        yield from ranges("compression_mode", ratios, mode=mode, tokens=tokens, text=text)
+    known = [row for row in rows if row["published_compression"] != ""]
+    lengths = {row["text_tokens"] for row in known}
+    off = {r["text_tokens"] for r in known if f"{r['compression']:.1f}" != f"{r['published_compression']:.1f}"}
+    if known:
+        modes = len({row["mode"] for row in known})
+        yield "compression_published", {"same": len(lengths - off), "known": len(lengths), "modes": modes}
+
+
+FINDINGS = {"compression": _findings}

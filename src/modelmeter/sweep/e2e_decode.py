@@ -1,18 +1,26 @@
-"""K decode steps after the prefill over every crop grid, by component: totals, and one output token."""
+"""K decode steps after the prefill over every point of the planner, by component: totals, and one output token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.models.model import Model
+from modelmeter.sweep import grids
+from modelmeter.sweep.columns import Column, flops_of, significant
+from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
 from modelmeter.sweep.grids import GridSweep, component_charts, run_grids, with_total
 from modelmeter.sweep.requirements import TPOT, requirements
-from modelmeter.sweep.table import Table
+from modelmeter.sweep.table import TOTAL, Table
 from modelmeter.workload import Workload
 
+SETTINGS = (*grids.SETTINGS, TPOT.setting)
+COLUMNS = (
+    Column("tensor_core_flops_per_token", "tensor-core GFLOP a token", 1e9, 5),
+    Column("io_bytes_per_token", "I/O GB a token", 1e9, 5),
+)
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
@@ -36,6 +44,21 @@ def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) 
     return head | per_token(work.decode_steps * work.batch, costs) | {"beyond_positions": model.is_beyond(last)}
 
 
+def _findings(table: Table) -> Iterator[Finding]:
+    rows = rows_of(table, component=TOTAL)
+    flops = [row["tensor_core_flops_per_token"] + row["cuda_core_flops_per_token"] for row in rows]
+    yield from spoken(table)
+    yield from ranges("decode_token", flops, 1e9, steps=rows[0]["decode_steps"])
+    yield from trends("decode_trend", {row["context_tokens"]: flops_of(row) for row in rows})
+    yield from ranges("decode_io", [row["io_bytes_per_token"] for row in rows], 1e9)
+    weights = min(row["weight_io_bytes"] / row["io_bytes"] for row in rows)
+    if weights:
+        yield "decode_weights", {"weights": significant(100 * weights)}
+    yield from intensity(rows)
+    yield from eager(table, component=TOTAL)
+
+
+FINDINGS = {"e2e_decode": _findings}
 SWEEP = GridSweep(
     "e2e_decode",
     lambda work: f"{work.decode_steps} decode steps",
@@ -45,7 +68,7 @@ SWEEP = GridSweep(
 )
 
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
     """The Table of the sweep (see `run_grids`) and what TPOT budgets require."""
-    table = run_grids(SWEEP, model, settings, reference)
+    table = run_grids(SWEEP, model, settings)
     return [table, requirements(TPOT, table)]

@@ -1,41 +1,37 @@
-"""What all sweeps over crop grids share: the grids, the page's own grid, one evaluation, the rows.
+"""What all sweeps over pages share: the points of the planner, the user's own page, one evaluation, the rows.
 
 A sweep says which parts it shows (`GridSweep`); `run_grids` makes its Table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from modelmeter.cost import StageCost
-from modelmeter.errors import InputError, choose, one_or_more
-from modelmeter.memory import COMPILED
 from modelmeter.models.model import Model
-from modelmeter.sizes import as_size
+from modelmeter.models.planner import Points
+from modelmeter.settings import COUNTING, PAGE, SIZES, SWEPT, Setting, joined, kind_columns, options_of, whole
 from modelmeter.sweep.table import TOTAL, Chart, Table, part_columns, point_columns
-from modelmeter.workload import ATTENTION, Workload
+from modelmeter.workload import Workload
 
-COUNTING = ("logits", "causal", "rotary", "precision")
-"""Settings of every sweep that are options of a Workload as they are."""
-WORK = ("batch", "prompt_tokens", "decode_steps", "mode", "execution", *COUNTING)
+PLACES = ("image", "image_size", "grid")
+MODE = next(setting for setting in PAGE if setting.name == "mode")
+SETTINGS = joined(Setting("largest", whole(2), "crops of the largest grid"), *PAGE, *COUNTING, *SWEPT)
+"""The settings of every sweep over pages."""
 
 
 @dataclass(frozen=True)
 class GridSweep:
     """`parts` gives the costs of a workload by component ("" alone: no components), `columns` further
-    columns of its rows from part and costs, `charts` the figures where this execution is spoken of;
-    `comparable` says that reference modules can be counted beside it."""
+    columns of its rows from part and costs, `charts` the figures where this execution is spoken of."""
 
     name: str
     subject: Callable[[Workload], str]
     parts: Callable[[Model, Workload], Mapping[str, StageCost]]
     charts: Callable[[str], Sequence[Chart]]
     columns: Callable[[Model, Workload, str, Mapping[str, Any]], Mapping[str, Any]] = lambda *place: {}
-    comparable: bool = False
 
 
 STAGECOST = ("flops_tflops", "io_tb", "arithmetic_intensity", "activations_gb", "kv_gb")
@@ -57,44 +53,56 @@ def with_total(parts: Mapping[str, StageCost]) -> dict[str, StageCost]:
 
 
 def run_grids(sweep: GridSweep, model: Model, settings: Mapping[str, Any], reference: Any = None) -> Table:
-    """Sweep all grids up to `settings["largest"]` crops; the page's own grid is marked.
+    """Sweep all points up to `settings["largest"]` crops; the user's own page is marked.
 
-    `settings` are the keys of the sweep's YAML, `reference` a function of a model and a workload that
-    gives further columns. Raises InputError for settings that make no sense.
+    `settings` are values of SETTINGS, `reference` a function of a model and a workload that gives further
+    columns. Raises InputError for settings that make no sense.
     """
-    if not sweep.comparable:
-        refuse_reference(sweep.name, reference)
-    largest = settings["largest"]
-    if not isinstance(largest, int):
-        raise InputError(f"largest must be a whole number of at least 2, not {largest!r}")
-    grids = model.grids(as_size("largest", largest, least=2))
-    page = {key: settings[key] for key in WORK}
-    place = {key: settings[key] for key in ("image", "image_size", "grid") if settings[key] is not None}
-    own = model.workload(**place, **page) if place else None
-    if own is not None and own.image.grid is not None and own.image.grid not in grids:
-        grids = [*grids, own.image.grid]
+    place = {key: settings[key] for key in PLACES if settings[key] is not None}
+    main = main_kind(settings)
+    own = model.workload(**place, **options_of(settings, main, *SIZES, MODE)) if place else None
+    planner, mode = model.planner, settings["mode"]
+    points = planner.points(mode, settings["largest"], own.image if own else None)
+    mine = planner.columns(own.image) if own else None
     rows: list[dict[str, Any]] = []
-    for kind in kinds(settings):
-        options = page | kind
-        works = [model.workload(grid=f"{h}x{w}", **options) for h, w in grids]
-        columns = _evaluate(sweep, model, grids, works, options)
-        marks = [own is not None and own.image.grid == grid for grid in grids]
-        if own is not None and own.image.grid is None:
+    measured = _once(model, reference)
+    for kind in settings["runtime"]:
+        options = options_of(settings, kind, *SIZES, MODE)
+        works = [model.workload(**point, **options) for point in points.places]
+        columns = _evaluate(sweep, model, works, model.workload(**points.together, **options))
+        apart = mine is not None and all(mine != planner.columns(work.image) for work in works)
+        if apart:
             works.append(model.workload(**place, **options))
             columns.append({part: point_columns(c) for part, c in sweep.parts(model, works[-1]).items()})
-            marks.append(True)
-        for work, parts, marked in zip(works, columns, marks, strict=True):
-            rows += [_row(sweep, model, work, part, costs, marked) for part, costs in parts.items()]
-    if reference is not None:
-        _add_reference(model, rows, page, own, reference)
-    count = f"{len(grids)} crop grids" if len(grids) > 1 else "one crop grid"
-    count += " and this page" if own is not None and own.image.grid is None else ""
-    title = f"{model.name}: {sweep.subject(works[0])} over {count}, mode {works[0].image.mode}, batch {works[0].batch}"
+        for work, parts in zip(works, columns, strict=True):
+            marks = {"marked": planner.columns(work.image) == mine} | measured(work)
+            rows += [_row(sweep, model, work, kind, part, costs) | marks for part, costs in parts.items()]
+    page = " and this page" if apart else ""
+    return _table(sweep, works[0], model, rows, dict(settings), points, main, page)
+
+
+def _table(
+    sweep: GridSweep, work: Workload, model: Model, rows: list[dict[str, Any]], settings: dict[str, Any],
+    points: Points, main: str, page: str,
+) -> Table:  # fmt: skip
+    count = f"{len(points.places) if len(points.places) > 1 else 'one'} {points.noun}{page}"
+    title = f"{model.name}: {sweep.subject(work)} over {count}, mode {work.image.mode}, batch {work.batch}"
     digest = [row for row in rows if row.get("component", TOTAL) == TOTAL]
-    spoken = main_kind(settings)
-    return Table(
-        sweep.name, title, counted(works[0]), rows, dict(settings), sweep.charts(spoken), digest=digest, kind=spoken
-    )
+    charts = [replace(chart, axis=points.axis) for chart in sweep.charts(main)]
+    return Table(sweep.name, title, counted(work), rows, settings, charts, digest, main, points)
+
+
+def _once(model: Model, reference: Any) -> Callable[[Workload], dict[str, Any]]:
+    """What the reference modules count, once for the same views; they do not see how crops are arranged."""
+    seen: dict[Any, dict[str, Any]] = {}
+
+    def measured(work: Workload) -> dict[str, Any]:
+        views = tuple((view.count, view.width, view.height) for view in work.image.views)
+        if views not in seen:
+            seen[views] = {} if reference is None else reference(model, work)
+        return seen[views]
+
+    return measured
 
 
 def counted(work: Workload) -> str:
@@ -103,76 +111,27 @@ def counted(work: Workload) -> str:
 
 
 def _evaluate(
-    sweep: GridSweep, model: Model, grids: list[tuple[int, int]], works: list[Workload], page: dict[str, Any]
+    sweep: GridSweep, model: Model, works: list[Workload], together: Workload
 ) -> list[dict[str, dict[str, Any]]]:
-    """Costs of all grids at once: {component: columns} a grid."""
-    h, w = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
-    together = sweep.parts(model, model.workload(grid=(h, w), **page))
-    return part_columns(together, len(grids), lambda i: sweep.parts(model, works[i]))
-
-
-def kinds(settings: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Attention and execution of the rows: each attention kind, and each of `executions` with flash.
-
-    Raises InputError for what is none, twice or contradictory.
-    """
-    found = []
-    for attention in several("attention", settings["attention"], ATTENTION):
-        found.append({"attention": attention, "execution": str(settings["execution"] or attention)})
-    if settings.get("executions"):
-        if settings["execution"] is not None:
-            raise InputError("give executions or execution, not both; executions=null leaves the further ones out")
-        further = several("executions", settings["executions"], COMPILED)
-        found += [{"attention": "flash", "execution": execution} for execution in further]
-    return found
+    """Costs of all points at once: {component: columns} a point."""
+    return part_columns(sweep.parts(model, together), len(works), lambda i: sweep.parts(model, works[i]))
 
 
 def main_kind(settings: Mapping[str, Any]) -> str:
-    """The execution that figures by component and sentences speak of: that of the last attention kind."""
-    attention = several("attention", settings["attention"], ATTENTION)[-1]
-    return str(settings["execution"] or attention)
+    """The execution that figures by component and sentences speak of: flash if it is there, else the last."""
+    kinds: list[str] = settings["runtime"]
+    return "flash" if "flash" in kinds else kinds[-1]
 
 
-def several(key: str, value: Any, valid: Iterable[str]) -> list[str]:
-    """One or more choices, each once; raises InputError for anything else."""
-    valid = list(valid)
-    return one_or_more(key, value, f"of {', '.join(valid)}", str, lambda choice: choose(key, choice, valid))
-
-
-def whole_numbers(key: str, value: Any) -> list[int]:
-    """One or more whole numbers of at least 1, each once; raises InputError for anything else."""
-    return one_or_more(key, value, "whole numbers", (int, float, str), lambda number: as_size(key, number))
-
-
-def refuse_reference(name: str, reference: Any) -> None:
-    """Raise InputError if a sweep that no reference modules can count beside is asked for them."""
-    if reference is not None:
-        raise InputError(f"reference=true is not available for {name}; it is for vision_crops")
+def place_of(model: Model, work: Workload) -> dict[str, Any]:
+    """The columns of a page: what the planner says of it, and its tokens."""
+    return {**model.planner.columns(work.image), "image_tokens": work.image.tokens}
 
 
 def _row(
-    sweep: GridSweep, model: Model, work: Workload, part: str, costs: Mapping[str, Any], marked: bool
+    sweep: GridSweep, model: Model, work: Workload, kind: str, part: str, costs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    image = work.image
-    h, w = image.grid or (0, 0)
-    head = {"crops": h * w, "grid_h": h, "grid_w": w, "image_tokens": image.tokens}
     further = dict(sweep.columns(model, work, part, costs))
     before = {key: further.pop(key) for key in ("context_tokens", "decode_steps", "logits") if key in further}
-    component = {"component": part} if part else {}
-    marks = {"extrapolated": not image.produced, "marked": marked}
-    return head | before | component | {
-        "attention": work.attention, "execution": work.execution, **costs, **further, **marks,
-    }  # fmt: skip
-
-
-def _add_reference(
-    model: Model, rows: list[dict[str, Any]], page: dict[str, Any], own: Workload | None, reference: Any
-) -> None:
-    """What the reference modules count; they see the number of crops, not their arrangement."""
-    counted: dict[int, dict[str, int]] = {}
-    for row in rows:
-        crops = row["crops"]
-        if crops not in counted:
-            grid = f"{row['grid_h']}x{row['grid_w']}"
-            counted[crops] = reference(model, model.workload(grid=grid, **page) if crops else own)
-        row.update(counted[crops])
+    head = place_of(model, work) | before | ({"component": part} if part else {}) | kind_columns(kind)
+    return head | dict(costs) | further | {"extrapolated": not work.image.produced}

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import STAGES, Model
+from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, kind_columns, options_of
 from modelmeter.sizes import as_size
-from modelmeter.sweep.grids import COUNTING, counted, kinds, main_kind, refuse_reference
+from modelmeter.sweep.columns import Column, flops_of, significant
+from modelmeter.sweep.findings import Finding, spoken
+from modelmeter.sweep.grids import counted, main_kind, place_of
 from modelmeter.sweep.table import Chart, Table, point_columns
-from modelmeter.workload import Workload, parse_pair
+from modelmeter.workload import Workload
+
+SETTINGS = joined(
+    Setting("profiles", entry("profile"), "of configs/profile or YAML files; null: all of them", True, True),
+    BATCH, *COUNTING, *SWEPT,
+)  # fmt: skip
+COLUMNS = (Column("title", "document", axis="document"), Column("pages"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Profile:
         place = f"profile {self.name}: "
         if not isinstance(self.title, str) or not self.title.strip():
             raise InputError(f"{place}title must be words, not {self.title!r}")
-        size = parse_pair(f"{place}image_size", self.image_size, "WIDTHxHEIGHT in pixels")
+        size = IMAGE_SIZE.kind.check(f"{place}image_size", self.image_size)
         object.__setattr__(self, "image_size", f"{size[0]}x{size[1]}")
         for key, least in (("prompt_tokens", 0), ("output_tokens", 1), ("pages", 1)):
             object.__setattr__(self, key, as_size(place + key, getattr(self, key), least=least))
@@ -51,21 +60,21 @@ class Profile:
         return model.workload(image_size=self.image_size, mode=mode, **options)
 
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
     """One row a profile, stage and attention kind; `page` is all stages, `all pages` as many requests.
 
     `settings["profiles"]` are Profile objects.
     """
-    refuse_reference("profiles", reference)
     rows: list[dict[str, Any]] = []
     for profile in settings["profiles"]:
-        for kind in kinds(settings):
-            work = profile.workload(model, **kind, **{key: settings[key] for key in ("batch", *COUNTING)})
-            rows += [_row(model, profile, work, stage, cost) for stage, cost in _stages(model, profile, work).items()]
+        for kind in settings["runtime"]:
+            work = profile.workload(model, **options_of(settings, kind, BATCH))
+            stages = _stages(model, profile, work).items()
+            rows += [_row(model, profile, work, kind, stage, cost) for stage, cost in stages]
     count = len(settings["profiles"])
     title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"
-    spoken = main_kind(settings)
-    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(spoken), kind=spoken)]
+    main = main_kind(settings)
+    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(main), kind=main)]
 
 
 def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCost]:
@@ -75,25 +84,19 @@ def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCo
     return {**costs, "page": page, "all pages": replace(page * profile.pages, **stored)}
 
 
-def _row(model: Model, profile: Profile, work: Workload, stage: str, cost: StageCost) -> dict[str, Any]:
-    image = work.image
-    h, w = image.grid or (0, 0)
+def _row(model: Model, profile: Profile, work: Workload, kind: str, stage: str, cost: StageCost) -> dict[str, Any]:
     reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
     return {
         "profile": profile.name,
         "title": profile.title,
         "image_size": profile.image_size,
-        "mode": image.mode,
-        "crops": h * w,
-        "grid_h": h,
-        "grid_w": w,
-        "image_tokens": image.tokens,
+        "mode": work.image.mode,
+        **place_of(model, work),
         "context_tokens": work.context_tokens,
         "decode_steps": work.decode_steps,
         "pages": profile.pages,
         "stage": stage,
-        "attention": work.attention,
-        "execution": work.execution,
+        **kind_columns(kind),
         **point_columns(cost),
         "beyond_positions": stage != "vision" and model.is_beyond(reach),
     }
@@ -106,3 +109,19 @@ def _charts(kind: str) -> list[Chart]:
     ]
     page = {"execution": kind, "stage": ("page",)}
     return [*bars, Chart("profiles_kv", ("kv_gb",), "title", "stage", page, bars=True)]
+
+
+def _findings(table: Table) -> Iterator[Finding]:
+    yield from spoken(table)
+    for page in table.select(stage="page", execution=table.kind):
+        stages = {r["stage"]: r for r in table.select(profile=page["profile"], execution=table.kind)}
+        yield "profile", {
+            "title": page["title"],
+            "flops": significant(flops_of(page) / 1e12),
+            "vision": significant(100 * flops_of(stages["vision"]) / flops_of(page)),
+            "decode": significant(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
+            "io": significant(page["io_bytes"] / 1e9),
+        }  # fmt: skip
+
+
+FINDINGS = {"profiles": _findings}

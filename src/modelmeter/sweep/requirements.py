@@ -7,64 +7,77 @@ fusion could reach for compulsory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modelmeter.errors import InputError, one_or_more
-from modelmeter.sweep.table import TOTAL, Chart, Table
-
-
-@dataclass(frozen=True)
-class Target:
-    """A latency target: its `name`, the settings `key` of its budgets in seconds, and what it waits for."""
-
-    name: str
-    key: str
-    waits_for: str
-
-
-TTFT = Target("TTFT", "ttft", "vision and prefill")
-TPOT = Target("TPOT", "tpot", "one decode step")
+from modelmeter.errors import InputError
+from modelmeter.settings import Kind, Setting
+from modelmeter.sweep.columns import Column, Measure
+from modelmeter.sweep.findings import Finding, rows_of, span
+from modelmeter.sweep.table import COST_COLUMNS, TOTAL, Chart, Table
 
 LEAST = 1e-9
 """The least budget in seconds that makes sense; the largest is its inverse."""
 
-_PLACE = (
-    "crops", "grid_h", "grid_w", "image_tokens", "context_tokens", "decode_steps", "logits", "attention",
-    "execution",
-)  # fmt: skip
-_MARKS = ("beyond_positions", "extrapolated", "marked")
 
-
-def budgets_of(key: str, value: Any) -> list[float]:
-    """One or more budgets in seconds; raises InputError unless all are numbers above 0, each once."""
+def _seconds(key: str, budget: Any) -> float:
     wanted = f"each above 0 (from {LEAST:g} to {1 / LEAST:g})"
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not LEAST <= budget <= 1 / LEAST:
+        raise InputError(f"{key} must be one or more budgets in seconds, {wanted}, not {budget!r}")
+    return float(budget)
 
-    def check(budget: Any) -> float:
-        if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not LEAST <= budget <= 1 / LEAST:
-            raise InputError(f"{key} must be one or more budgets in seconds, {wanted}, not {budget!r}")
-        return float(budget)
 
-    return one_or_more(key, value, "budgets in seconds", check=check)
+@dataclass(frozen=True)
+class Target:
+    """A latency target: its `name`, what it waits for, and the setting of its budgets in seconds."""
+
+    name: str
+    waits_for: str
+    setting: Setting
+
+
+BUDGET = Kind(_seconds, lambda: "budgets in seconds")
+TTFT = Target(
+    "TTFT",
+    "vision and prefill",
+    Setting("ttft", BUDGET, "budgets for vision and prefill, seconds, each above 0", several=True),
+)
+TPOT = Target(
+    "TPOT",
+    "one decode step",
+    Setting("tpot", BUDGET, "budgets for one decode step, seconds, each above 0", several=True),
+)
+COLUMNS = (
+    Column("target"),
+    Column("budget_s", "budget s", curve="{} s"),
+    Column("required_flops_per_s", "required TFLOP/s", 1e12, 4),
+    Column("required_bytes_per_s", "required GB/s", 1e9, 4),
+)
+MEASURES = (
+    Measure("required_tflops_per_s", "required rate (TFLOP/s)", ("required_flops_per_s",), 1e12),
+    Measure("required_gb_per_s", "required bandwidth (GB/s)", ("required_bytes_per_s",), 1e9),
+)
+_MARKS = ("beyond_positions", "extrapolated", "marked")
 
 
 def requirements(target: Target, table: Table) -> Table:
     """The rates that the budgets of a sweep's settings require at each of its points (its totals are used)."""
+    key = target.setting.name
     rows = [
         _required(target, row, budget)
-        for budget in budgets_of(target.key, table.settings[target.key])
+        for budget in target.setting.check(table.settings[key])
         for row in table.select(component=TOTAL)
     ]
-    name = f"responsive_by_{target.key}"
-    by = ("budget_s", "execution")
+    by, axis = ("budget_s", "execution"), table.points.axis if table.points else ""
     charts = [
-        Chart(f"responsive_tflops_by_{target.key}", ("required_tflops_per_s",), by=by),
-        Chart(f"responsive_gb_by_{target.key}", ("required_gb_per_s",), by=by),
+        Chart(f"responsive_tflops_by_{key}", ("required_tflops_per_s",), by=by, axis=axis),
+        Chart(f"responsive_gb_by_{key}", ("required_gb_per_s",), by=by, axis=axis),
     ]
     title = table.title_of(f"what a {target.name} budget requires ({target.waits_for})")
     digest = [row for row in rows if row["execution"] == table.kind]
-    return Table(name, title, table.basis, rows, table.settings, charts, digest=digest, kind=table.kind)
+    name, kind = f"responsive_by_{key}", table.kind
+    return Table(name, title, table.basis, rows, table.settings, charts, digest, kind, table.points)
 
 
 def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str, Any]:
@@ -76,5 +89,20 @@ def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str
         "required_flops_per_s": (tensor + cuda) / seconds,
         "required_bytes_per_s": moved / seconds,
     }
-    head = {"target": target.name, "budget_s": budget} | {k: row[k] for k in _PLACE if k in row}
-    return head | rates | {k: row[k] for k in _MARKS}
+    costs = (*COST_COLUMNS, "component", *_MARKS)
+    place = {k: v for k, v in row.items() if k not in costs and not k.endswith("_per_token")}
+    return {"target": target.name, "budget_s": budget} | place | rates | {k: row[k] for k in _MARKS}
+
+
+def _findings(table: Table) -> Iterator[Finding]:
+    rows = rows_of(table)
+    for budget in dict.fromkeys(row["budget_s"] for row in rows):
+        some = [row for row in rows if row["budget_s"] == budget]
+        rate, moved = ([row[f"required_{what}_per_s"] for row in some] for what in ("flops", "bytes"))
+        yield "required", {
+            "target": some[0]["target"], "budget": f"{budget:g}", "kind": table.kind,
+            "range": span(rate, 1e12), "range_gb": span(moved, 1e9),
+        }  # fmt: skip
+
+
+FINDINGS = {f"responsive_by_{target.setting.name}": _findings for target in (TTFT, TPOT)}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modelmeter.cost import StageCost
+from modelmeter.models.planner import Points
 from modelmeter.sizes import Size
 
 EXACT = 2**53
@@ -34,10 +35,11 @@ COST_COLUMNS = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: `measures` (names of report/measures.py) over column `x`, a curve for each value of `by`.
+    """A figure: `measures` (by name) over column `x`, a curve for each value of `by`.
 
     `where` selects rows by column. `log` names the logarithmic axes ("", "y", "xy"). `bars` stacks the
-    values of `by` above each value of `x` instead. `note` is added to the label of the y axis.
+    values of `by` above each value of `x` instead. `note` is added to the label of the y axis; `axis` is
+    that of the x axis where the column's own does not do.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Chart:
     log: str = ""
     bars: bool = False
     note: str = ""
+    axis: str = ""
 
     @property
     def curves(self) -> tuple[str, ...]:
@@ -60,7 +63,7 @@ class Table:
     """Rows by column name; `title` says what was swept and `basis` how it was counted.
 
     `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of
-    where there are several.
+    where there are several, `points` what a planner offered to sweep over.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Table:
     charts: Sequence[Chart] = ()
     digest: Sequence[Mapping[str, Any]] | None = None
     kind: str = ""
+    points: Points | None = None
 
     @property
     def shown(self) -> Sequence[Mapping[str, Any]]:

@@ -3,59 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modelmeter.cost import StageCost
 from modelmeter.device import Device
 from modelmeter.models.model import Model
-from modelmeter.sweep import e2e_decode, e2e_vision_prefill
-from modelmeter.sweep.grids import refuse_reference, run_grids
+from modelmeter.settings import Setting, entry
+from modelmeter.sweep import e2e_decode, e2e_vision_prefill, grids
+from modelmeter.sweep.columns import Column, Measure, Row, significant
+from modelmeter.sweep.findings import Finding, span
+from modelmeter.sweep.grids import run_grids
 from modelmeter.sweep.requirements import TPOT, TTFT, requirements
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
+SETTINGS = (
+    *grids.SETTINGS, TTFT.setting, TPOT.setting,
+    Setting("devices", entry("device"), "of configs/device or YAML files; null: all of them", True, True),
+)  # fmt: skip
 SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
 """Columns of the shares of a device's peaks, in the order of `device.RESOURCES`."""
 
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+def _range(share: str, heading: str) -> Column:
+    def shows(row: Row) -> str:
+        low, high = (significant(100 * row[f"{end}_{share}"]) for end in ("least", "largest"))
+        return low if low == high else f"{low} - {high}"
+
+    return Column(f"largest_{share}", heading, shows=shows)
+
+
+COLUMNS = (
+    Column("device", axis="device"),
+    _range("tensor_core_share", "% of bf16 tensor-core peak"),
+    _range("cuda_core_share", "% of fp32 CUDA-core peak"),
+    _range("memory_bandwidth_share", "% of bandwidth"),
+    Column("binds"),
+    Column("within_peaks", "grids within the peaks"),
+    Column("fits_memory", "grids that fit the memory"),
+    Column("source", "source (confidence)"),
+)
+_SHARE = "share of the datasheet's figure (%)"
+_SHORT = ("tensor-core peak, dense bf16", "CUDA-core peak, fp32", "memory bandwidth")
+MEASURES = tuple(Measure(name, _SHARE, (name,), 0.01, short) for name, short in zip(SHARES, _SHORT, strict=True))
+
+
+def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
     """The rates by target and budget, then the shares of each device's peaks that they take.
 
     `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
     """
-    refuse_reference("targets", reference)
     first = run_grids(e2e_vision_prefill.SWEEP, model, settings)
     steps = run_grids(e2e_decode.SWEEP, model, settings)
     tables = [requirements(TTFT, first), requirements(TPOT, steps)]
     return [*tables, device_table(settings["devices"], tables, _memory(first, steps))]
 
 
-def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return row["grid_h"], row["grid_w"], row["execution"]
+def _place(table: Table, row: Row) -> dict[str, Any]:
+    """What tells the points of a table apart."""
+    return {key: row[key] for key in (table.points.keys if table.points else ())}
 
 
-def _memory(first: Table, steps: Table) -> dict[tuple[Any, ...], int]:
-    """Bytes that a page needs by grid: all weights, the larger peak, the KV cache after the last step."""
-    after = {_place(row): row for row in steps.select(component=TOTAL)}
+def _at(table: Table, row: Row) -> tuple[Any, ...]:
+    return (*_place(table, row).values(), row["execution"])
+
+
+def _memory(first: Table, steps: Table) -> dict[Any, int]:
+    """Bytes that a page needs by point: all weights, the larger peak, the KV cache after the last step."""
+    after = {_at(steps, row): row for row in steps.select(component=TOTAL)}
     return {
-        _place(row): row["weight_bytes"]
-        + max(row["peak_activation_bytes"], after[_place(row)]["peak_activation_bytes"])
-        + after[_place(row)]["kv_cache_bytes"]
+        _at(first, row): row["weight_bytes"]
+        + max(row["peak_activation_bytes"], after[_at(first, row)]["peak_activation_bytes"])
+        + after[_at(first, row)]["kv_cache_bytes"]
         for row in first.select(component=TOTAL)
     }
 
 
 def device_table(devices: Sequence[Device], required: Sequence[Table], memory: Mapping[Any, int]) -> Table:
     """Each requirement on each device: shares of its peaks, which of them binds, whether it can be met."""
+    first = required[0]
     rows = [
-        _device_row(device, row, memory[_place(row)]) for table in required for row in table.rows for device in devices
+        _device_row(device, row, memory[_at(first, row)])
+        for table in required
+        for row in table.rows
+        for device in devices
     ]
-    title = required[0].title_of("what binds on each device")
-    kind, basis, settings = required[0].kind, required[0].basis, required[0].settings
     charts = [
         Chart(f"device_shares_{target.lower()}", SHARES, x="device", by="", where=where, log="y", bars=True)
-        for target, where in _shown_points(rows, kind)
+        for target, where in _shown_points(first, rows)
     ]
-    return Table("device_shares", title, basis, rows, settings, charts, list(_digest(devices, rows)), kind)
+    return replace(
+        first, name="device_shares", title=first.title_of("what binds on each device"), rows=rows, charts=charts,
+        digest=list(_digest(devices, rows)),
+    )  # fmt: skip
 
 
 def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str, Any]:
@@ -104,11 +144,43 @@ def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Ite
         }
 
 
-def _shown_points(rows: Sequence[Mapping[str, Any]], kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _shown_points(table: Table, rows: Sequence[Row]) -> Iterator[tuple[str, dict[str, Any]]]:
     """For each target its tightest budget, at the user's page or else at the largest grid."""
     for target in dict.fromkeys(row["target"] for row in rows):
-        some = [row for row in rows if row["target"] == target and row["execution"] == kind]
+        some = [row for row in rows if row["target"] == target and row["execution"] == table.kind]
         tightest = min(row["budget_s"] for row in some)
         row = max((r for r in some if r["budget_s"] == tightest), key=lambda r: (r["marked"], r["image_tokens"]))
-        place = {k: row[k] for k in ("grid_h", "grid_w")}
-        yield target, {"target": target, "budget_s": tightest, "execution": kind, **place}
+        yield target, {"target": target, "budget_s": tightest, "execution": table.kind, **_place(table, row)}
+
+
+def _findings(table: Table) -> Iterator[Finding]:
+    digest = table.digest or ()
+    budgets = dict.fromkeys((row["target"], row["budget_s"]) for row in digest)
+    for target, budget in budgets:
+        some = [r for r in digest if (r["target"], r["budget_s"], r["execution"]) == (target, budget, table.kind)]
+        ends = {
+            name: span([row[f"{end}_{share}"] for row in some for end in ("least", "largest")], 0.01)
+            for name, share in (("tensor", "tensor_core_share"), ("memory", "memory_bandwidth_share"))
+        }
+        yield "shares", {"target": target, "budget": f"{budget:g}", "kind": table.kind, **ends}
+    for target in dict.fromkeys(target for target, _ in budgets):
+        yield from _binding(digest, target)
+
+
+def _binding(digest: Sequence[Row], target: str) -> Iterator[Finding]:
+    """What binds does not depend on the budget: on how many devices it is bandwidth, by execution."""
+    rows = [row for row in digest if row["target"] == target]
+    rows = [row for row in rows if row["budget_s"] == rows[0]["budget_s"]]
+    executions = list(dict.fromkeys(row["execution"] for row in rows))
+    devices = len({row["device"] for row in rows})
+    for execution in executions:
+        some = [row for row in rows if row["execution"] == execution]
+        bound = sum(row["binds"] == "memory bandwidth" for row in some)
+        ratios = span([row[f"{end}_ratio"] for row in some for end in ("least", "largest")])
+        yield "binds", {"target": target, "kind": execution, "bound": bound, "devices": devices, "range": ratios}
+    if "compulsory" in executions and all(row["binds"] == "memory bandwidth" for row in rows):
+        least = min(row["least_margin"] for row in rows)
+        yield "bandwidth_bound", {"target": target, "low": significant(least), "devices": devices}
+
+
+FINDINGS = {"device_shares": _findings}

@@ -1,11 +1,25 @@
-"""The vision stage over every crop grid."""
+"""The vision stage over every point of the planner; FLOPs of reference modules stand beside it if asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelmeter.models.model import Model
+from modelmeter.sweep.columns import flops_of, significant
+from modelmeter.sweep.findings import (
+    Finding,
+    eager,
+    engines,
+    intensity,
+    over_grids,
+    ranges,
+    rows_of,
+    spoken,
+    trend,
+    trends,
+)  # fmt: skip
+from modelmeter.sweep.grids import SETTINGS as SETTINGS
 from modelmeter.sweep.grids import STAGECOST, GridSweep, run_grids
 from modelmeter.sweep.table import Chart, Table
 
@@ -15,12 +29,32 @@ def _charts(kind: str) -> list[Chart]:
     return [*charts, Chart("vision_flops_split_log", ("tensor_tflops", "cuda_tflops"), log="y")]
 
 
+def _findings(table: Table) -> Iterator[Finding]:
+    rows = rows_of(table)
+    tiled = {row["crops"]: row for row in rows if row.get("crops")}
+    yield from spoken(table)
+    if len(tiled) > 1:
+        yield from over_grids("vision_range", list(tiled.values()))
+        few, many = min(tiled), max(tiled)
+        each = significant((flops_of(tiled[many]) - flops_of(tiled[few])) / (many - few) / 1e12, 4)
+        flops = {crops: flops_of(row) for crops, row in tiled.items()}
+        same = trend(list(flops.items())) == "linear"
+        yield "vision_per_crop" if same else "vision_per_crop_mean", {"each": each}
+        yield from trends("vision_trend", flops)
+    yield from engines(rows)
+    yield from eager(table)
+    yield from intensity(rows)
+    yield from ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
+    if len(tiled) > 1:
+        fewer, many = sorted(tiled)[-2:]
+        more = tiled[many]["peak_activation_bytes"] - tiled[fewer]["peak_activation_bytes"]
+        yield "peak_per_crop", {"each": significant(more / (many - fewer) / 1e6, 4)}
+
+
+FINDINGS = {"vision_crops": _findings}
+COMPARABLE = True
 SWEEP = GridSweep(
-    "vision_crops",
-    lambda work: "vision stage",
-    lambda model, work: {"": model.cost("vision", work)},
-    _charts,
-    comparable=True,
+    "vision_crops", lambda work: "vision stage", lambda model, work: {"": model.cost("vision", work)}, _charts
 )
 
 

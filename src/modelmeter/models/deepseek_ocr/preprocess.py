@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from modelmeter.errors import InputError, choose
-from modelmeter.sizes import Size, as_size, ceil_div
+from modelmeter.models.planner import Points
+from modelmeter.sizes import Expr, Size, as_size, ceil_div
 from modelmeter.workload import ImagePlan, View
 
 MOST_CROPS = 4096  # the largest grid that a sweep may ask for
@@ -124,10 +127,43 @@ class CropRule:
     def produces(self, grid: tuple[Size, Size]) -> bool:
         """Whether the preprocessor can choose this grid (every one, for arrays)."""
         crops = grid[0] * grid[1]
-        if hasattr(crops, "free_symbols"):
+        if isinstance(crops, Expr):
             return True
         inside = (crops >= self.min_crops) & (crops <= self.max_crops)
         return bool(inside.all()) if hasattr(inside, "all") else bool(inside)
+
+    def has_crops(self, mode: str | None) -> bool:
+        """Whether images are cut into crops in this mode (None: the default one)."""
+        return self.mode(mode)[1].tile is not None
+
+    def grids(self, largest: int) -> list[tuple[int, int]]:
+        """All (rows, columns) of crops with rows <= columns and at most `largest` crops."""
+        if largest > MOST_CROPS:
+            raise InputError(f"largest must be at most {MOST_CROPS} crops, not {largest}")
+        found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest // h + 1)]
+        return sorted((g for g in found if g[0] * g[1] >= self.min_crops), key=lambda g: (g[0] * g[1], g))
+
+    def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
+        """All crop grids of up to `largest` crops, and the user's own."""
+        grids: list[Any] = self.grids(largest)
+        if not grids:
+            raise InputError(f"largest must be at least min_crops = {self.min_crops}, not {largest}")
+        self.plan(mode, None, grids[0])  # refuses a mode without crops
+        if own is not None and own.grid is not None and own.grid not in grids:
+            grids.append(own.grid)
+        rows, columns = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
+        return Points(
+            "crop grids" if len(grids) > 1 else "crop grid",
+            "image tokens (grid of crops written rows x columns)",
+            ("grid_h", "grid_w"),
+            [{"grid": grid} for grid in grids],
+            {"grid": (rows, columns)},
+        )
+
+    def columns(self, plan: ImagePlan) -> dict[str, Any]:
+        """Crops and their grid; 0 without crops."""
+        h, w = plan.grid or (0, 0)
+        return {"crops": h * w, "grid_h": h, "grid_w": w}
 
     def _valid(self, mode: Mode, image_size: tuple[int, int] | None) -> int:
         """Tokens of the global view that are not padding, as the vendor's code rounds (int, not ceil)."""

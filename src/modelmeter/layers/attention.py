@@ -1,0 +1,210 @@
+"""Attention: causal with a KV cache, bidirectional over a sequence, over a grid of patches, across sequences.
+
+The core is the same equations everywhere; whether it is one kernel is a runtime's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from modelmeter.errors import InputError
+from modelmeter.graph.forms import ADD, MUL, SOFTMAX_IN_FP32
+from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer, rebuild, require_divisible, walk
+from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding, rotation
+from modelmeter.sizes import Expr, Size, anywhere, as_size, minimum, ratio
+
+
+def require_head_width(layer: str, d: Size, h: Size, e: Size) -> None:
+    """Raise InputError unless the hidden width is heads x head width (expressions pass)."""
+    require_divisible(layer, "hidden size", d, "heads", h)
+    if not any(isinstance(size, Expr) for size in (d, h, e)) and anywhere(d != h * e):
+        raise InputError(f"{layer}: hidden size {d} must be heads {h} x head width, so head width {d // h}, not {e}")
+
+
+def projections(*ops: Op, one_matrix: bool) -> Iterator[Op]:
+    """Linear layers of the same input; those that are one matrix in the checkpoint are one kernel everywhere."""
+    return composite("projections", *ops, always=True) if one_matrix else iter(ops)
+
+
+@dataclass(frozen=True)
+class CausalAttention(BaseLayer):
+    """Causal attention of s queries on a cache of t keys, their own included, with grouped KV heads.
+
+    y = W_o softmax(scale rope(q) rope(k)) v. New keys and values are written to the cache, all that a query can see
+    is read. Counted full (s t pairs) or exact, s (2t - s + 1) / 2. Masks are selects, not sums. With a `window` a
+    query sees that many positions, its own included, and the cache holds no more. `rotary` makes the tables of cos
+    and sin in the layer; without it the layer is given them.
+    Vendor: LlamaAttention in transformers 5. Paper: arXiv 2302.13971, GQA 2305.13245.
+    Axes: b sequences, s tokens, t context, d hidden width, g KV heads, r queries per KV head, e head width.
+
+    >>> layer = CausalAttention(8, 1, 2, 4, window=3)
+    >>> [layer.forward_memory_kvcache_bytes(b=1, s=1, t=t) // (2 * 4 * 2) for t in (2, 3, 9)]
+    [2, 3, 3]
+    """
+
+    d: Size
+    g: Size
+    r: Size
+    e: Size
+    rotary: BaseLayer | None = None
+    window: Size | None = None
+    sizes = "b s t"
+    one_kernel: ClassVar[bool] = False
+    """Whether the scores never leave the chip, whatever the runtime."""
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return "x cos sin" if self.rotary is None else "x pos"
+
+    def check(self) -> None:
+        if isinstance(self.rotary, (RotaryEmbedding, LlamaRotaryEmbedding)):
+            self.require_equal(head_width=self.e, rotary_width=self.rotary.e)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n.require(n.t - n.s, "context t={t} must hold the call's own tokens, s={s}, so t >= s")
+        window = None if self.window is None else n.window
+        n = n.bind(P=n.pairs(n.s, n.t, window), m=n.t if window is None else minimum(n.t, window))
+        if window is not None:
+            n = n.bind(t=minimum(n.t, window + n.s - 1))
+        yield matmul("q[b s g r e] = x[b s d] * W_q[d g r e]", n)
+        yield matmul("k[b s g e] = x[b s d] * W_k[d g e]", n)
+        yield matmul("v[b s g e] = x[b s d] * W_v[d g e]", n)
+        if self.rotary is not None:
+            yield from self.rotary.at(n, "rotary", y="cos", sin="sin", pos="pos")
+        yield from rotation(n)
+        n = n.bind(w=n.s if window is None else minimum(n.s, window))
+        yield copy("C_k[b m:w g e] = k[b s:w g e]", n)
+        yield copy("C_v[b m:w g e] = v[b s:w g e]", n)
+        yield from composite(
+            "attention",
+            matmul("a[b g r s t] = q[b s g r e] * C_k[b m:t g e]", n, over="b g r P e"),
+            pointwise("a[b g r s t] = a[b g r s t]", MUL, n, over="b g r P"),
+            softmax("p[b g r s t] = a[b g r s t]", n, row="t", over="b g r P", form=SOFTMAX_IN_FP32),
+            matmul("o[b s g r e] = p[b g r s t] * C_v[b m:t g e]", n, over="b g r P e"),
+            always=self.one_kernel,
+            mask="mask[b s t]",
+        )
+        yield matmul("y[b s d] = o[b s g r e] * W_o[g r e d]", n)
+
+
+@dataclass(frozen=True)
+class SelfAttention(BaseLayer):
+    """Bidirectional multi-head attention with biases.
+
+    y = W_out softmax(scale q k) v.
+    Vendor: CLIPAttention in transformers. Paper: arXiv 1706.03762.
+    Axes: b images, s tokens (t of them as keys), h heads, e head width.
+
+    >>> SelfAttention(d=4, h=2, e=2).forward_tensor_core_flops(b=1, s=3) == 2 * (4 * 3 * 16 + 2 * 9 * 4)
+    True
+    """
+
+    d: Size
+    h: Size
+    e: Size
+    sizes = "b s"
+    one_matrix: ClassVar[bool] = False
+    """Whether q, k and v are one matrix of the checkpoint."""
+
+    def check(self) -> None:
+        require_head_width(type(self).__name__, self.d, self.h, self.e)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from projections(
+            matmul("q[b s h e] = x[b s d] * W_q[d h e] + W_bq[h e]", n),
+            matmul("k[b s h e] = x[b s d] * W_k[d h e] + W_bk[h e]", n),
+            matmul("v[b s h e] = x[b s d] * W_v[d h e] + W_bv[h e]", n),
+            one_matrix=self.one_matrix,
+        )
+        n = n.bind(t=n.s)
+        yield from composite(
+            "attention",
+            matmul("a[b h s t] = q[b s h e] * k[b t h e]", n),
+            pointwise("a[b h s t] = a[b h s t]", MUL, n),
+            softmax("p[b h s t] = a[b h s t]", n, row="t", form=SOFTMAX_IN_FP32),
+            matmul("o[b s h e] = p[b h s t] * v[b t h e]", n),
+        )
+        yield matmul("y[b s d] = o[b s h e] * W_out[h e d] + W_bout[d]", n)
+
+
+@dataclass(frozen=True)
+class GridAttention(BaseLayer):
+    """Attention over a grid of patches, with decomposed relative positions as an additive bias.
+
+    a = scale q k + q Rh + q Rw, y = W_proj softmax(a) v. The bias is a tensor of its own that attention kernels
+    read. The checkpoint has one matrix for q, k and v; code merges the batch axis with the heads.
+    Paper: arXiv 2112.01526 (MViTv2).
+    Omits: the interpolation of the tables to other grids, the layout copies of the bias halves.
+    Axes: b windows or images, u x v their patches, h heads, e head width, `side` of the trained grid.
+
+    >>> layer = GridAttention(d=4, h=2, e=2, side=3)
+    >>> layer.forward_tensor_core_flops(b=1, u=3, v=3) == 2 * 9 * 4 * (4 * 4 + 2 * 9 + 2 * 3)
+    True
+    """
+
+    d: Size
+    h: Size
+    e: Size
+    side: Size
+    relative: bool = True
+    sizes = "b u v"
+
+    def check(self) -> None:
+        require_head_width(type(self).__name__, self.d, self.h, self.e)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(i=n.u, j=n.v, R=2 * n.side - 1)
+        yield from projections(
+            matmul("q[b u v h e] = x[b u v d] * W_q[d h e] + W_bq[h e]", n),
+            matmul("k[b u v h e] = x[b u v d] * W_k[d h e] + W_bk[h e]", n),
+            matmul("v[b u v h e] = x[b u v d] * W_v[d h e] + W_bv[h e]", n),
+            one_matrix=True,
+        )
+        bias = []
+        if self.relative:
+            yield copy("_Rh[u i e] = W_rel_h[R e]", n)
+            yield matmul("bh[b h u v i] = q[b u v h e] * _Rh[u i e]", n)
+            yield copy("_Rw[v j e] = W_rel_w[R e]", n)
+            yield matmul("bw[b h u v j] = q[b u v h e] * _Rw[v j e]", n)
+            yield pointwise("bias[b h u v i j] = bh[b h u v i] + bw[b h u v j]", ADD, n)
+            bias = [pointwise("a[b h u v i j] = a[b h u v i j] + bias[b h u v i j]", ADD, n)]
+        yield from composite(
+            "attention",
+            matmul("a[b h u v i j] = q[b u v h e] * k[b i j h e]", n),
+            pointwise("a[b h u v i j] = a[b h u v i j]", MUL, n),
+            *bias,
+            softmax("p[b h u v i j] = a[b h u v i j]", n, row="i j", form=SOFTMAX_IN_FP32),
+            matmul("o[b u v h e] = p[b h u v i j] * v[b i j h e]", n),
+            merged="b",
+        )
+        yield matmul("y[b u v d] = o[b u v h e] * W_proj[h e d] + W_bproj[d]", n)
+
+
+def attention_layers(node: Any) -> list[CausalAttention]:
+    """The causal attention layers in a model or layer, each counted once however often it is repeated."""
+    return [layer for layer in walk(node) if isinstance(layer, CausalAttention)]
+
+
+def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
+    """A model or layer whose causal attention has other heads at the same hidden width, ints or arrays.
+
+    The head width becomes hidden width / heads, as the vendors' codes have it. Raises InputError where
+    heads do not divide the hidden width, or KV heads not the heads.
+    """
+    heads, kv_heads = as_size("heads", heads), as_size("KV heads", kv_heads)
+    hidden = attention_layers(node)[0].d
+    require_divisible("attention", "hidden size", hidden, "heads", heads)
+    require_divisible("attention", "heads", heads, "KV heads", kv_heads)
+    r, e = ratio(heads, kv_heads), ratio(hidden, heads)
+
+    def change(layer: BaseLayer) -> BaseLayer:
+        if isinstance(layer, CausalAttention):
+            rotary = layer.rotary and replace(layer.rotary, e=e)
+            return replace(layer, g=kv_heads, r=r, e=e, rotary=rotary)
+        return replace(layer, e=e) if isinstance(layer, (RotaryEmbedding, LlamaRotaryEmbedding)) else layer
+
+    return rebuild(node, change)

@@ -1,0 +1,323 @@
+"""BaseLayer: a layer is one method, `ops`; everything a user asks of it is derived here.
+
+Fields that are sizes become axes, fields that are layers are placed with `at`. `Sequence` and `Repeat` compose
+layers. Nothing here knows any particular layer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache, cached_property
+from typing import Any, ClassVar, final, get_args, get_origin, get_type_hints
+
+from modelmeter.errors import InputError
+from modelmeter.graph.axes import AXES
+from modelmeter.graph.graph import Graph, checked
+from modelmeter.graph.ops import Op
+from modelmeter.graph.place import Node, Root, Sizes, axes_of, place_of, root_of
+from modelmeter.programs.cost import StageCost
+from modelmeter.programs.counting import Counting
+from modelmeter.programs.program import Program, program_of
+from modelmeter.sizes import Expr, Size, anywhere, as_size, differ, symbol
+from modelmeter.sizes.expressions import as_term
+
+
+class BaseLayer(ABC):
+    """A layer: hyper-parameters are fields, workload sizes are arguments (`sizes` names them).
+
+    Subclasses are frozen dataclasses that define `ops` alone. Each metric takes the workload sizes
+    by axis letter and the counting options `runtime` (eager, flash, fused, compulsory or a Runtime), `causal`,
+    `logits`, `precision`; it returns FLOPs, bytes or FLOPs per byte. Unknown or missing sizes and options raise
+    InputError.
+    """
+
+    sizes: ClassVar[str]
+    """The workload axes that the layer needs, letters of docs/glossary.md."""
+    inputs: ClassVar[str] = "x"
+    """The tensors that it is given; it writes `y`."""
+    buffers: ClassVar[str] = ""
+    """Inputs that the layer brings along: constants that are no parameters."""
+    keeps: ClassVar[str] = ""
+    """Tensors of its own that the caller holds: it is code of the caller."""
+    means: ClassVar[Mapping[str, str]] = {}
+    """What axes of its own mean, beside those of docs/glossary.md."""
+
+    @abstractmethod
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        """The layer's equations, reading `x` and writing `y`."""
+
+    def __post_init__(self) -> None:
+        for name, kinds in _field_types(type(self)).items():
+            if name in Sizes.reserved():
+                raise InputError(f"{type(self).__name__}.{name}: a field cannot be called {name!r}, as `n.{name}` is")
+            checked_value = _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds)
+            object.__setattr__(self, name, checked_value)
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 (most layers have nothing to check)
+        """Raise InputError where hyper-parameters contradict each other."""
+
+    def require_equal(self, **widths: Size) -> None:
+        """Raise InputError unless these sizes, named by the part they belong to, are one (expressions pass)."""
+        (first, wanted), *others = widths.items()
+        for name, value in others:
+            if differ(value, wanted):
+                kind, a, b = type(self).__name__, first.replace("_", " "), name.replace("_", " ")
+                raise InputError(f"{kind}: {a} is {wanted} and {b} is {value}; they must be equal")
+
+    @cached_property
+    def axes(self) -> dict[str, Size]:
+        """The fields that are sizes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        others = (BaseLayer, str, bool, tuple, type(None))
+        return {k: as_term(v) for k, v in values.items() if not isinstance(v, others)}
+
+    @final
+    def at(self, n: Sizes, scope: str, *, times: Size = 1, loop: bool = False, **bound: Any) -> Iterator[Op]:
+        """This layer placed under `scope`, `times` over: strings rename tensors, others set sizes.
+
+        Raises InputError for an input that is not named, a size that it does not have, or an output that its
+        ops never write.
+        """
+        names = {k: v for k, v in bound.items() if isinstance(v, str)}
+        kind, declared, around = type(self).__name__, self.sizes.split(), axes_of(n)
+        given = {k: v for k, v in bound.items() if k not in names}
+        sizes = {a: given[a] if a in given else around[a] for a in declared if a in given or a in around}
+        for axis in (k for k in given if k not in declared):
+            raise InputError(f"{kind} under {place_of(n).layer!r} has no size {axis!r}; its sizes: {self.sizes}")
+        for missing in (a for a in declared if a not in sizes):
+            raise InputError(f"{kind} under {place_of(n).layer!r} needs size {missing!r}; its sizes: {self.sizes}")
+        for missing in (x for x in self.inputs.split() if x not in names):
+            raise InputError(f"{kind} under {place_of(n).layer!r} needs its input {missing!r} to be named")
+        inner = n.inside(scope, kind, sizes, self.axes, names, times, loop=loop)
+        return self._placed(inner)
+
+    def _placed(self, n: Sizes) -> Iterator[Op]:
+        root_of(n).buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
+        written = False
+        y = n.resolve("y")[1]
+        for op in self.ops(n):
+            written = written or any(w.name == y for w in op.writes)
+            yield op
+        if not written:
+            raise InputError(f"{type(self).__name__}: no equation writes its output 'y'")
+
+    @final
+    def graph(self, counting: Counting | None = None) -> Graph:
+        """The layer's checked graph, its workload sizes as symbols."""
+        root = Root((counting or Counting()).causal)
+        kind = type(self).__name__
+        sizes = {a: symbol(a) for a in self.sizes.split()}
+        n = Sizes(sizes | self.axes, Node("", kind, (kind,)), root, bound=frozenset(sizes))
+        return checked(list(self._placed(n)), self.inputs.split(), root)
+
+    @final
+    def program(self, *, gradients: bool = False, **options: Any) -> Program:
+        """The layer's program by its counting options, made once; `gradients`: that of the backward pass."""
+        programs: dict[Any, Program] = self.__dict__.setdefault("_programs", {})
+        counting = Counting(**options)
+        found = programs.get((counting, gradients))
+        if found is None:
+            graph = self.graph(counting)
+            found = programs[counting, gradients] = program_of(
+                graph, self.sizes.split(), counting, gradients=gradients
+            )
+        return found
+
+    def _cost(self, gradients: bool, given: dict[str, Any]) -> StageCost:
+        options = {k: given.pop(k) for k in Counting.__dataclass_fields__ if k in given}
+        require_axes(type(self).__name__, self.sizes.split(), given)
+        values = [as_size(axis, given[axis]) for axis in self.sizes.split()]
+        return self.program(gradients=gradients, **options).at(values)[""]
+
+    @final
+    def cost(self, **sizes: Any) -> StageCost:
+        """The layer's forward StageCost."""
+        return self._cost(False, sizes)
+
+    @final
+    def backward_cost(self, **sizes: Any) -> StageCost:
+        """The StageCost of the backward pass: gradients of inputs and weights, nothing recomputed."""
+        return self._cost(True, sizes)
+
+    @final
+    def forward_tensor_core_flops(self, **sizes: Any) -> Size:
+        """FLOPs of matmuls, convolutions and attention products; 2 a multiply-add."""
+        return self.cost(**sizes).tensor_core_flops
+
+    @final
+    def forward_cuda_core_flops(self, **sizes: Any) -> Size:
+        """FLOPs of all other arithmetic, by the convention of docs/counting.md."""
+        return self.cost(**sizes).cuda_core_flops
+
+    @final
+    def forward_io_bytes(self, **sizes: Any) -> Size:
+        """Bytes between memory and chip."""
+        return self.cost(**sizes).io_bytes
+
+    @final
+    def forward_arithmetic_intensity(self, **sizes: Any) -> Size:
+        """FLOPs per byte of traffic."""
+        return self.cost(**sizes).arithmetic_intensity
+
+    @final
+    def forward_memory_weight_bytes(self, **sizes: Any) -> Size:
+        """Bytes of stored weights."""
+        return self.cost(**sizes).weight_bytes
+
+    @final
+    def forward_memory_activation_bytes(self, **sizes: Any) -> Size:
+        """Bytes of the largest set of activations alive at once."""
+        return self.cost(**sizes).peak_activation_bytes
+
+    @final
+    def forward_memory_kvcache_bytes(self, **sizes: Any) -> Size:
+        """Bytes of the KV cache at the end of the call."""
+        return self.cost(**sizes).kv_cache_bytes
+
+    @final
+    def backward_tensor_core_flops(self, **sizes: Any) -> Size:
+        """Tensor-core FLOPs of the backward pass."""
+        return self.backward_cost(**sizes).tensor_core_flops
+
+    @final
+    def backward_cuda_core_flops(self, **sizes: Any) -> Size:
+        """CUDA-core FLOPs of the backward pass: two a scalar operation of the forward pass, one a bias."""
+        return self.backward_cost(**sizes).cuda_core_flops
+
+    @final
+    def backward_io_bytes(self, **sizes: Any) -> Size:
+        """Bytes between memory and chip in the backward pass."""
+        return self.backward_cost(**sizes).io_bytes
+
+    @final
+    def backward_arithmetic_intensity(self, **sizes: Any) -> Size:
+        """FLOPs per byte of the backward pass."""
+        return self.backward_cost(**sizes).arithmetic_intensity
+
+
+def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
+    """`times` copies of a layer, the output of one the input of the next."""
+    names = {name: name for name in (*layer.inputs.split(), "y")}
+    return layer.at(n, scope, times=times, loop=not (isinstance(times, int) and times == 1), **names)
+
+
+def walk(node: Any) -> Iterator[BaseLayer]:
+    """Every layer in a model or layer, the outermost first, a repeated one once."""
+    if isinstance(node, tuple):
+        for part in node:
+            yield from walk(part)
+    elif is_dataclass(node) and not isinstance(node, type):
+        if isinstance(node, BaseLayer):
+            yield node
+        for field in fields(node):
+            yield from walk(getattr(node, field.name))
+
+
+def rebuild(node: Any, change: Callable[[BaseLayer], BaseLayer]) -> Any:
+    """A model or layer with every layer in it passed through `change`, the outermost first."""
+    if isinstance(node, tuple):
+        return tuple(rebuild(part, change) for part in node)
+    if isinstance(node, BaseLayer):
+        node = change(node)
+    if not is_dataclass(node) or isinstance(node, type):
+        return node
+    parts = {f.name: getattr(node, f.name) for f in fields(node)}
+    changed = {name: rebuild(part, change) for name, part in parts.items()}
+    return replace(node, **changed) if any(changed[name] is not parts[name] for name in parts) else node
+
+
+@cache
+def _field_types(kind: type[Any]) -> dict[str, tuple[type[Any], ...]]:
+    """The classes that each field of a layer may have; none (or None alone) for a size."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        options = (tuple,) if get_origin(hint) is tuple else get_args(hint) or (hint,)
+        found[name] = tuple(o for o in options if isinstance(o, type) and o is not Any)
+    return {field.name: found[field.name] for field in fields(kind)}
+
+
+def _checked(key: str, value: Any, kinds: tuple[type[Any], ...]) -> Any:
+    """A field's value if it is what the field takes; raises InputError if not."""
+    wanted = tuple(kind for kind in kinds if kind is not type(None))
+    if value is None and len(wanted) < len(kinds):
+        return None
+    if not wanted:
+        return as_size(key, value)
+    if tuple in wanted and isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, wanted):
+        names = "true or false" if wanted == (bool,) else " or ".join(kind.__name__ for kind in wanted)
+        raise InputError(f"{key} must be {names}, not {value!r}")
+    return value
+
+
+@final
+@dataclass(frozen=True)
+class Repeat(BaseLayer):
+    """`l` copies of one layer, each with its own weights, the output of one the input of the next.
+
+    y = layer(...layer(x)); counted as l times the cost of one. Axes: those of the layer.
+    """
+
+    layer: BaseLayer
+    l: Size
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from repeat(self.layer, n, "each", self.l)
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return self.layer.sizes
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return self.layer.inputs
+
+
+@final
+@dataclass(frozen=True)
+class Sequence(BaseLayer):
+    """Layers one after another on the same axes.
+
+    y = last(...first(x)); costs add up. Axes: those of all its layers.
+    """
+
+    layers: tuple[BaseLayer, ...]
+
+    def check(self) -> None:
+        if not self.layers:
+            raise InputError("Sequence.layers must name at least one layer")
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        for index, layer in enumerate(self.layers):
+            names = {name: name for name in (*self.inputs.split(), "y")} | {"x": "y" if index else "x"}
+            yield from layer.at(n, str(index), **names)
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return " ".join(dict.fromkeys(a for layer in self.layers for a in layer.sizes.split()))
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        first, *others = (layer.inputs.split() for layer in self.layers)
+        return " ".join(dict.fromkeys((*first, *(x for names in others for x in names if x != "x"))))
+
+
+def require_divisible(layer: str, what: str, value: Size, by: str, divisor: Size) -> None:
+    """Raise InputError unless one hyper-parameter divides another (expressions pass)."""
+    if not isinstance(value, Expr) and not isinstance(divisor, Expr) and anywhere(value % divisor):
+        raise InputError(f"{layer}: {what} {value} is not divisible by {by} {divisor}")
+
+
+def require_axes(layer: str, wanted: list[str], given: Mapping[str, Any]) -> None:
+    """Raise InputError if workload sizes are missing or not of the layer."""
+    listing = ", ".join(f"{a} ({AXES[a].split(':')[0]})" if a in AXES else a for a in wanted)
+    for axis in given:
+        if axis not in wanted:
+            raise InputError(f"{layer} has no size {axis!r}; its sizes: {listing}")
+    missing = [a for a in wanted if a not in given]
+    if missing:
+        raise InputError(f"{layer} needs size {missing[0]!r}; its sizes: {listing}")

@@ -1,0 +1,105 @@
+"""The pre-norm residual block, over a sequence or over a grid of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modelmeter.graph.forms import ADD, MERGE, PARTITION
+from modelmeter.graph.ops import Op, copy, pointwise
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.attention import GridAttention
+from modelmeter.layers.base import BaseLayer
+from modelmeter.layers.norm import Norm
+from modelmeter.sizes import Size, ceil_div, maximum, minimum
+
+
+def width_of(layer: BaseLayer) -> Size | None:
+    """The hidden width of a layer that has one."""
+    return getattr(layer, "d", None)
+
+
+@dataclass(frozen=True)
+class ResidualBlock(BaseLayer):
+    """A pre-norm block. h = x + attention(norm1(x)); y = h + mlp(norm2(h)).
+
+    Any attention and any MLP of one width. Vendor: LlamaDecoderLayer, CLIPEncoderLayer in transformers.
+    Paper: arXiv 2002.04745. Axes: those of its parts.
+
+    >>> from modelmeter.layers import GatedMLP, RMSNorm, SelfAttention
+    >>> ResidualBlock(SelfAttention(4, 2, 2), GatedMLP(4, 5), RMSNorm(4)).sizes
+    'b s'
+    """
+
+    attention: BaseLayer
+    mlp: BaseLayer
+    norm: Norm
+
+    def check(self) -> None:
+        widths = {"attention": width_of(self.attention), "mlp": width_of(self.mlp), "norm": self.norm.d}
+        self.require_equal(**{name: width for name, width in widths.items() if width is not None})
+
+    @property
+    def d(self) -> Size:
+        """Hidden width."""
+        return self.norm.d
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return " ".join(dict.fromkeys((*self.attention.sizes.split(), *self.mlp.sizes.split())))
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return self.attention.inputs
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = self.over(n.bind(d=self.norm.axes["d"]))
+        yield from self.norm.at(n, "norm1", x="x", y="h")
+        yield from self.mix(n)
+        yield pointwise("h[b s d] = x[b s d] + h[b s d]", ADD, n)
+        yield from self.norm.at(n, "norm2", x="h", y="m")
+        yield from self.mlp.at(n, "mlp", x="m", y="m")
+        yield pointwise("y[b s d] = h[b s d] + m[b s d]", ADD, n)
+
+    def over(self, n: Sizes) -> Sizes:
+        """The place with b and s."""
+        return n
+
+    def mix(self, n: Sizes) -> Iterator[Op]:
+        """Attention from h to h."""
+        others = {name: name for name in self.attention.inputs.split() if name != "x"}
+        return self.attention.at(n, "attn", x="h", y="h", **others)
+
+
+@dataclass(frozen=True)
+class GridBlock(ResidualBlock):
+    """A residual block over patches; with `w` its attention runs in w x w windows of the padded grid.
+
+    Padded positions are computed; the MLP sees none. Paper: arXiv 2304.02643 (SAM). Vendor: SamVisionLayer in
+    transformers. Omits: padding and permuting are one copy each way.
+    Axes: b images, u x v patches, w window side (None: global attention).
+
+    >>> from modelmeter.layers import MLP, GridAttention, LayerNorm
+    >>> make = lambda w: GridBlock(GridAttention(4, 2, 2, 3), MLP(4, 8), LayerNorm(4), w)
+    >>> make(3).forward_tensor_core_flops(b=1, u=3, v=3) == make(None).forward_tensor_core_flops(b=1, u=3, v=3)
+    True
+    """
+
+    attention: GridAttention
+    w: Size | None = None
+    sizes = "b u v"
+
+    def over(self, n: Sizes) -> Sizes:
+        return n.bind(s=n.u * n.v)
+
+    def mix(self, n: Sizes) -> Iterator[Op]:
+        if self.w is None:
+            yield from super().mix(n)
+            return
+        rows, columns = (ceil_div(side, n.w) for side in (n.u, n.v))
+        higher, wider = (minimum(many * n.w - side, 1) for many, side in ((rows, n.u), (columns, n.v)))
+        n = n.bind(w=self.axes["w"], W=rows * columns, split=minimum(columns - 1, 1))
+        n = n.bind(cropped=maximum(wider, higher * minimum(n.b - 1, 1)))
+        yield copy("h[b W w w d] = h[b u v d]", n, PARTITION)
+        yield from self.attention.at(n, "attn", b=n.b * n.W, u=n.w, v=n.w, x="h", y="h")
+        yield copy("h[b u v d] = h[b W w w d]", n, MERGE)

@@ -1,0 +1,69 @@
+"""Feed-forward layers: two linear layers with an activation, and the gated form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from modelmeter.graph.forms import GELU, MUL, SILU, Form
+from modelmeter.graph.ops import Op, matmul, pointwise
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.attention import projections
+from modelmeter.layers.base import BaseLayer
+from modelmeter.sizes import Size
+
+
+@dataclass(frozen=True)
+class MLP(BaseLayer):
+    """Two linear layers with an activation between, GELU if nothing else is said. y = W2 gelu(W1 x + B1) + B2.
+
+    Vendor: torch.nn.Sequential(Linear, GELU, Linear). Paper: arXiv 2010.11929 (ViT).
+    Axes: b images, s tokens, d width, f intermediate width.
+
+    >>> MLP(d=2, f=8).forward_tensor_core_flops(b=1, s=3) == 2 * 2 * 3 * 2 * 8
+    True
+    """
+
+    d: Size
+    f: Size
+    sizes = "b s"
+    activation: ClassVar[Form] = GELU
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield matmul("h[b s f] = x[b s d] * W_1[d f] + W_b1[f]", n)
+        yield pointwise("h[b s f] = h[b s f]", self.activation, n)
+        yield matmul("y[b s d] = h[b s f] * W_2[f d] + W_b2[d]", n)
+
+
+@dataclass(frozen=True)
+class GatedMLP(BaseLayer):
+    """A gated MLP (SwiGLU). y = W_down (silu(W_gate x) * W_up x).
+
+    Vendor: LlamaMLP in transformers. Paper: arXiv 2002.05202 (GLU variants).
+    Axes: b sequences, s tokens, d hidden width, f intermediate width.
+
+    >>> GatedMLP(d=2, f=3).forward_tensor_core_flops(b=1, s=5) == 3 * 2 * 5 * 2 * 3
+    True
+    """
+
+    d: Size
+    f: Size
+    sizes = "b s"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        gate = matmul("_g[b s f] = x[b s d] * W_gate[d f]", n)
+        up = matmul("_u[b s f] = x[b s d] * W_up[d f]", n)
+        yield from gated(gate, up, n, "b s f", one_matrix=False)
+        yield matmul("y[b s d] = _h[b s f] * W_down[f d]", n)
+
+
+def gated(gate: Op, up: Op, n: Sizes, axes: str, *, one_matrix: bool) -> Iterator[Op]:
+    """_h = silu(_g) * _u, in the order in which Python evaluates it."""
+    activated = pointwise(f"_g[{axes}] = _g[{axes}]", SILU, n)
+    if one_matrix:
+        yield from projections(gate, up, one_matrix=True)
+        yield activated
+    else:
+        yield from (gate, activated, up)
+    yield pointwise(f"_h[{axes}] = _g[{axes}] * _u[{axes}]", MUL, n)

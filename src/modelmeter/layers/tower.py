@@ -1,0 +1,234 @@
+"""Vision towers: from pixels, or from the features of another tower, to features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import final
+
+from modelmeter.errors import InputError
+from modelmeter.graph.forms import ADD
+from modelmeter.graph.ops import Op, copy, pointwise, unused
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer, Repeat, repeat
+from modelmeter.layers.block import ResidualBlock, width_of
+from modelmeter.layers.conv import Conv2d
+from modelmeter.layers.norm import Norm
+from modelmeter.sizes import Size, ceil_div
+
+
+@final
+@dataclass(frozen=True)
+class CLIPVisionEmbeddings(BaseLayer):
+    """Class token + patch features + positions.
+
+    y = [cls, x] + positions. With `own_patches` the layer convolves pixels itself; without, it is
+    given features and its convolution is stored and unused.
+    Vendor: CLIPVisionEmbeddings in deepencoder/clip_sdpa.py. Paper: arXiv 2103.00020 (CLIP).
+    Omits: the interpolation of the position table.
+    Axes: b images, u x v patches, n stored positions.
+
+    >>> CLIPVisionEmbeddings(PatchEmbed(3, 8, 2, bias=False), n=5).forward_memory_weight_bytes(b=1, u=2, v=2)
+    288
+    """
+
+    patch: BaseLayer
+    n: Size
+    own_patches: bool = False
+    sizes = "b u v"
+
+    @property
+    def d(self) -> Size:
+        """Width."""
+        return self.patch.axes["d"]
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(s=n.u * n.v + 1, d=self.patch.axes["d"])
+        if self.own_patches:
+            yield from self.patch.at(n, "patch", x="x", y="e")
+        else:
+            yield from unused(self.patch.at(n, "patch", x="x", y="e"))
+        features = "e" if self.own_patches else "x"
+        yield copy(f"e[b s d] = {features}[b u v d] * W_class[d]", n)
+        yield pointwise("y[b s d] = e[b s d] + W_pos[n:s d]", ADD, n)
+
+
+@dataclass(frozen=True)
+class Transformer(BaseLayer):
+    """`l` transformer blocks. y = block(...block(x)).
+
+    Vendor: CLIPEncoder in transformers. Axes: b images, s tokens, l blocks.
+
+    >>> Transformer.sizes
+    'b s'
+    """
+
+    block: ResidualBlock
+    l: Size
+    sizes = "b s"
+
+    @property
+    def d(self) -> Size:
+        """Width."""
+        return self.block.d
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from repeat(self.block, n, "layers", self.l)
+
+
+@final
+@dataclass(frozen=True)
+class VitModel(BaseLayer):
+    """CLIP's vision tower on features of another encoder. y = transformer(norm(embeddings(x))).
+
+    Vendor: VitModel in deepencoder/clip_sdpa.py; no final LayerNorm. Paper: arXiv 2103.00020.
+    Axes: b images, u x v feature grid; the output has a class token more.
+
+    >>> VitModel.sizes
+    'b u v'
+    """
+
+    embeddings: BaseLayer
+    norm: Norm
+    transformer: BaseLayer
+    sizes = "b u v"
+
+    @property
+    def d(self) -> Size:
+        """Width."""
+        return self.norm.d
+
+    def check(self) -> None:
+        widths = {"embeddings": self.embeddings, "norm": self.norm, "transformer": self.transformer}
+        self.require_equal(**{name: width_of(layer) for name, layer in widths.items()})
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(s=n.u * n.v + 1)
+        yield from self.embeddings.at(n, "embeddings", x="x", y="h")
+        yield from self.norm.at(n, "norm", x="h", y="h")
+        yield from self.transformer.at(n, "transformer", x="h", y="y")
+
+
+@final
+@dataclass(frozen=True)
+class ImageEncoderViT(BaseLayer):
+    """SAM's encoder with a convolutional neck that shrinks the grid and widens the channels.
+
+    y = downsample(neck(blocks(patch(x) + positions))). Blocks are counted, their order is not.
+    Vendor: ImageEncoderViT in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2304.02643, 2510.18234.
+    Omits: the interpolation of the position table at other than its own grid.
+    Axes: b images, u x v patches, U side of the stored position grid.
+
+    >>> ImageEncoderViT.sizes
+    'b u v'
+    """
+
+    patch: BaseLayer
+    blocks: tuple[BaseLayer, ...]
+    neck: tuple[Conv2d, ...]
+    neck_norm: BaseLayer
+    downsample: tuple[Conv2d, ...]
+    U: Size
+    sizes = "b u v"
+
+    @property
+    def d(self) -> Size:
+        """Channels of the features."""
+        return self.downsample[-1].o
+
+    @property
+    def strides(self) -> Size:
+        """Patches of one side that become one feature."""
+        return prod(conv.stride for conv in self.downsample)
+
+    def check(self) -> None:
+        convolutions = (*self.neck, *self.downsample)
+        if not self.neck or not self.downsample:
+            raise InputError("ImageEncoderViT: neck and downsample must name at least one convolution each")
+        width = width_of(self.patch)
+        for index, conv in enumerate(convolutions):
+            self.require_equal(**{"channels_there": width, f"convolution_{index}_input": conv.c})
+            width = conv.o
+        self.require_equal(neck_output=self.neck[-1].o, neck_norm=self.neck_norm.axes["c"])
+        for block in self.blocks:
+            inner = block.layer if isinstance(block, Repeat) else block
+            self.require_equal(patch_width=width_of(self.patch), block_width=width_of(inner))
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(d=self.patch.axes["d"])
+        yield from self.patch.at(n, "patch", x="x", y="h")
+        yield pointwise("h[b u v d] = h[b u v d] + W_pos[U:u U:v d]", ADD, n)
+        for index, block in enumerate(self.blocks):
+            yield from block.at(n, f"blocks{index}", x="h", y="h")
+        for index, conv in enumerate(self.neck):
+            yield from conv.at(n, f"neck{index}", i=n.u, j=n.v, x="h", y="h")
+            yield from self.neck_norm.at(n, f"neck{index}.norm", x="h", y="h")
+        u, v, last = n.u, n.v, len(self.downsample) - 1
+        for index, conv in enumerate(self.downsample):
+            yield from conv.at(n, f"downsample{index}", i=u, j=v, x="h", y="y" if index == last else "h")
+            u, v = ceil_div(u, conv.stride), ceil_div(v, conv.stride)
+
+
+@final
+@dataclass(frozen=True)
+class DeepEncoder(BaseLayer):
+    """SAM, then CLIP on its features; the features of both side by side. y = [clip(sam(x)), sam(x)].
+
+    CLIP's class token is left out. Vendor: DeepseekOCRForCausalLM._pixel_values_to_embedding in deepseek_ocr.py.
+    Paper: arXiv 2510.18234. Axes: b images, u x v patches.
+
+    >>> DeepEncoder.sizes
+    'b u v'
+    """
+
+    sam: ImageEncoderViT
+    clip: VitModel
+    sizes = "b u v"
+    keeps = "sam clip"
+
+    def check(self) -> None:
+        if self.sam.d != self.clip.d:
+            raise InputError(f"SAM features and CLIP hidden size must be equal, not {self.sam.d} and {self.clip.d}")
+
+    @property
+    def d(self) -> Size:
+        """Channels of the features."""
+        return self.sam.d + self.clip.d
+
+    @property
+    def patch(self) -> Size:
+        """Side of a patch in pixels."""
+        return self.sam.patch.axes["p"]
+
+    def features(self, u: Size, v: Size) -> Size:
+        """Features of one image of u x v patches."""
+        return ceil_div(u, self.sam.strides) * ceil_div(v, self.sam.strides)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        u, v = ceil_div(n.u, self.sam.strides), ceil_div(n.v, self.sam.strides)
+        yield from self.sam.at(n, "sam", x="x", y="sam")
+        yield from self.clip.at(n, "clip", u=u, v=v, x="sam", y="clip")
+        sides = SideBySide(self.clip.d, self.sam.d)
+        yield from sides.at(n, "projector", s=u * v, S=u * v + 1, x="clip", z="sam", y="y")
+
+
+@final
+@dataclass(frozen=True)
+class SideBySide(BaseLayer):
+    """Two features of each position side by side, without the class token of the first. y = [x, z].
+
+    Vendor: torch.cat in DeepseekOCRForCausalLM._pixel_values_to_embedding. Axes: b images, s positions, S with the
+    class token, d and o channels.
+
+    >>> SideBySide(d=2, o=3).forward_io_bytes(b=1, s=4, S=5)
+    80
+    """
+
+    d: Size
+    o: Size
+    sizes = "b s S"
+    inputs = "x z"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield copy("y[b s c] = x[b S:s d] * z[b s o]", n.bind(c=n.d + n.o))

@@ -1,0 +1,190 @@
+"""A vision-language model: planner, tower, projector, join and decoder, any of each whose widths fit.
+
+Vision turns pixels into tokens, view by view; prefill and decode are the decoder's. A decoder alone is a text model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
+
+from modelmeter.errors import InputError
+from modelmeter.graph.ops import Op, copy
+from modelmeter.graph.place import Sizes
+from modelmeter.layers.base import BaseLayer
+from modelmeter.layers.decoder import CausalLM
+from modelmeter.layers.projector import MlpProjector
+from modelmeter.models.model import BaseModel, Model, Stage
+from modelmeter.models.planner import Planner
+from modelmeter.sizes import Size
+from modelmeter.workload import Workload
+
+
+@dataclass(frozen=True)
+class Join(BaseLayer):
+    """The tokens of all views in one sequence. y = [tokens of each view].
+
+    Vendor: torch.cat. Axes: b pages, image (tokens of the sequence), d width; the tokens of each view.
+
+    >>> Join(d=4, views=("global",)).forward_io_bytes(b=1, image=3, tokens_global=3, patches_global=3)
+    48
+    """
+
+    d: Size
+    views: tuple[str, ...] = ("global",)
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        return " ".join(("b", "image", *(f"{what}_{view}" for view in self.views for what in ("tokens", "patches"))))
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return " ".join(f"of_{view}" for view in self.views)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        parts = " * ".join(f"of_{view}[b patches_{view}:tokens_{view} d]" for view in self.views)
+        yield copy(f"y[b image d] = {parts}", n)
+
+
+@final
+@dataclass(frozen=True)
+class RowsJoin(Join):
+    """The image's tokens in reading order: a newline after each row, one separator at the end.
+
+    Vendor: DeepseekOCRForCausalLM._pixel_values_to_embedding in deepseek_ocr.py.
+    Axes: as Join.
+
+    >>> RowsJoin(d=4, views=("global",)).cost(b=1, image=7, tokens_global=6, patches_global=4).parameters
+    8
+    """
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        for view in self.views:
+            given = f"of_{view}[b patches_{view}:tokens_{view} d]"
+            yield copy(f"rows_{view}[b tokens_{view} d] = {given} * W_newline[d]", n)
+        parts = " * ".join(f"rows_{view}[b tokens_{view} d]" for view in self.views)
+        yield copy(f"y[b image d] = {parts} * W_separator[d]", n)
+
+
+Place = tuple[str, Size | None, Size | None, bool]
+"""A view: name, rows and columns of patches (None: they vary), whether it is one image a page."""
+
+
+@final
+@dataclass(frozen=True)
+class VisionStage(BaseLayer):
+    """Each view through tower and projector, then all of them joined; images of all pages share the batch axis.
+
+    Axes: b pages; of each view its images a page (count), its patches (rows, columns) and its tokens; image tokens
+    in all. Vendor: DeepseekOCRForCausalLM in deepseek_ocr.py.
+
+    >>> VisionStage.__name__
+    'VisionStage'
+    """
+
+    tower: BaseLayer
+    projector: MlpProjector
+    join: Join
+    views: tuple[Place, ...]
+
+    @property
+    def sizes(self) -> str:  # type: ignore[override]
+        found = ["b", "image"]
+        for view, u, _, one in self.views:
+            found += [f"tokens_{view}"] + ([] if one else [f"count_{view}"])
+            found += [f"rows_{view}", f"columns_{view}"] if u is None else []
+        return " ".join(found)
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return " ".join(f"pixels_{view}" for view, *_ in self.views)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        tower: Any = self.tower
+        patches = {}
+        for view, u, v, one in self.views:
+            b = n.b if one else n.b * getattr(n, f"count_{view}")
+            if u is None or v is None:
+                u, v = getattr(n, f"rows_{view}"), getattr(n, f"columns_{view}")
+            held = {name: f"{name}_{view}" for name in tower.keeps.split()}
+            yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
+            s = tower.features(u, v)
+            patches[f"patches_{view}"] = s if one else s * getattr(n, f"count_{view}")
+            yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
+        join = replace(self.join, views=tuple(view for view, *_ in self.views))
+        projected = {f"of_{view}": f"projected_{view}" for view, *_ in self.views}
+        yield from join.at(n, "join", y="y", **projected, **patches)
+
+
+@final
+@dataclass(frozen=True)
+class VLM(BaseModel):
+    """A vision-language model from its components. Raises InputError where their widths do not fit."""
+
+    name: str
+    planner: Planner
+    tower: BaseLayer
+    projector: MlpProjector
+    join: Join
+    decoder: CausalLM
+
+    def __post_init__(self) -> None:
+        tower: Any = self.tower
+        leaving = self.projector.c if self.projector.kind == "identity" else self.projector.d
+        for what, a, b in (
+            ("projector inputs and the tower's features", self.projector.c, tower.d),
+            ("projector outputs and decoder hidden size", leaving, self.decoder.d),
+            ("projector outputs and the width of image tokens", leaving, self.join.d),
+            ("the tower's patch and the planner's", tower.patch, self.planner.patch),
+        ):
+            if a != b:
+                raise InputError(f"{self.name}: {what} must be equal, not {a} and {b}")
+
+    @property
+    def positions(self) -> Size | None:
+        return self.decoder.positions
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        vision = Stage(
+            "vision",
+            lambda views: VisionStage(self.tower, self.projector, self.join, views),
+            self._vision_sizes,
+            self._views,
+            whole=(("global", None, None, True),),
+        )
+        return (vision, *language_stages(self.decoder))
+
+    def _views(self, work: Workload) -> tuple[Place, ...]:
+        patch = self.planner.patch
+        return tuple(
+            (v.name, v.height // patch, v.width // patch, type(v.count) is int and v.count == 1)
+            if type(v.height) is int and type(v.width) is int
+            else (v.name, None, None, False)
+            for v in work.image.views
+        )
+
+    def _vision_sizes(self, work: Workload) -> dict[str, Size]:
+        sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}
+        for v in work.image.views:
+            sizes |= {f"tokens_{v.name}": v.tokens, f"count_{v.name}": v.count}
+            sizes |= {f"rows_{v.name}": v.height / self.planner.patch, f"columns_{v.name}": v.width / self.planner.patch}
+        return sizes
+
+
+def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
+    """Prefill and decode of a decoder that has the sizes b, s and t."""
+    return (
+        Stage("prefill", decoder, lambda w: {"b": w.batch, "s": w.context_tokens}, same={"t": "s"}),
+        Stage(
+            "decode", decoder, lambda w: {"b": w.batch, "s": 1, "t": w.context_tokens + 1},
+            steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1},
+        ),
+    )  # fmt: skip
+
+
+def text_model(name: str, decoder: CausalLM) -> Model:
+    """A decoder alone, on text."""
+    return Model(name, language_stages(decoder), longest=decoder.positions)

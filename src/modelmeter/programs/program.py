@@ -1,0 +1,188 @@
+"""Programs: what a stage costs as exact expressions of a few named sizes, made once and evaluated ever after.
+
+A program is made of a graph that a runtime has lowered. Decode is the exact sum over its steps. One program serves
+one point (exact), arrays, formulas (`costs`) and JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from modelmeter.errors import InputError
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.ops import Op
+from modelmeter.programs.cost import COUNTS, StageCost
+from modelmeter.programs.counting import Counting
+from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
+from modelmeter.runtimes.passes import on_chip
+from modelmeter.sizes import Evaluator, Expr, Size, anywhere, evaluated, largest, maximum, substituted, summed
+from modelmeter.sizes.expressions import terms_of
+
+ROLES = ("weight", "activation", "kv")
+Part = Callable[[Op], str]
+
+
+class _Sum:
+    """A sum of expressions, made term by term."""
+
+    __slots__ = ("terms",)
+
+    def __init__(self) -> None:
+        self.terms: dict[Any, Any] = {}
+
+    def add(self, value: Size, factor: Any = 1) -> None:
+        terms = self.terms
+        for monomial, coefficient in terms_of(value) or ():
+            terms[monomial] = terms.get(monomial, 0) + coefficient * factor
+
+    def total(self) -> Size:
+        return Expr.of(self.terms)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A stage that runs once for each of a range of contexts: the size that varies, its first and last value."""
+
+    name: str
+    first: Size
+    last: Size
+
+
+@dataclass(frozen=True)
+class Program:
+    """The counts of a stage by part, as expressions of `names`; see `programs_of`."""
+
+    names: tuple[str, ...]
+    counting: Counting
+    parts: Mapping[str, Mapping[str, Size]]
+    graph: Graph
+    steps: Steps | None = None
+    requirements: tuple[tuple[str, Size], ...] = ()
+
+    @cached_property
+    def _evaluator(self) -> Evaluator:
+        counts = [counts[c] for counts in self.parts.values() for c in COUNTS]
+        return Evaluator(self.names, [*counts, *(size for _, size in self.requirements)])
+
+    def __call__(self, **sizes: Size) -> dict[str, StageCost]:
+        """The StageCost of each part at these sizes, ints or arrays."""
+        return self.at(tuple(sizes[name] for name in self.names))
+
+    def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
+        """The same, with the sizes in the order of `names`."""
+        found, basis = self._evaluator(values), self.counting.basis
+        width = len(COUNTS)
+        if self.requirements:
+            self._require(found[len(self.parts) * width :], values)
+        return {
+            part: StageCost(*found[start : start + width], basis)
+            for part, start in zip(self.parts, range(0, len(found), width), strict=False)
+        }
+
+    def _require(self, found: Sequence[Size], values: Sequence[Size]) -> None:
+        for (sentence, _), size in zip(self.requirements, found, strict=True):
+            if not isinstance(size, Expr) and anywhere(size < 0):
+                raise InputError(sentence.format(**dict(zip(self.names, values, strict=True))))
+
+    @property
+    def costs(self) -> dict[str, StageCost]:
+        """The counts as expressions: the formulas."""
+        return {part: StageCost(**counts, basis=self.counting.basis) for part, counts in self.parts.items()}
+
+    def kernels(self, **sizes: Size) -> list[Kernel]:
+        """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
+        found = list(kernels_of(self.graph, self.counting.precision))
+        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
+        flat = [v for k in found for f in fields for v in getattr(k, f).values()] + [k.runs for k in found]
+        values = iter(evaluated(flat, sizes))
+        filled = [{f: {key: next(values) for key in getattr(k, f)} for f in fields} for k in found]
+        return [Kernel(k.path, k.ops, next(values), **parts) for k, parts in zip(found, filled, strict=True)]
+
+    def as_json(self) -> dict[str, Any]:
+        """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
+        content = self._evaluator.code.as_json()
+        keys = [[part, count] for part in self.parts for count in COUNTS]
+        return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+
+
+def program_of(
+    graph: Graph, names: Sequence[str], counting: Counting, part: Part = lambda op: "", steps: Steps | None = None,
+    gradients: bool = False,
+) -> Program:  # fmt: skip
+    """The program of a stage; `part(op)` names the part that an op belongs to ("": the whole).
+
+    A part's peak is the largest live set of the whole stage while one of its ops runs. A weight that several parts
+    read is stored in the first. With `steps` work and traffic are summed over all steps, the peak is that of the
+    largest and the KV cache that of the last. Raises InputError for what cannot be summed exactly.
+    """
+    lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
+    labels = [part(op) for op in lowered.ops]
+    ledgers = {label: _Ledger() for label in labels} or {"": _Ledger()}
+    precision = counting.precision
+    for op, label in zip(lowered.ops, labels, strict=True):
+        ledgers[label].work(op)
+    for group in groups(lowered):
+        for move in group.moves:
+            ledgers[labels[move.op]].io[move.ref.role].add(move.elements * group.times, bytes_of(move.ref, precision))
+    owner: dict[str, str] = {}
+    alive = counting.runtime.lifetimes(lowered, on_chip(lowered), lambda r: r.stored * bytes_of(r, precision))
+    for op, label, live in zip(lowered.ops, labels, alive, strict=True):
+        for r in (*op.reads, *op.writes):
+            if r.role == "weight" and owner.setdefault(r.name, label) == label:
+                ledgers[label].weights.setdefault(r.name, (r.stored * op.times, bytes_of(r, precision)))
+            elif r.role == "kv":
+                ledgers[label].kv[r.name] = (r.stored * op.times, bytes_of(r, precision))
+        ledgers[label].peak(live)
+    first = (lambda size: substituted(size, steps.name, steps.first)) if steps else (lambda size: size)
+    requirements = tuple((sentence, first(size)) for sentence, size in lowered.root.requirements.items())
+    parts = {label: ledger.counts(steps) for label, ledger in ledgers.items()}
+    return Program(tuple(names), counting, parts, lowered, steps, requirements)
+
+
+@dataclass
+class _Ledger:
+    """Running sums of one part."""
+
+    tensor: _Sum = field(default_factory=_Sum)
+    cuda: _Sum = field(default_factory=_Sum)
+    io: dict[str, _Sum] = field(default_factory=lambda: {role: _Sum() for role in ROLES})
+    weights: dict[str, tuple[Size, Any]] = field(default_factory=dict)
+    kv: dict[str, tuple[Size, Any]] = field(default_factory=dict)
+    peaks: list[Size] = field(default_factory=list)
+
+    def work(self, op: Op) -> None:
+        self.tensor.add(op.tensor * op.times)
+        self.cuda.add(op.cuda * op.times)
+
+    def peak(self, live: Size) -> None:
+        """Keep a live set unless another is at least as large whatever the sizes."""
+        if not any(_at_most(live, kept) for kept in self.peaks):
+            self.peaks = [kept for kept in self.peaks if not _at_most(kept, live)] + [live]
+
+    def counts(self, steps: Steps | None) -> dict[str, Size]:
+        stores = [_Sum(), _Sum(), _Sum()]
+        for elements, width in self.weights.values():
+            stores[0].add(elements)
+            stores[1].add(elements, width)
+        for elements, width in self.kv.values():
+            stores[2].add(elements, width)
+        parameters, weight_bytes, kv = (s.total() for s in stores)
+        flows = [s.total() for s in (self.tensor, self.cuda, *self.io.values())]
+        peaks = self.peaks
+        if steps is not None:
+            place = (steps.name, steps.first, steps.last)
+            flows = [summed(f, *place) for f in flows]
+            peaks, kv = [largest(p, *place) for p in peaks], largest(kv, steps.name, steps.last, steps.last)
+        peak: Size = 0
+        for candidate in peaks:
+            peak = maximum(peak, candidate)
+        return dict(zip(COUNTS, (*flows, parameters, weight_bytes, peak, kv), strict=True))
+
+
+def _at_most(a: Size, b: Size) -> bool:
+    if isinstance(a, Expr):
+        return a is b or a.at_most(b)
+    return not isinstance(b, Expr) and bool(a <= b) or (isinstance(b, Expr) and a == 0)

@@ -1,0 +1,82 @@
+"""A runtime: a named policy that says how the ops of a graph become kernels, and how long tensors live.
+
+Its numbers come from `configs/runtime/NAME.yaml`; one of a user's own is an object of this class. A runtime is its
+passes, applied in order, and a rule of lifetimes: nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, final
+
+from modelmeter.errors import InputError, choose, unknown
+from modelmeter.folders import config_dir, config_names
+from modelmeter.graph.graph import Graph
+from modelmeter.runtimes.eager import EAGER
+from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
+from modelmeter.runtimes.passes import PASSES, WHOLE_STAGE, Pass, attention_kernel, backward, last_logits, ride
+
+KNOWN: dict[str, Pass] = PASSES | EAGER
+_LAST = ("ride", "whole_stage")
+
+
+@final
+@dataclass(frozen=True)
+class Runtime:
+    """`passes` turn a graph's ops into kernels, `lifetimes` tells when tensors are freed.
+
+    >>> Runtime.of("flash").attention, Runtime.of("eager").attention
+    ('flash', 'eager')
+    """
+
+    name: str
+    passes: tuple[Pass, ...]
+    lifetimes: Rule = names
+
+    @classmethod
+    def of(cls, value: Any) -> Runtime:
+        """A runtime itself, or one of configs/runtime by name. Raises InputError for anything else."""
+        return value if isinstance(value, Runtime) else _named(value)
+
+    @cached_property
+    def attention(self) -> str:
+        """How attention runs: `flash`, scores on chip, or `eager`, scores through memory."""
+        return "flash" if attention_kernel in self.passes else "eager"
+
+    def lowered(self, graph: Graph, *, logits: str = "all", gradients: bool = False) -> Graph:
+        """The graph after the passes; `gradients`: that of the backward pass."""
+        graph = graph.with_ops(
+            op._replace(kernel=op.composite.name) if op.composite and op.composite.always else op for op in graph.ops
+        )
+        early = [p for p in self.passes if p.__name__ not in _LAST]
+        late = [p for p in self.passes if p.__name__ in _LAST]
+        if logits == "last" and last_logits not in early:
+            early.insert(0, last_logits)
+        for change in (*early, *([backward] if gradients else []), *late):
+            graph = change(graph)
+        return graph
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@cache
+def _named(name: Any) -> Runtime:
+    import yaml
+
+    if not isinstance(name, str):
+        raise InputError(f"runtime must be a name or a Runtime, not {name!r}; names: {', '.join(config_names('runtime'))}")
+    choose("runtime", name, config_names("runtime"))
+    values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for key in values:
+        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes"))
+    passes = values.get("passes") or []
+    for given in passes:
+        if given not in KNOWN:
+            raise unknown(f"pass of runtime {name!r}:", given, KNOWN)
+    rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
+    return Runtime(name, tuple(KNOWN[p] for p in passes), LIFETIMES[rule])
+
+
+__all__ = ["KNOWN", "WHOLE_STAGE", "Runtime", "ride"]

@@ -1,0 +1,257 @@
+"""Settings: every key declared once, with what it takes and what it means.
+
+The command line, the configuration and calls from Python check values against these declarations; the YAML
+files of configs/ hold the default values. What a sweep takes beyond these stands in its own module.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from modelmeter.errors import InputError, choose, one_or_more, unknown
+
+PACKAGE = Path(__file__).parent
+
+
+@cache
+def config_dir() -> Path:
+    """The folder of YAML files: in the installed package, else in the checkout."""
+    for folder in (PACKAGE / "configs", PACKAGE.parent.parent / "configs"):
+        if (folder / "run_sweep.yaml").is_file():
+            return folder
+    raise InputError("configs are missing from this installation of modelmeter; install it again")
+
+
+def config_names(group: str) -> list[str]:
+    """The YAML files of a group, by name."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def commented_yaml(path: Path) -> Any:
+    """A YAML file of the package with its comments: mappings whose `ca` holds them. See `comment_of`."""
+    from ruamel.yaml import YAML
+
+    return YAML().load(path)
+
+
+def comment_of(node: Any, key: str | None = None) -> list[str]:
+    """The comment lines before the first key of a commented mapping, or behind the value of a key."""
+    found = node.ca.items.get(key, (None,) * 3)[2:3] if key else (node.ca.comment or (None, None))[1]
+    lines = "".join(token.value for token in found or () if token is not None).splitlines()
+    return [line.strip().removeprefix("#").strip() for line in lines if line.strip()]
+
+
+def shown(value: Any) -> str:
+    """A value as YAML writes it on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
+    words: dict[Any, str] = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be: `check(key, value)` returns it as it is used or raises InputError.
+
+    `wanted` completes "one or more ..." and `of` is the type of one where several may be given; a kind
+    that has `lists` judges a list itself.
+    """
+
+    check: Callable[[str, Any], Any]
+    wanted: Callable[[], str] = lambda: "values"
+    of: type | tuple[type, ...] = object
+    lists: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key: its name, what it takes, its help; `several` values or null only where it says so."""
+
+    name: str
+    kind: Kind
+    help: str
+    several: bool = False
+    nullable: bool = False
+
+    def check(self, value: Any) -> Any:
+        """The value as it is used, a list where there may be several; raises InputError."""
+        if value is None and self.nullable:
+            return None
+        if self.several:
+            kind = self.kind
+            return one_or_more(self.name, value, kind.wanted(), kind.of, lambda one: kind.check(self.name, one))
+        if isinstance(value, list) and not self.kind.lists:
+            raise InputError(
+                f"{self.name} must be one value, not {value!r}; run several with --multirun {self.name}=A,B"
+            )
+        return self.kind.check(self.name, value)
+
+
+def checked(settings: Iterable[Setting], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of these settings, each as it is used. Raises InputError for one that is missing or wrong."""
+    found = {}
+    for setting in settings:
+        if "." in setting.name:  # a part of a setting that is checked as a whole
+            continue
+        if setting.name not in values:
+            raise InputError(f"key {setting.name!r} is missing from the configuration")
+        found[setting.name] = setting.check(values[setting.name])
+    return found
+
+
+def joined(*settings: Setting) -> tuple[Setting, ...]:
+    """Settings by name, a later one in the place of an earlier one."""
+    return tuple({setting.name: setting for setting in settings}.values())
+
+
+def whole(least: int = 1) -> Kind:
+    """A whole number."""
+
+    def check(key: str, value: Any) -> Any:
+        from modelmeter.sizes import as_size
+
+        return as_size(key, value, least=least)
+
+    return Kind(check, lambda: "whole numbers", (int, float, str))
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Kind:
+    """One of some names."""
+    return Kind(lambda key, value: choose(key, str(value), names()), lambda: f"of {', '.join(names())}", str)
+
+
+def entry(group: str) -> Kind:
+    """A name of a folder of configs, or the path of a user's own YAML file."""
+
+    def check(key: str, name: str) -> str:
+        if name not in config_names(group) and Path(name).suffix not in (".yaml", ".yml"):
+            raise unknown(group, name, config_names(group))
+        return name
+
+    return Kind(check, lambda: f"of {', '.join(config_names(group))} or YAML files", str)
+
+
+def parse_pair(key: str, value: object, order: str) -> tuple[int, int]:
+    """Two whole numbers of at least 1 from "1700x2200" or a pair; `order` names them in the error."""
+    from modelmeter.sizes import as_size
+
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*(-?\d+)\s*[xX]\s*(-?\d+)\s*", value)
+        parts: list[object] = [int(found[1]), int(found[2])] if found else []
+    else:
+        parts = list(value) if hasattr(value, "__iter__") else []
+    wanted = f"{key} must be {order}, two whole numbers from 1 to 10**9, not {value!r}"
+    if len(parts) != 2:
+        raise InputError(wanted)
+    try:
+        first, second = (as_size(key, part) for part in parts)
+    except InputError:
+        raise InputError(wanted) from None
+    if not (isinstance(first, int) and isinstance(second, int) and max(first, second) <= 10**9):
+        raise InputError(wanted)
+    return first, second
+
+
+def pair(order: str) -> Kind:
+    """Two whole numbers, as "1700x2200"."""
+    return Kind(lambda key, value: parse_pair(key, value, order), lambda: order.partition(" ")[0])
+
+
+def _of_type(kind: type, wanted: str) -> Kind:
+    def check(key: str, value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise InputError(f"{key} must be {wanted}, not {value!r}")
+        return value
+
+    return Kind(check, lambda: "words", lists=True)
+
+
+def _precision(key: str, value: Any) -> Any:
+    from modelmeter.precision import Precision
+
+    part = key.partition(".")[2]
+    Precision.of({part: value} if part else value)
+    return value
+
+
+FLAG = _of_type(bool, "true or false")
+WORD = Kind(lambda key, value: value, lambda: "words", str)
+"""A name that the model knows."""
+BITS = Kind(_precision, lists=True)
+
+RUNTIMES = "runtimes"
+"""The folder of runtimes: plural, as Hydra takes a key with the name of a folder for a choice of one of its files."""
+RUNTIME = Setting("runtime", one_of(lambda: config_names(RUNTIMES)), "what stays on chip; docs/counting.md says what")
+COUNTING = (
+    Setting("logits", one_of(lambda: ("all", "last")), "all (as the Hugging Face code) or last (as serving engines)"),
+    Setting(
+        "causal",
+        one_of(lambda: ("full", "exact")),
+        "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)",
+    ),
+    RUNTIME,
+    Setting("precision", BITS, "a dtype or bits per element, for all or by role"),
+    Setting("precision.weights", BITS, "a dtype or bits per element"),
+    Setting("precision.activations", BITS, "likewise"),
+    Setting("precision.kv", BITS, "likewise"),
+    Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
+)
+"""How work, traffic and memory are counted; shared by every command."""
+
+BATCH = Setting("batch", whole(), "pages at once")
+PROMPT_TOKENS = Setting("prompt_tokens", whole(0), "text tokens beside the image's")
+DECODE_STEPS = Setting("decode_steps", whole(), "tokens generated after the prefill")
+SIZES = (BATCH, PROMPT_TOKENS, DECODE_STEPS)
+IMAGE_SIZE = Setting("image_size", pair("WIDTHxHEIGHT in pixels"), "or WIDTHxHEIGHT in pixels", nullable=True)
+GRID = Setting("grid", pair("ROWSxCOLUMNS"), "or ROWSxCOLUMNS of crops", nullable=True)
+PAGE = (
+    Setting("image", _of_type(str, "the path of a picture file"), "a picture file", nullable=True),
+    IMAGE_SIZE,
+    GRID,
+    Setting("mode", WORD, "or a mode of the model; also chooses the resolution for an image", nullable=True),
+    *SIZES,
+)
+"""One page, a prompt and an answer."""
+
+SWEPT = (replace(RUNTIME, help="one row a runtime: what stays on chip", several=True),)
+"""What every sweep may take several of."""
+DEPTH = Setting(
+    "depth",
+    one_of(lambda: ("1", "2", "3", "4")),
+    "1: components of each stage, 2: their layers, 3 and 4: what these are made of",
+)
+OUTPUT = (
+    Setting(
+        "out", _of_type(str, "a folder"), "folder of the results; null: reports/sweep/<timestamp>/<name>", nullable=True
+    ),
+    Setting("figures", FLAG, "draw the SVG figures too"),
+    Setting("png", FLAG, "and each figure as PNG"),
+    Setting(
+        "reference",
+        FLAG,
+        "add what FlopCounterMode counts on the reference modules; needs the extra `validation`",
+    ),
+)
+
+
+@cache
+def kind_columns(runtime: str) -> dict[str, str]:
+    """The columns that name a runtime of configs/runtimes: its kind of attention, and itself."""
+    path = config_dir() / RUNTIMES / f"{choose('runtime', runtime, config_names(RUNTIMES))}.yaml"
+    return {"attention": str(commented_yaml(path)["attention"]), "execution": runtime}
+
+
+def runtime_options(runtime: str) -> dict[str, str]:
+    """What a Workload takes for a runtime."""
+    return kind_columns(runtime)
+
+
+def options_of(values: Mapping[str, Any], runtime: str, *settings: Setting) -> dict[str, Any]:
+    """The keywords of a Workload: the counting settings and these others, under one runtime."""
+    names = [s.name for s in (*COUNTING, *settings) if "." not in s.name and s is not RUNTIME]
+    return {name: values[name] for name in names} | runtime_options(runtime)

@@ -1,0 +1,224 @@
+"""Sizes: ints, float64 arrays and expressions, and the functions that layers call on them.
+
+A `Size` is a Python int (exact), a NumPy float64 array (a sweep in one call, exact to 2**53) or an expression.
+Layers only add and multiply sizes and call the functions here. Next: `sums.py`, `source.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any, TypeAlias
+
+from modelmeter.errors import InputError
+from modelmeter.sizes.expressions import NUMBERS, Atom, Expr, call, divided
+
+Size: TypeAlias = Any
+"""A Python int, a NumPy float64 array or an expression; one code serves all three."""
+
+
+def as_size(name: str, value: Any, *, least: int = 1) -> Size:
+    """Check a size that a user gave; integer arrays become float64, NumPy scalars Python ints.
+
+    Raises InputError if it is not a whole number (or an array of them) of at least `least`.
+    """
+    if (type(value) is int and value >= least) or isinstance(value, Expr):
+        return value
+    wanted = f"{name} must be a whole number of at least {least}"
+    if isinstance(value, (bool, str)) or value is None:
+        raise InputError(f"{wanted}, not {value!r}")
+    if isinstance(value, (list, tuple)) or hasattr(value, "dtype"):
+        return _as_array(name, value, wanted, least)
+    if isinstance(value, NUMBERS) and value == value // 1 and value >= least:
+        return int(value)
+    raise InputError(f"{wanted}, not {value!r}")
+
+
+def _as_array(name: str, value: Any, wanted: str, least: int) -> Size:
+    import numpy as np
+
+    try:
+        given = np.asarray(value)
+        array = given.astype(np.float64) if given.dtype.kind in "iuf" else None
+    except ValueError:
+        array = None
+    if array is None:
+        raise InputError(f"{wanted}, or an array of them, not {value!r}")
+    if not given.ndim:
+        return as_size(name, given.item(), least=least)
+    if array.size and np.abs(array).max() >= 2**53:
+        raise InputError(f"{name} must be below 2**53 in an array; give single points as Python ints")
+    if not array.size or not np.all(np.isfinite(array)) or np.any(array != np.floor(array)):
+        raise InputError(f"{wanted} in every element of the array")
+    if array.min() < least:
+        raise InputError(f"{wanted}, not {array.min():g}")
+    return array
+
+
+def anywhere(condition: Any) -> bool:
+    """Whether a condition holds, for an array in any element; for expressions it is taken not to."""
+    if isinstance(condition, Expr) or condition is NotImplemented:
+        return False
+    return bool(condition.any()) if hasattr(condition, "any") else bool(condition)
+
+
+def differ(a: Size, b: Size) -> bool:
+    """Whether two sizes are unequal for certain; an expression may be equal to anything but a number off it."""
+    if isinstance(a, Expr) or isinstance(b, Expr):
+        return False
+    return anywhere(a != b)
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)):
+        return whole(Fraction(a) / b)
+    return a / b
+
+
+def _floor_div(a: Any, b: Any) -> Any:
+    if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)):
+        return a // b
+    import numpy as np
+
+    return np.floor(a / b)
+
+
+def _minimum(a: Any, b: Any) -> Any:
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+        return min(a, b)
+    import numpy as np
+
+    return np.minimum(a, b)
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+        return max(a, b)
+    import numpy as np
+
+    return np.maximum(a, b)
+
+
+def _expected_distinct(experts: Any, active: Any, tokens: Any) -> Any:
+    missed = experts - active
+    return whole(experts - missed * (missed / experts) ** (tokens - 1))
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "ratio": _ratio,
+    "floor_div": _floor_div,
+    "ceil_div": lambda a, b: -_floor_div(-a, b),
+    "place_in": lambda n, c: n - c * _floor_div(n - 1, c),
+    "minimum": _minimum,
+    "maximum": _maximum,
+    "expected_distinct": _expected_distinct,
+}
+"""What an expression may call, on numbers and arrays."""
+
+
+def _call(function: str, *arguments: Size) -> Size:
+    if any(isinstance(a, Expr) for a in arguments):
+        return call(function, *arguments)
+    return FUNCTIONS[function](*arguments)
+
+
+def floor_div(a: Size, b: Size) -> Size:
+    """The quotient rounded down."""
+    return a * Fraction(1, b) if _divides(b, a) else _call("floor_div", a, b)
+
+
+def ceil_div(a: Size, b: Size) -> Size:
+    """The quotient rounded up.
+
+    >>> ceil_div(64, 14)
+    5
+    """
+    if _divides(b, a):
+        return a * Fraction(1, b)
+    if isinstance(a, Expr) and isinstance(b, int) and len(a.terms) == 1 and a.terms[0][1] == 1:
+        (atom, power), *others = a.terms[0][0].powers
+        if not others and power == 1 and atom.name == "ceil_div" and isinstance(atom.arguments[1], int):
+            return ceil_div(atom.arguments[0], atom.arguments[1] * b)
+    return _call("ceil_div", a, b)
+
+
+def _divides(b: Size, a: Size) -> bool:
+    """Whether a number divides an expression whatever its sizes."""
+    return isinstance(a, Expr) and isinstance(b, int) and all(isinstance(c, int) and c % b == 0 for _, c in a.terms)
+
+
+def place_in(n: Size, chunk: Size) -> Size:
+    """The place of the n-th of many things in its chunk, 1 to `chunk`: a sawtooth.
+
+    >>> [place_in(n, 3) for n in range(1, 8)]
+    [1, 2, 3, 1, 2, 3, 1]
+    """
+    return _call("place_in", n, chunk)
+
+
+def _extreme(function: str, a: Size, b: Size, lower: bool) -> Size:
+    """The smaller or larger of two sizes; where their difference is a number, without a function."""
+    if isinstance(a, Expr) or isinstance(b, Expr):
+        gap = a - b
+        if never_negative(gap) or never_negative(-gap):
+            return b if never_negative(gap) == lower else a
+        a, b = sorted((a, b), key=str)
+    return _call(function, a, b)
+
+
+def never_negative(value: Size) -> bool:
+    """Whether a size is at least 0 whatever its named sizes are, each at least 1; False if that is not certain."""
+    if not isinstance(value, Expr):
+        return not anywhere(value < 0)
+    least = 0
+    for monomial, coefficient in value.terms:
+        if monomial.powers and (coefficient < 0 or any(not _at_least_one(atom) for atom, _ in monomial.powers)):
+            return False
+        least += coefficient
+    return least >= 0
+
+
+def _at_least_one(atom: Atom) -> bool:
+    return not atom.arguments and not atom.name.startswith("~") and atom.array is None
+
+
+def minimum(a: Size, b: Size) -> Size:
+    """The smaller of two sizes, element by element."""
+    return _extreme("minimum", a, b, lower=True)
+
+
+def maximum(a: Size, b: Size) -> Size:
+    """The larger of two sizes, element by element."""
+    return _extreme("maximum", a, b, lower=False)
+
+
+def ratio(a: Size, b: Size) -> Size:
+    """The quotient without rounding: ints give an int where it divides, else a Fraction.
+
+    >>> ratio(7, 2) * 2
+    Fraction(7, 1)
+    """
+    return divided(a, b) if isinstance(a, Expr) or isinstance(b, Expr) else _ratio(a, b)
+
+
+def whole(value: Size) -> Size:
+    """A Fraction or a float that is a whole number as an int; anything else as it is."""
+    if isinstance(value, Fraction) and value.denominator == 1:
+        return value.numerator
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
+    """Experts that `tokens` tokens reach when each takes `active` of `experts` uniformly at random.
+
+    E (1 - (1 - k/E)**n), written so that one token gives exactly k. An expectation under uniform
+    routing, so not an integer in general.
+
+    >>> expected_distinct(64, 6, 1), expected_distinct(64, 64, 9)
+    (6, 64)
+    """
+    if isinstance(tokens, int) and tokens == 1:
+        return active
+    return _call("expected_distinct", experts, active, tokens)
