@@ -89,7 +89,7 @@ class VitModel(BaseLayer):
     'b u v'
     """
 
-    embeddings: BaseLayer
+    embeddings: CLIPVisionEmbeddings
     norm: Norm
     transformer: BaseLayer
     sizes = "b u v"
@@ -232,3 +232,42 @@ class SideBySide(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield copy("y[b s c] = x[b S:s d] * z[b s o]", n.bind(c=n.d + n.o))
+
+
+@final
+@dataclass(frozen=True)
+class PatchTower(BaseLayer):
+    """CLIP on pixels, the features of its patches without the class token. y = vit(x)[1:].
+
+    Vendor: LlavaModel.get_image_features in transformers, vision_feature_select_strategy "default".
+    Omits: that LLaVA takes the features of the last layer but one. Axes: b images, u x v patches.
+
+    >>> PatchTower.sizes
+    'b u v'
+    """
+
+    vit: VitModel
+    sizes = "b u v"
+
+    def check(self) -> None:
+        if not self.vit.embeddings.own_patches:
+            raise InputError("PatchTower: its ViT must make its patches from pixels (own_patches)")
+
+    @property
+    def d(self) -> Size:
+        """Channels of the features."""
+        return self.vit.d
+
+    @property
+    def patch(self) -> Size:
+        """Side of a patch in pixels."""
+        return self.vit.embeddings.patch.axes["p"]
+
+    def features(self, u: Size, v: Size) -> Size:
+        """Features of one image of u x v patches."""
+        return u * v
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(s=n.u * n.v, S=n.u * n.v + 1, d=self.d)
+        yield from self.vit.at(n, "vit", x="x", y="h")
+        yield copy("y[b s d] = h[b S:s d]", n)
