@@ -1,31 +1,24 @@
-"""Configuration: the only module that knows Hydra. YAML and overrides in, layers and models out.
+"""Configuration: the only module that knows Hydra. YAML and overrides in, models and workloads out.
 
-Only classes of modelmeter may be instantiated from a YAML, unless the caller allows more by name.
 Keys and values are checked against their declarations (settings.py) first; what Hydra and OmegaConf refuse
 becomes one InputError with the key and the valid choices.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelmeter.errors import InputError, unknown
-from modelmeter.settings import COUNTING, PAGE, Setting, checked, config_dir, config_names, options_of
+from modelmeter.errors import InputError, choose, unknown
+from modelmeter.folders import config_dir, config_names
+from modelmeter.settings import COUNTING, PAGE, Setting, checked, options_of
 
-__all__ = ["build", "build_model", "build_workload", "compose", "config_dir", "config_names", "load_model", "read_yaml"]
-
-
-def _divide(what: str, value: int, by: str, divisor: int) -> int:
-    if not isinstance(divisor, int) or divisor < 1 or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} and {by} must be whole numbers of at least 1, not {value!r} and {divisor!r}")
-    if value % divisor:
-        raise InputError(f"{what} {value} is not divisible by {by} {divisor}")
-    return value // divisor
+if TYPE_CHECKING:
+    from modelmeter.models.model import BaseModel
+    from modelmeter.workload import Workload
 
 
 def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> Any:
@@ -39,7 +32,6 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    OmegaConf.register_new_resolver("divide", _divide, replace=True)
     overrides = [quoted(o) for o in overrides]
     try:
         _check(overrides, settings)
@@ -138,24 +130,6 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
             yield from _keys(value, f"{prefix}{index}.")
 
 
-def build(config: Any, allow: Iterable[str] = ()) -> Any:
-    """Instantiate a configuration node; each `_target_` must be a class of modelmeter or in `allow`."""
-    from hydra.errors import InstantiationException
-    from hydra.utils import instantiate
-
-    for target in _targets(config):
-        _check_target(target, set(allow))
-    try:
-        return instantiate(config, _convert_="all")
-    except InstantiationException as error:
-        key = re.search(r"full_key: (\S+)", str(error))
-        ours = next((cause for cause in _causes(error) if isinstance(cause, InputError)), None)
-        if ours is not None:
-            raise InputError(f"{ours} (model.{key[1]})" if key else str(ours)) from None
-        last = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(f"the configuration of the model{'.' + key[1] if key else ''} is wrong: {last}") from None
-
-
 def quoted(override: str) -> str:
     """An override with its path quoted for Hydra where it has characters that Hydra would read otherwise."""
     key, equals, value = override.partition("=")
@@ -165,62 +139,46 @@ def quoted(override: str) -> str:
     return f"{key}{equals}'{escaped}'"
 
 
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        config = list(config.values())
-    if isinstance(config, list):
-        for value in config:
-            yield from _targets(value)
+def build_model(config: Mapping[str, Any]) -> BaseModel:
+    """The model of a composed configuration: its components by group, and what `model` says of them."""
+    from modelmeter.models.families import PARTS, assembled
+
+    model = config["model"]
+    if not isinstance(model, Mapping):
+        raise InputError(f"model must be one of {', '.join(config_names('model'))}, not {model!r}")
+    return assembled(model, {group: config[group] for group in PARTS})
 
 
-def _check_target(target: str, allowed: set[str]) -> None:
-    if target in allowed:
-        return
-    refusal = InputError(f"_target_ {target!r} is not a class of modelmeter; allow others by name with allow=[...]")
-    module, _, name = target.rpartition(".")
-    if module.partition(".")[0] != "modelmeter":
-        raise refusal
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except ImportError:
-        raise refusal from None
-    if found is None and module == "modelmeter.layers":
-        raise unknown("layer", name, importlib.import_module(module).__all__)
-    if not isinstance(found, type) or not found.__module__.startswith("modelmeter."):
-        raise refusal
+def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
+    """A model of the catalogue; `overrides` choose other components or numbers ("decoder.experts=32").
 
-
-def build_model(config: Mapping[str, Any], allow: Iterable[str] = ()) -> Any:
-    """The model of a composed configuration; `dims` only names its numbers."""
-    from modelmeter.models.model import Model
-
-    if not isinstance(config["model"], Mapping):
-        raise InputError(f"model must be one of {', '.join(config_names('model'))}, not {config['model']!r}")
-    node = {key: value for key, value in config["model"].items() if key != "dims"}
-    try:
-        model = build(node, allow)
-    except (TypeError, AttributeError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"model has not the shape of configs/model/{node.get('name')}.yaml: {reason}") from None
-    if not isinstance(model, Model):
-        raise InputError(f"model must be a modelmeter Model, not {type(model).__name__}")
-    return model
-
-
-def load_model(name: str, overrides: Sequence[str] = (), *, allow: Iterable[str] = ()) -> Any:
-    """A model of the catalogue, `overrides` changing its configuration ("dims.decoder.experts=32").
-
-    `allow` names classes outside modelmeter that its YAML may instantiate. Raises InputError.
+    Raises InputError.
     """
-    overrides = [overrides] if isinstance(overrides, str) else overrides
-    relative = []
-    for override in overrides:
-        key = override.lstrip("+~")
-        sign = override[: len(override) - len(key)]
-        relative.append(override if key.startswith("model.") else f"{sign}model.{key}")
-    return build_model(compose("cost", [f"model={name}", *relative]), allow)
+    choose("model", name, config_names("model"))
+    if not overrides:
+        return build_model(_as_it_stands(name))
+    given = [overrides] if isinstance(overrides, str) else list(overrides)
+    return build_model(compose("cost", [f"model={name}", *given]))
+
+
+def _as_it_stands(name: str) -> dict[str, Any]:
+    """The configuration of a model that nobody changes: its YAML and those of the components that it chooses."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    def read(group: str, file: str) -> Any:
+        return yaml.load((config_dir() / group / f"{file}.yaml").read_bytes(), loader)
+
+    node, found = read("model", name), {"model": {}}
+    for choice in node.pop("defaults"):
+        for key, file in {} if choice == "_self_" else {"": choice} if isinstance(choice, str) else choice.items():
+            if key:  # override /GROUP@_global_.GROUP: FILE
+                group = key.rpartition(".")[2]
+                found[group] = read(group, file)
+            else:
+                found |= _as_it_stands(file)
+    return found | {"model": found["model"] | node}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -239,7 +197,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def build_workload(model: Any, config: Mapping[str, Any]) -> Any:
+def build_workload(model: BaseModel, config: Mapping[str, Any]) -> Workload:
     """The workload of a composed configuration, for a model. Raises InputError."""
     values = checked((*PAGE, *COUNTING), config)
     model.require_tensors(values["precision"])

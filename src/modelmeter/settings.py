@@ -172,7 +172,7 @@ def _of_type(kind: type, wanted: str) -> Kind:
 
 
 def _precision(key: str, value: Any) -> Any:
-    from modelmeter.precision import Precision
+    from modelmeter.programs.precision import Precision
 
     part = key.partition(".")[2]
     Precision.of({part: value} if part else value)

@@ -189,19 +189,24 @@ def component(group: str, numbers: Mapping[str, Any]) -> Any:
     return _made(group, FAMILIES[group][family], {k: v for k, v in numbers.items() if k != "family"})
 
 
-def assembled(name: str, join: str | None, parts: Mapping[str, Mapping[str, Any]]) -> BaseModel:
-    """A model from the YAML content of its components, by group. Raises InputError where they do not fit."""
+PARTS = ("tower", "projector", "decoder", "planner")
+"""The groups of configs/ that a model is made of."""
+
+
+def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> BaseModel:
+    """A model from its own YAML and those of its components, by group. Raises InputError where they do not fit."""
     tower, decoder, planner = (component(group, parts[group]) for group in ("tower", "decoder", "planner"))
+    name = str(model.get("name"))
     if decoder is None:
-        raise InputError("a model needs a decoder: decoder=NAME")
+        raise InputError(f"{name} needs a decoder: decoder=NAME")
     if tower is None or planner is None or not parts["projector"]:
-        given = [group for group in ("tower", "projector", "planner") if parts[group]]
+        given = [group for group in PARTS if group != "decoder" and parts[group]]
         if given:
-            raise InputError(f"{name}: a model that reads images has tower, projector and planner, not {' and '.join(given)} alone")
+            raise InputError(f"{name}: what reads images has tower, projector and planner, not {' and '.join(given)} alone")
         return text_model(name, decoder)
     values = dict(parts["projector"])
     inputs = values.pop("inputs", None)
     width = tower.d if inputs is None else inputs
     projector = _made("projector", MlpProjector, {"c": width, "d": decoder.d} | values)
-    layout = JOINS[choose("join", str(join), JOINS)]
-    return VLM(name, planner, tower, projector, layout(projector.d if projector.kind != "identity" else width), decoder)
+    join = JOINS[choose("model.join", str(model.get("join")), JOINS)]
+    return VLM(name, planner, tower, projector, join(projector.d if projector.kind != "identity" else width), decoder)

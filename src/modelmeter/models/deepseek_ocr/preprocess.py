@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from modelmeter.errors import InputError, choose
 from modelmeter.models.planner import Points
 from modelmeter.sizes import Expr, Size, as_size, ceil_div
@@ -145,6 +143,8 @@ class CropRule:
 
     def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
         """All crop grids of up to `largest` crops, and the user's own."""
+        import numpy as np
+
         grids: list[Any] = self.grids(largest)
         if not grids:
             raise InputError(f"largest must be at least min_crops = {self.min_crops}, not {largest}")
