@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from modelmeter.errors import InputError
@@ -18,28 +18,11 @@ from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import Evaluator, Expr, Size, anywhere, evaluated, largest, maximum, substituted, summed
+from modelmeter.sizes import Evaluator, Expr, Size, added, anywhere, evaluated, largest, maximum, substituted, summed
 from modelmeter.sizes.expressions import terms_of
 
-ROLES = ("weight", "activation", "kv")
+FLOWS = ("tensor", "cuda", "weight", "activation", "kv")
 Part = Callable[[Op], str]
-
-
-class _Sum:
-    """A sum of expressions, made term by term."""
-
-    __slots__ = ("terms",)
-
-    def __init__(self) -> None:
-        self.terms: dict[Any, Any] = {}
-
-    def add(self, value: Size, factor: Any = 1) -> None:
-        terms = self.terms
-        for monomial, coefficient in terms_of(value) or ():
-            terms[monomial] = terms.get(monomial, 0) + coefficient * factor
-
-    def total(self) -> Size:
-        return Expr.of(self.terms)
 
 
 @dataclass(frozen=True)
@@ -123,10 +106,12 @@ def program_of(
     ledgers = {label: _Ledger() for label in labels} or {"": _Ledger()}
     precision = counting.precision
     for op, label in zip(lowered.ops, labels, strict=True):
-        ledgers[label].work(op)
+        for flow, work in zip(FLOWS, (op.tensor, op.cuda), strict=False):
+            ledgers[label].flows[flow].append(work * op.times)
     for group in groups(lowered):
         for move in group.moves:
-            ledgers[labels[move.op]].io[move.ref.role].add(move.elements * group.times, bytes_of(move.ref, precision))
+            moved = move.elements * group.times * bytes_of(move.ref, precision)
+            ledgers[labels[move.op]].flows[move.ref.role].append(moved)
     owner: dict[str, str] = {}
     alive = counting.runtime.lifetimes(lowered, on_chip(lowered), lambda r: r.stored * bytes_of(r, precision))
     for op, label, live in zip(lowered.ops, labels, alive, strict=True):
@@ -144,18 +129,12 @@ def program_of(
 
 @dataclass
 class _Ledger:
-    """Running sums of one part."""
+    """What the ops of one part add up to."""
 
-    tensor: _Sum = field(default_factory=_Sum)
-    cuda: _Sum = field(default_factory=_Sum)
-    io: dict[str, _Sum] = field(default_factory=lambda: {role: _Sum() for role in ROLES})
+    flows: dict[str, list[Size]] = field(default_factory=lambda: {flow: [] for flow in FLOWS})
     weights: dict[str, tuple[Size, Any]] = field(default_factory=dict)
     kv: dict[str, tuple[Size, Any]] = field(default_factory=dict)
     peaks: list[Size] = field(default_factory=list)
-
-    def work(self, op: Op) -> None:
-        self.tensor.add(op.tensor * op.times)
-        self.cuda.add(op.cuda * op.times)
 
     def peak(self, live: Size) -> None:
         """Keep a live set unless another is at least as large whatever the sizes."""
@@ -163,26 +142,19 @@ class _Ledger:
             self.peaks = [kept for kept in self.peaks if not _at_most(kept, live)] + [live]
 
     def counts(self, steps: Steps | None) -> dict[str, Size]:
-        stores = [_Sum(), _Sum(), _Sum()]
-        for elements, width in self.weights.values():
-            stores[0].add(elements)
-            stores[1].add(elements, width)
-        for elements, width in self.kv.values():
-            stores[2].add(elements, width)
-        parameters, weight_bytes, kv = (s.total() for s in stores)
-        flows = [s.total() for s in (self.tensor, self.cuda, *self.io.values())]
-        peaks = self.peaks
+        flows, peaks = [added(self.flows[flow]) for flow in FLOWS], self.peaks
+        kv = added(elements * width for elements, width in self.kv.values())
         if steps is not None:
             place = (steps.name, steps.first, steps.last)
             flows = [summed(f, *place) for f in flows]
-            peaks, kv = [largest(p, *place) for p in peaks], largest(kv, steps.name, steps.last, steps.last)
-        peak: Size = 0
-        for candidate in peaks:
-            peak = maximum(peak, candidate)
+            peaks, kv = [largest(p, *place) for p in peaks], substituted(kv, steps.name, steps.last)
+        peak = reduce(maximum, peaks, 0)
+        parameters = added(elements for elements, _ in self.weights.values())
+        weight_bytes = added(elements * width for elements, width in self.weights.values())
         return dict(zip(COUNTS, (*flows, parameters, weight_bytes, peak, kv), strict=True))
 
 
 def _at_most(a: Size, b: Size) -> bool:
-    if isinstance(a, Expr):
-        return a is b or a.at_most(b)
-    return not isinstance(b, Expr) and bool(a <= b) or (isinstance(b, Expr) and a == 0)
+    """Whether no coefficient exceeds the other's: as sizes are never negative, neither does the sum."""
+    known = dict(terms_of(b) or ())
+    return all(c <= known.pop(m, 0) for m, c in terms_of(a) or ()) and all(c >= 0 for c in known.values())

@@ -1,8 +1,8 @@
 """Expressions: polynomials over named sizes with exact coefficients, interned, in one fixed order.
 
-Equal expressions are one object, and their terms stand in the order of their names, so no result depends on
-memory addresses. What is no polynomial (`ceil_div`, `minimum`...) is an atom: a function of expressions. Arrays
-that a user gives as hyper-parameters are atoms too, told apart by their content. Next: `functions.py`.
+Equal expressions are one object and their terms stand in the order of their names, so no result depends on memory
+addresses. What is no polynomial (`ceil_div`, `minimum`...) is an atom: a function of expressions. Arrays that a user
+gives as hyper-parameters are atoms too, told apart by their content. Next: `functions.py`.
 """
 
 from __future__ import annotations
@@ -17,59 +17,26 @@ NUMBERS = (int, float, Fraction)
 
 
 @final
-class Atom:
-    """What a polynomial is a polynomial of: a named size, a function of expressions or an array of a user's."""
+class Atom(str):
+    """What a polynomial is a polynomial of: a named size, a function of expressions or an array of a user's.
 
-    __slots__ = ("__weakref__", "arguments", "array", "key", "name")
-    known: WeakValueDictionary[str, Atom] = WeakValueDictionary()
+    It is its own text, and equal where that is equal.
+    """
 
-    def __init__(self, key: str, name: str, arguments: tuple[Any, ...] = (), array: Any = None) -> None:
-        self.key, self.name, self.arguments, self.array = key, name, arguments, array
-
-    @classmethod
-    def of(cls, key: str, name: str, arguments: tuple[Any, ...] = (), array: Any = None) -> Atom:
-        """The one atom with this key."""
-        found = cls.known.get(key)
-        if found is None:
-            found = cls.known[key] = cls(key, name, arguments, array)
-        return found
-
-
-@final
-class Monomial:
-    """A product of powers of atoms, in the order of their keys."""
-
-    __slots__ = ("__weakref__", "key", "powers", "products")
-    known: WeakValueDictionary[tuple[tuple[Atom, int], ...], Monomial] = WeakValueDictionary()
-
-    def __init__(self, powers: tuple[tuple[Atom, int], ...]) -> None:
-        self.powers = powers
-        self.key = tuple((atom.key, power) for atom, power in powers)
-        self.products: dict[Monomial, Monomial] = {}
+    name: str
+    arguments: tuple[Any, ...]
+    array: Any
 
     @classmethod
-    def of(cls, powers: Iterable[tuple[Atom, int]]) -> Monomial:
-        """The one monomial with these powers, in any order."""
-        sorted_powers = tuple(sorted(((a, p) for a, p in powers if p), key=lambda pair: pair[0].key))
-        found = cls.known.get(sorted_powers)
-        if found is None:
-            found = cls.known[sorted_powers] = cls(sorted_powers)
-        return found
-
-    def times(self, other: Monomial) -> Monomial:
-        """The product of two monomials."""
-        if not other.powers or not self.powers:
-            return other if other.powers else self
-        found = self.products.get(other)
-        if found is None:
-            powers = dict(self.powers)
-            for atom, power in other.powers:
-                powers[atom] = powers.get(atom, 0) + power
-            found = self.products[other] = Monomial.of(powers.items())
-        return found
+    def of(cls, text: str, name: str, arguments: tuple[Any, ...] = (), array: Any = None) -> Atom:
+        """An atom; `name` is that of the size or the function."""
+        made = cls(text)
+        made.name, made.arguments, made.array = name, arguments, array
+        return made
 
 
-ONE = Monomial.of(())
+Monomial = tuple[Atom, ...]
+"""A product of atoms in the order of their texts; a power repeats its atom."""
 Terms = tuple[tuple[Monomial, Any], ...]
 
 
@@ -85,7 +52,7 @@ def exact(value: Any) -> Any:
 class Expr:
     """A sum of terms, never a plain number: those stay Python numbers. `terms` are (monomial, coefficient)."""
 
-    __slots__ = ("__weakref__", "_compiled", "terms")
+    __slots__ = ("__weakref__", "terms")
     __array_ufunc__ = None
     known: WeakValueDictionary[Terms, Expr] = WeakValueDictionary()
     terms: Terms
@@ -93,15 +60,9 @@ class Expr:
     @classmethod
     def of(cls, coefficients: Mapping[Monomial, Any]) -> Any:
         """The expression (or plain number) with these coefficients."""
-        terms = tuple(sorted(((m, c) for m, c in coefficients.items() if c), key=lambda term: term[0].key))
-        if not terms:
-            return 0
-        if len(terms) == 1 and terms[0][0] is ONE:
-            return terms[0][1]
-        return cls._interned(terms)
-
-    @classmethod
-    def _interned(cls, terms: Terms) -> Expr:
+        terms = tuple(sorted([(m, exact(c)) for m, c in coefficients.items() if c]))
+        if not terms or terms[-1][0] == ():
+            return terms[0][1] if terms else 0
         found = cls.known.get(terms)
         if found is None:
             found = object.__new__(cls)
@@ -112,41 +73,24 @@ class Expr:
     @classmethod
     def atom(cls, atom: Atom) -> Expr:
         """The expression that is this atom alone."""
-        return cls._interned(((Monomial.of(((atom, 1),)), 1),))
+        found: Expr = cls.of({(atom,): 1})
+        return found
 
     def __mul__(self, other: Any) -> Any:
-        if type(other) is int:
-            if other == 1:
-                return self
-            return self._interned(tuple((m, c * other) for m, c in self.terms)) if other else 0
-        if isinstance(other, NUMBERS):
-            factor = exact(other)
-            return self._interned(tuple((m, exact(c * factor)) for m, c in self.terms)) if factor else 0
         theirs = terms_of(other)
         if theirs is None:
             return NotImplemented
-        if len(self.terms) == 1 == len(theirs):
-            (a, x), (b, y) = self.terms[0], theirs[0]
-            return self._interned(((a.times(b), exact(x * y)),))
         found: dict[Monomial, Any] = {}
         for a, x in self.terms:
             for b, y in theirs:
-                product = a.times(b)
-                found[product] = exact(found.get(product, 0) + x * y)
+                product = tuple(sorted(a + b)) if a and b else a or b
+                found[product] = found.get(product, 0) + x * y
         return Expr.of(found)
-
-    __rmul__ = __mul__
 
     def __add__(self, other: Any) -> Any:
-        theirs = terms_of(other)
-        if theirs is None:
-            return NotImplemented
-        found = dict(self.terms)
-        for m, c in theirs:
-            found[m] = exact(found.get(m, 0) + c)
-        return Expr.of(found)
+        return NotImplemented if terms_of(other) is None else added((self, other))
 
-    __radd__ = __add__
+    __rmul__, __radd__ = __mul__, __add__
 
     def __neg__(self) -> Any:
         return self * -1
@@ -158,14 +102,9 @@ class Expr:
         return self * -1 + other
 
     def __pow__(self, power: int) -> Any:
-        value: Any = 1
-        for _ in range(power):
-            value = value * self
-        return value
+        return self ** (power - 1) * self if power else 1
 
     def __truediv__(self, other: Any) -> Any:
-        if isinstance(other, NUMBERS):
-            return self * (1 / Fraction(other))
         return divided(self, other)
 
     def __rtruediv__(self, other: Any) -> Any:
@@ -180,40 +119,44 @@ class Expr:
     @property
     def atoms(self) -> dict[Atom, None]:
         """All atoms, in order."""
-        return {atom: None for monomial, _ in self.terms for atom, _ in monomial.powers}
+        return {atom: None for monomial, _ in self.terms for atom in monomial}
 
     @property
     def names(self) -> dict[str, None]:
         """The named sizes that it depends on, those inside functions included, in order."""
-        found: dict[str, None] = {}
-        for atom in self.atoms:
-            if atom.arguments:
-                for argument in atom.arguments:
-                    found |= argument.names if isinstance(argument, Expr) else {}
-            elif atom.array is None:
-                found[atom.name] = None
-        return found
+        return {name: None for atom in self.atoms for name in names_in(atom)}
 
-    def at_most(self, other: Any) -> bool:
-        """Whether no coefficient exceeds the other's: as sizes are never negative, neither does the sum."""
-        theirs = dict(terms_of(other) or ())
-        return all(c <= theirs.pop(m, 0) for m, c in self.terms) and all(c >= 0 for c in theirs.values())
+
+def names_in(atom: Atom) -> dict[str, None]:
+    """The named sizes that an atom depends on."""
+    if atom.arguments:
+        return {name: None for a in atom.arguments if isinstance(a, Expr) for name in a.names}
+    return {} if atom.array is not None else {atom.name: None}
+
+
+def added(values: Iterable[Any]) -> Any:
+    """The sum of expressions and numbers, made term by term."""
+    found: dict[Monomial, Any] = {}
+    for value in values:
+        for m, c in terms_of(value) or ():
+            found[m] = found.get(m, 0) + c
+    return Expr.of(found)
 
 
 def divided(a: Any, b: Any) -> Any:
     """The quotient of two sizes without rounding, a polynomial where it is one."""
-    denominators = terms_of(b)
-    if denominators is not None and len(denominators) == 1:
-        (divisor, number), found = denominators[0], {}
-        for m, c in terms_of(a) or ():
-            powers = dict(m.powers)
-            for atom, power in divisor.powers:
-                powers[atom] = powers.get(atom, 0) - power
-            if any(power < 0 for power in powers.values()):
-                break
-            found[Monomial.of(powers.items())] = exact(Fraction(c) / number)
-        else:
+    below = terms_of(b)
+    if below is not None and len(below) == 1:
+        (divisor, number), found = below[0], {}
+        try:
+            for monomial, c in terms_of(a) or ():
+                rest = list(monomial)
+                for atom in divisor:
+                    rest.remove(atom)
+                found[tuple(rest)] = Fraction(c) / number
             return Expr.of(found)
+        except ValueError:  # an atom of the divisor is in no factor
+            pass
     return call("ratio", a, b)
 
 
@@ -229,16 +172,15 @@ def symbol(name: str) -> Expr:
 
 def call(function: str, *arguments: Any) -> Expr:
     """A function of sizes that is no polynomial, as an atom."""
-    given = tuple(a if isinstance(a, Expr) else as_term(a) for a in arguments)
+    given = tuple(as_term(a) for a in arguments)
     return Expr.atom(Atom.of(f"{function}({', '.join(map(str, given))})", function, given))
 
 
 def as_term(value: Any) -> Any:
-    """A number as it is, an array as an expression that stands for it."""
+    """A number or expression as it is, an array as an expression that stands for it."""
     if isinstance(value, (*NUMBERS, Expr)):
         return value
-    key = f"array{value.shape}:{value.tobytes().hex()}"
-    return Expr.atom(Atom.of(key, "array", array=value))
+    return Expr.atom(Atom.of(f"array{value.shape}:{value.tobytes().hex()}", "array", array=value))
 
 
 def terms_of(value: Any) -> Terms | None:
@@ -246,9 +188,9 @@ def terms_of(value: Any) -> Terms | None:
     if isinstance(value, Expr):
         return value.terms
     if isinstance(value, NUMBERS):
-        return ((ONE, exact(value)),) if value else ()
+        return (((), exact(value)),) if value else ()
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        return terms_of(value.item()) if not value.ndim else terms_of(as_term(value))
+        return terms_of(as_term(value) if value.ndim else value.item())
     return None
 
 
@@ -259,16 +201,13 @@ def rewritten(expression: Any, change: Callable[[Atom], Any]) -> Any:
     changes = {atom: change(atom) for atom in expression.atoms}
     if all(new is None for new in changes.values()):
         return expression
-    total: Any = 0
+    products = []
     for monomial, coefficient in expression.terms:
-        product: Any = Expr.of({Monomial.of((a, p) for a, p in monomial.powers if changes[a] is None): coefficient})
-        for atom, power in monomial.powers:
-            new = changes[atom]
-            if new is not None:
-                for _ in range(power):
-                    product = product * new
-        total = total + product
-    return total
+        product: Any = Expr.of({tuple(a for a in monomial if changes[a] is None): coefficient})
+        for new in [changes[a] for a in monomial if changes[a] is not None]:
+            product = product * new
+        products.append(product)
+    return added(products)
 
 
 def written(expression: Any) -> str:
@@ -277,7 +216,8 @@ def written(expression: Any) -> str:
         return str(expression)
     parts = []
     for monomial, coefficient in expression.terms:
-        texts = [a.key if p == 1 else f"{a.key}**{p}" for a, p in monomial.powers]
+        powers = {atom: monomial.count(atom) for atom in monomial}
+        texts = [atom if power == 1 else f"{atom}**{power}" for atom, power in powers.items()]
         number = f"({coefficient})" if isinstance(coefficient, Fraction) else str(coefficient)
         parts.append("*".join(([number] if coefficient != 1 or not texts else []) + texts))
     return " + ".join(parts).replace("+ -", "- ")

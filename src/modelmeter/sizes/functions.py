@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from operator import floordiv
 from typing import Any, TypeAlias
 
 from modelmeter.errors import InputError
-from modelmeter.sizes.expressions import NUMBERS, Atom, Expr, call, divided
+from modelmeter.sizes.expressions import NUMBERS, Expr, call, divided
 
 Size: TypeAlias = Any
 """A Python int, a NumPy float64 array or an expression; one code serves all three."""
@@ -25,11 +26,9 @@ def as_size(name: str, value: Any, *, least: int = 1) -> Size:
     if (type(value) is int and value >= least) or isinstance(value, Expr):
         return value
     wanted = f"{name} must be a whole number of at least {least}"
-    if isinstance(value, (bool, str)) or value is None:
-        raise InputError(f"{wanted}, not {value!r}")
     if isinstance(value, (list, tuple)) or hasattr(value, "dtype"):
         return _as_array(name, value, wanted, least)
-    if isinstance(value, NUMBERS) and value == value // 1 and value >= least:
+    if isinstance(value, NUMBERS) and not isinstance(value, bool) and value == value // 1 and value >= least:
         return int(value)
     raise InputError(f"{wanted}, not {value!r}")
 
@@ -39,13 +38,13 @@ def _as_array(name: str, value: Any, wanted: str, least: int) -> Size:
 
     try:
         given = np.asarray(value)
-        array = given.astype(np.float64) if given.dtype.kind in "iuf" else None
     except ValueError:
-        array = None
-    if array is None:
+        given = np.asarray(None)
+    if given.dtype.kind not in "iuf":
         raise InputError(f"{wanted}, or an array of them, not {value!r}")
     if not given.ndim:
         return as_size(name, given.item(), least=least)
+    array = given.astype(np.float64)
     if array.size and np.abs(array).max() >= 2**53:
         raise InputError(f"{name} must be below 2**53 in an array; give single points as Python ints")
     if not array.size or not np.all(np.isfinite(array)) or np.any(array != np.floor(array)):
@@ -64,39 +63,25 @@ def anywhere(condition: Any) -> bool:
 
 def differ(a: Size, b: Size) -> bool:
     """Whether two sizes are unequal for certain; an expression may be equal to anything but a number off it."""
-    if isinstance(a, Expr) or isinstance(b, Expr):
-        return False
-    return anywhere(a != b)
+    return not isinstance(a, Expr) and not isinstance(b, Expr) and anywhere(a != b)
+
+
+def _either(plain: Callable[[Any, Any], Any], numpys: str) -> Callable[[Any, Any], Any]:
+    """A function of two numbers or arrays."""
+
+    def of(a: Any, b: Any) -> Any:
+        if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+            return plain(a, b)
+        import numpy as np
+
+        return getattr(np, numpys)(a, b)
+
+    return of
 
 
 def _ratio(a: Any, b: Any) -> Any:
-    if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)):
-        return whole(Fraction(a) / b)
-    return a / b
-
-
-def _floor_div(a: Any, b: Any) -> Any:
-    if isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction)):
-        return a // b
-    import numpy as np
-
-    return np.floor(a / b)
-
-
-def _minimum(a: Any, b: Any) -> Any:
-    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
-        return min(a, b)
-    import numpy as np
-
-    return np.minimum(a, b)
-
-
-def _maximum(a: Any, b: Any) -> Any:
-    if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
-        return max(a, b)
-    import numpy as np
-
-    return np.maximum(a, b)
+    exact = isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction))
+    return whole(Fraction(a) / b) if exact else a / b
 
 
 def _expected_distinct(experts: Any, active: Any, tokens: Any) -> Any:
@@ -104,27 +89,28 @@ def _expected_distinct(experts: Any, active: Any, tokens: Any) -> Any:
     return whole(experts - missed * (missed / experts) ** (tokens - 1))
 
 
+_floor_div = _either(floordiv, "floor_divide")
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ratio": _ratio,
     "floor_div": _floor_div,
     "ceil_div": lambda a, b: -_floor_div(-a, b),
     "place_in": lambda n, c: n - c * _floor_div(n - 1, c),
-    "minimum": _minimum,
-    "maximum": _maximum,
+    "minimum": _either(min, "minimum"),
+    "maximum": _either(max, "maximum"),
     "expected_distinct": _expected_distinct,
 }
 """What an expression may call, on numbers and arrays."""
 
 
-def _call(function: str, *arguments: Size) -> Size:
-    if any(isinstance(a, Expr) for a in arguments):
-        return call(function, *arguments)
-    return FUNCTIONS[function](*arguments)
+def applied(function: str, *arguments: Size) -> Size:
+    """A function of sizes, an expression if one of them is."""
+    known = not any(isinstance(a, Expr) for a in arguments)
+    return FUNCTIONS[function](*arguments) if known else call(function, *arguments)
 
 
 def floor_div(a: Size, b: Size) -> Size:
     """The quotient rounded down."""
-    return a * Fraction(1, b) if _divides(b, a) else _call("floor_div", a, b)
+    return a * Fraction(1, b) if _divides(b, a) else applied("floor_div", a, b)
 
 
 def ceil_div(a: Size, b: Size) -> Size:
@@ -135,11 +121,11 @@ def ceil_div(a: Size, b: Size) -> Size:
     """
     if _divides(b, a):
         return a * Fraction(1, b)
-    if isinstance(a, Expr) and isinstance(b, int) and len(a.terms) == 1 and a.terms[0][1] == 1:
-        (atom, power), *others = a.terms[0][0].powers
-        if not others and power == 1 and atom.name == "ceil_div" and isinstance(atom.arguments[1], int):
+    if isinstance(a, Expr) and isinstance(b, int) and a.terms[0][1] == 1 and len(a.terms) == 1 == len(a.terms[0][0]):
+        (atom,) = a.terms[0][0]
+        if atom.name == "ceil_div" and isinstance(atom.arguments[1], int):  # rounded up twice
             return ceil_div(atom.arguments[0], atom.arguments[1] * b)
-    return _call("ceil_div", a, b)
+    return applied("ceil_div", a, b)
 
 
 def _divides(b: Size, a: Size) -> bool:
@@ -153,17 +139,7 @@ def place_in(n: Size, chunk: Size) -> Size:
     >>> [place_in(n, 3) for n in range(1, 8)]
     [1, 2, 3, 1, 2, 3, 1]
     """
-    return _call("place_in", n, chunk)
-
-
-def _extreme(function: str, a: Size, b: Size, lower: bool) -> Size:
-    """The smaller or larger of two sizes; where their difference is a number, without a function."""
-    if isinstance(a, Expr) or isinstance(b, Expr):
-        gap = a - b
-        if never_negative(gap) or never_negative(-gap):
-            return b if never_negative(gap) == lower else a
-        a, b = sorted((a, b), key=str)
-    return _call(function, a, b)
+    return applied("place_in", n, chunk)
 
 
 def never_negative(value: Size) -> bool:
@@ -172,14 +148,21 @@ def never_negative(value: Size) -> bool:
         return not anywhere(value < 0)
     least = 0
     for monomial, coefficient in value.terms:
-        if monomial.powers and (coefficient < 0 or any(not _at_least_one(atom) for atom, _ in monomial.powers)):
+        if monomial and (coefficient < 0 or any(atom[0] == "~" for atom in monomial)):
             return False
-        least += coefficient
+        named = all(not atom.arguments for atom in monomial)  # a function may be 0
+        least += coefficient if named or coefficient < 0 else 0
     return least >= 0
 
 
-def _at_least_one(atom: Atom) -> bool:
-    return not atom.arguments and not atom.name.startswith("~") and atom.array is None
+def _extreme(function: str, a: Size, b: Size, lower: bool) -> Size:
+    """The smaller or larger of two sizes; where one is certain to be, without a function."""
+    if not isinstance(a, Expr) and not isinstance(b, Expr):
+        return FUNCTIONS[function](a, b)
+    gap = a - b
+    if never_negative(gap) or never_negative(gap * -1):
+        return b if never_negative(gap) == lower else a
+    return call(function, *sorted((a, b), key=str))
 
 
 def minimum(a: Size, b: Size) -> Size:
@@ -203,11 +186,7 @@ def ratio(a: Size, b: Size) -> Size:
 
 def whole(value: Size) -> Size:
     """A Fraction or a float that is a whole number as an int; anything else as it is."""
-    if isinstance(value, Fraction) and value.denominator == 1:
-        return value.numerator
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
+    return int(value) if isinstance(value, (Fraction, float)) and value % 1 == 0 else value
 
 
 def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
@@ -219,6 +198,10 @@ def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
     >>> expected_distinct(64, 6, 1), expected_distinct(64, 64, 9)
     (6, 64)
     """
-    if isinstance(tokens, int) and tokens == 1:
-        return active
-    return _call("expected_distinct", experts, active, tokens)
+    return active if type(tokens) is int and tokens == 1 else applied("expected_distinct", experts, active, tokens)
+
+
+BUILDERS: dict[str, Callable[..., Size]] = {
+    f.__name__: f for f in (ratio, floor_div, ceil_div, place_in, minimum, maximum, expected_distinct)
+}
+"""The functions that layers call, by the name of the atom that they make."""
