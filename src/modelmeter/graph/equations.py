@@ -28,14 +28,13 @@ class Tensor(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """A parsed equation; `loops` are the distinct axes of the multiplied tensors, `axes` all that it names."""
+    """A parsed equation; `loops` are the distinct axes of the multiplied tensors."""
 
     text: str
     outputs: tuple[Tensor, ...]
     factors: tuple[Tensor, ...]
     addends: tuple[Tensor, ...]
     loops: tuple[str, ...]
-    axes: tuple[str, ...]
 
     @property
     def operands(self) -> tuple[Tensor, ...]:
@@ -59,27 +58,22 @@ def parse(equation: str) -> Equation:
     left, equals, right = equation.partition("=")
     product_part, _, sum_part = right.partition("+")
 
-    def tensors(text: str) -> tuple[Tensor, ...]:
-        found = []
-        for name, bits, axes in _TENSOR.findall(text):
-            pairs = [axis.partition(":") for axis in axes.split()]
-            stored = tuple(p[0] for p in pairs)
-            touched = tuple(p[2] or p[0] for p in pairs)
-            role = _ROLES.get(name[:2], "activation")
-            found.append(Tensor(name, role, int(bits or 0), stored, touched))
-        if _TENSOR.sub("", text).strip(" *+") or not found:
-            raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
-        return tuple(found)
-
     if "*" in sum_part:
         raise InputError(f"write the product before what is added to it, not {equation!r}")
     if not equals:
         raise InputError(f"an equation needs an equals sign: {equation!r}")
-    outputs, factors = tensors(left), tensors(product_part)
-    addends = tensors(sum_part) if sum_part else ()
-    everything = outputs + factors + addends
-    return Equation(
-        equation, outputs, factors, addends,
-        loops=tuple(dict.fromkeys(a for t in factors for a in t.touched)),
-        axes=tuple(dict.fromkeys(a for t in everything for a in t.stored + t.touched)),
-    )  # fmt: skip
+    factors = _tensors(product_part, equation)
+    loops = tuple(dict.fromkeys(a for t in factors for a in t.touched))
+    addends = _tensors(sum_part, equation) if sum_part else ()
+    return Equation(equation, _tensors(left, equation), factors, addends, loops)
+
+
+def _tensors(text: str, equation: str) -> tuple[Tensor, ...]:
+    found = []
+    for name, bits, axes in _TENSOR.findall(text):
+        pairs = [axis.partition(":") for axis in axes.split()]
+        stored, touched = tuple(p[0] for p in pairs), tuple(p[2] or p[0] for p in pairs)
+        found.append(Tensor(name, _ROLES.get(name[:2], "activation"), int(bits or 0), stored, touched))
+    if _TENSOR.sub("", text).strip(" *+") or not found:
+        raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
+    return tuple(found)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.ops import Op, Ref
-from modelmeter.graph.place import Root, bound_in, place_of
+from modelmeter.graph.place import Root
 from modelmeter.sizes import Expr, Size
 
 
@@ -95,7 +95,7 @@ def _check_shape(op: Op, tensor: Tensor, r: Ref, found: _Written | None) -> None
 def _renamed(op: Op, found: _Written, tensor: Tensor) -> bool:
     """Whether axes differ only by names that the layer binds (t for s, s for u v)."""
     differing = set(found.axes) ^ set(tensor.stored)
-    return bool(differing & bound_in(op.n)) or place_of(op.n).layer == ""
+    return bool(differing & op.n.bound) or op.node.layer == ""
 
 
 def _equal(a: Size, b: Size) -> bool:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Equation, Tensor, parse
 from modelmeter.graph.forms import COPY, SOFTMAX, Form
-from modelmeter.graph.place import Node, Sizes, bound_in, place_of
+from modelmeter.graph.place import Node, Sizes
 from modelmeter.sizes import Size
 
 
@@ -73,15 +73,15 @@ class Op(NamedTuple):
 
     @property
     def node(self) -> Node:
-        return place_of(self.n)
+        return self.n.node
 
     @property
     def path(self) -> str:
-        return place_of(self.n).path
+        return self.n.node.path
 
     @property
     def times(self) -> Size:
-        return place_of(self.n).times * self.again
+        return self.n.node.times * self.again
 
     @property
     def output(self) -> Tensor:
@@ -100,9 +100,18 @@ _FREE = {"copy", "lookup", "conv2d"}
 """Kinds whose outputs may have axes that the layer binds: they move elements to places that it works out."""
 
 
+def _require_sources(kind: str, equation: Equation, over: tuple[str, ...], n: Sizes) -> None:
+    """Raise InputError for an axis of an output that nothing on the right has."""
+    for axis in _axes_from_nowhere(equation, over):
+        if kind not in _FREE or (axis not in n.bound and kind != "lookup"):
+            bound = ", nor bound by the layer" if kind in _FREE else ""
+            raise InputError(
+                f"{n.node.layer}: axis {axis!r} of the output of equation {equation.text!r} is on nothing to its right{bound}"
+            )
+
+
 @cache
-def _unknown_axes(kind: str, equation: Equation, over: tuple[str, ...]) -> tuple[str, ...]:
-    """Axes of outputs that nothing on the right has."""
+def _axes_from_nowhere(equation: Equation, over: tuple[str, ...]) -> tuple[str, ...]:
     right = {axis for t in equation.operands for axis in t.stored + t.touched} | set(over)
     return tuple(axis for t in equation.outputs for axis in t.touched if axis not in right)
 
@@ -116,12 +125,8 @@ def build(
     `loose`: a pass makes it, which may move elements to any axes.
     """
     equation, loops = parse(text), tuple(over.split())
-    for axis in () if loose else _unknown_axes(kind, equation, loops):
-        if kind not in _FREE or (axis not in bound_in(n) and kind != "lookup"):
-            bound = ", nor bound by the layer" if kind in _FREE else ""
-            raise InputError(
-                f"{place_of(n).layer}: axis {axis!r} of the output of equation {text!r} is on nothing to its right{bound}"
-            )
+    if not loose:
+        _require_sources(kind, equation, loops, n)
     out = equation.outputs[0].stored
     tensor: Size = 0
     cuda: Size = 0
@@ -129,11 +134,11 @@ def build(
         points = loops or (equation.loops if kind == "matmul" else _convolution(equation))
         tensor = n.elements(points, text) * 2
         cuda = n.elements(out, text) if equation.addends else 0
-    elif form is not None and (form.element or form.row):
-        cuda = n.elements(loops or out, text) * form.element
-        if form.row:
-            cuda = cuda + n.elements(tuple(x for x in out if x not in row.split()), text) * form.row
-    reads = tuple([ref(n, t, text) for t in equation.factors + equation.addends])
+    elif form is not None:
+        cuda = n.elements(loops or out, text) * form.element if form.element else 0
+        rest = tuple(x for x in out if x not in row.split())
+        cuda = cuda + n.elements(rest, text) * form.row if form.row else cuda
+    reads = tuple([ref(n, t, text) for t in equation.operands])
     writes = tuple([ref(n, t, text) for t in equation.outputs])
     if kind == "lookup":
         reads = tuple(r._replace(touched=writes[0].stored) for r in reads)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.axes import AXES
@@ -18,16 +18,15 @@ CAUSAL = ("full", "exact")
 
 
 class Node(NamedTuple):
-    """A placed layer: its path, its class, those around it, how often it runs in all (`times`).
+    """A placed layer: its path, its class, how often it runs in all (`times`).
 
-    `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave a
-    repeated layer (the caller holds one while the next one is made), `again` is 1 if there is a second round. `serial` tells apart
-    layers that are placed at one path.
+    `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave that one (the
+    caller holds one while the next is made), `again` is 1 if there is a second round. `serial` tells apart layers that
+    are placed at one path.
     """
 
     path: str
     layer: str
-    around: tuple[str, ...] = ()
     times: Size = 1
     loop: str = ""
     held: tuple[str, str] = ("", "")
@@ -39,8 +38,8 @@ class Node(NamedTuple):
 class Root:
     """What all placed layers of a graph share: how pairs are counted, and what they ask of the sizes.
 
-    `placed` is how many layers there are, `buffers` are inputs that a layer brings along, `requirements` sizes that must not be negative, each with the
-    sentence that says so (its {names} are sizes).
+    `placed` is how many layers there are, `buffers` are inputs that a layer brings along, `requirements` sizes that must
+    not be negative, each with the sentence that says so (its {names} are sizes).
     """
 
     causal: str = "full"
@@ -50,23 +49,18 @@ class Root:
 
 
 class Sizes:
-    """Axis sizes and the place in the model; `n.s` is the size of axis s, `n.bind(Q=...)` adds derived axes."""
+    """Axis sizes and the place in the model; `n.s` is the size of axis s, `n.bind(Q=...)` adds derived axes.
 
-    __slots__ = ("_axes", "_bound", "_composites", "_elements", "_names", "_node", "_root")
+    `bound` are the axes of the workload and those that the layer bound itself.
+    """
 
     def __init__(
-        self,
-        axes: Mapping[str, Size],
-        node: Node = Node("", ""),
-        root: Root | None = None,
-        names: dict[str, tuple[str, str]] | None = None,
-        bound: frozenset[str] = frozenset(),
-    ) -> None:
-        self._axes = dict(axes)
-        self._node, self._root, self._bound = node, root or Root(), bound
+        self, axes: Mapping[str, Size], node: Node = Node("", ""), root: Root | None = None,
+        names: dict[str, tuple[str, str]] | None = None, bound: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
+        self.axes, self.node, self.root, self.bound = dict(axes), node, root or Root(), bound
         self._names = {} if names is None else names
         self._elements: dict[tuple[str, ...], Size] = {}
-        self._composites: list[int] = []
 
     def __getattr__(self, axis: str) -> Size:
         if axis.startswith("_"):
@@ -74,27 +68,31 @@ class Sizes:
         return self._size(axis, "")
 
     def _size(self, axis: str, equation: str) -> Size:
-        try:
-            return self._axes[axis]
-        except KeyError:
-            meaning = f" ({AXES[axis]})" if axis in AXES else ""
-            where = f" of equation {equation!r}" if equation else ""
-            raise InputError(
-                f"{self._node.layer or 'the caller'}: axis {axis!r}{meaning}{where} is no field of the layer, no size "
-                f"that it declares and not bound there; there are: {', '.join(sorted(self._axes))}"
-            ) from None
+        if axis in self.axes:
+            return self.axes[axis]
+        meaning = f" ({AXES[axis]})" if axis in AXES else ""
+        where = f" of equation {equation!r}" if equation else ""
+        raise InputError(
+            f"{self.node.layer or 'the caller'}: axis {axis!r}{meaning}{where} is no field of the layer, no size that it "
+            f"declares and not bound there; there are: {', '.join(sorted(self.axes))}"
+        )
 
     def bind(self, **axes: Size) -> Sizes:
         """The same place with further axes."""
-        bound = self._bound | axes.keys()
-        return Sizes(self._axes | axes, self._node, self._root, self._names, bound)
+        return Sizes(self.axes | axes, self.node, self.root, self._names, self.bound | axes.keys())
+
+    def with_axis(self, axis: str, size: Size) -> Sizes:
+        """The same place with one axis of another size, also in the sizes that were derived from it."""
+        name = str(self.axes[axis])
+        axes = {a: substituted(v, name, size) for a, v in self.axes.items()} | {axis: size}
+        return Sizes(axes, self.node, self.root, self._names, self.bound)
 
     def pairs(self, s: Size, t: Size, window: Size | None = None) -> Size:
         """Query-key pairs of s queries, the last of t positions, each with the `window` positions up to its own.
 
         Counted full, every query sees every key that any of them sees; counted exactly, its own alone.
         """
-        if self._root.causal == "full":
+        if self.root.causal == "full":
             return s * (t if window is None else minimum(t, window + s - 1))
         if window is None:
             return ratio(s * (2 * t - s + 1), 2)
@@ -103,7 +101,7 @@ class Sizes:
     def require(self, size: Size, sentence: str) -> None:
         """Refuse every workload at which this size is negative, with a sentence whose {names} are sizes."""
         if not never_negative(size):
-            self._root.requirements[f"{self._node.layer}: {sentence}"] = size
+            self.root.requirements[f"{self.node.layer}: {sentence}"] = size
 
     def elements(self, axes: tuple[str, ...], equation: str = "") -> Size:
         """The product of axes."""
@@ -117,61 +115,47 @@ class Sizes:
 
     def resolve(self, local: str) -> tuple[str, str]:
         """The owning layer's path and the full name of a tensor."""
-        known = self._names.get(local)
-        if known is None:
-            path = self._node.path
-            known = self._names[local] = (path, f"{path}.{local}" if path else local)
-        return known
+        if local not in self._names:
+            path = self.node.path
+            self._names[local] = (path, f"{path}.{local}" if path else local)
+        return self._names[local]
 
     def inside(
         self, scope: str, layer: str, workload: Mapping[str, Size], fields: Mapping[str, Size],
         names: Mapping[str, str], times: Size, *, loop: bool,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
-        outer, root = self._node, self._root
-        root.placed += 1
-        path = f"{outer.path}.{scope}" if outer.path and scope else outer.path or scope
+        outer, self.root.placed = self.node, self.root.placed + 1
+        path = ".".join(part for part in (outer.path, scope) if part)
         inner = {local: self.resolve(name) for local, name in names.items()}
-        node = Node(
-            path, layer, (*outer.around, layer), outer.times * times, path if loop else outer.loop,
-            ((inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")) if loop else outer.held,
-            minimum(times - 1, 1) if loop else outer.again, root.placed,
-        )  # fmt: skip
-        return Sizes({**workload, **fields}, node, self._root, inner, frozenset(workload))
+        around = (outer.loop, outer.held, outer.again)
+        if loop:
+            ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
+            around = (path, ends, minimum(times - 1, 1))
+        node = Node(path, layer, outer.times * times, *around, self.root.placed)
+        return Sizes({**workload, **fields}, node, self.root, inner, frozenset(workload))
 
     @classmethod
     def reserved(cls) -> set[str]:
         """Names that an axis cannot have."""
-        return {name for name in dir(cls) if not name.startswith("_")}
+        return {"axes", "node", "root", "bound", *(name for name in dir(cls) if not name.startswith("_"))}
 
 
 def place_of(n: Sizes) -> Node:
-    """The placed layer that n belongs to."""
-    return n._node
+    return n.node
 
 
 def root_of(n: Sizes) -> Root:
-    """What the graph that n belongs to shares."""
-    return n._root
+    return n.root
 
 
-def names_of(n: Sizes) -> dict[str, tuple[str, str]]:
-    """The tensors of the layer by local name: the owning layer's path and the full name."""
-    return n._names
-
-
-def axes_of(n: Sizes) -> dict[str, Any]:
-    """All axes of a place with their sizes."""
-    return n._axes
+def axes_of(n: Sizes) -> dict[str, Size]:
+    return n.axes
 
 
 def bound_in(n: Sizes) -> frozenset[str]:
-    """The axes that the layer bound itself, and the workload's."""
-    return n._bound
+    return n.bound
 
 
 def substitute_axis(n: Sizes, axis: str, size: Size) -> Sizes:
-    """The same place with one axis of another size, also in the sizes that were derived from it."""
-    name = str(n._axes[axis])
-    axes = {a: substituted(v, name, size) for a, v in n._axes.items()} | {axis: size}
-    return Sizes(axes, n._node, n._root, n._names, n._bound)
+    return n.with_axis(axis, size)

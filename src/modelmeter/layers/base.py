@@ -16,7 +16,7 @@ from modelmeter.errors import InputError
 from modelmeter.graph.axes import AXES
 from modelmeter.graph.graph import Graph, checked
 from modelmeter.graph.ops import Op
-from modelmeter.graph.place import Node, Root, Sizes, axes_of, place_of, root_of
+from modelmeter.graph.place import Node, Root, Sizes
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.program import Program, program_of
@@ -82,20 +82,20 @@ class BaseLayer(ABC):
         ops never write.
         """
         names = {k: v for k, v in bound.items() if isinstance(v, str)}
-        kind, declared, around = type(self).__name__, self.sizes.split(), axes_of(n)
+        kind, declared, around = type(self).__name__, self.sizes.split(), n.axes
         given = {k: v for k, v in bound.items() if k not in names}
         sizes = {a: given[a] if a in given else around[a] for a in declared if a in given or a in around}
         for axis in (k for k in given if k not in declared):
-            raise InputError(f"{kind} under {place_of(n).layer!r} has no size {axis!r}; its sizes: {self.sizes}")
+            raise InputError(f"{kind} under {n.node.layer!r} has no size {axis!r}; its sizes: {self.sizes}")
         for missing in (a for a in declared if a not in sizes):
-            raise InputError(f"{kind} under {place_of(n).layer!r} needs size {missing!r}; its sizes: {self.sizes}")
+            raise InputError(f"{kind} under {n.node.layer!r} needs size {missing!r}; its sizes: {self.sizes}")
         for missing in (x for x in self.inputs.split() if x not in names):
-            raise InputError(f"{kind} under {place_of(n).layer!r} needs its input {missing!r} to be named")
+            raise InputError(f"{kind} under {n.node.layer!r} needs its input {missing!r} to be named")
         inner = n.inside(scope, kind, sizes, self.axes, names, times, loop=loop)
         return self._placed(inner)
 
     def _placed(self, n: Sizes) -> Iterator[Op]:
-        root_of(n).buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
+        n.root.buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
         written = False
         y = n.resolve("y")[1]
         for op in self.ops(n):
@@ -110,7 +110,7 @@ class BaseLayer(ABC):
         root = Root((counting or Counting()).causal)
         kind = type(self).__name__
         sizes = {a: symbol(a) for a in self.sizes.split()}
-        n = Sizes(sizes | self.axes, Node("", kind, (kind,)), root, bound=frozenset(sizes))
+        n = Sizes(sizes | self.axes, Node("", kind), root, bound=frozenset(sizes))
         return checked(list(self._placed(n)), self.inputs.split(), root)
 
     @final
