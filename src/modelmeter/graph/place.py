@@ -122,14 +122,14 @@ class Sizes:
 
     def inside(
         self, scope: str, layer: str, workload: Mapping[str, Size], fields: Mapping[str, Size],
-        names: Mapping[str, str], times: Size, *, loop: bool,
+        names: Mapping[str, str], times: Size = 1,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
         outer, self.root.placed = self.node, self.root.placed + 1
         path = ".".join(part for part in (outer.path, scope) if part)
         inner = {local: self.resolve(name) for local, name in names.items()}
         around = (outer.loop, outer.held, outer.again)
-        if loop:
+        if not (isinstance(times, int) and times == 1):  # a repeated layer
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
             around = (path, ends, minimum(times - 1, 1))
         node = Node(path, layer, outer.times * times, *around, self.root.placed)

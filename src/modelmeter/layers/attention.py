@@ -203,8 +203,7 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
 
     def change(layer: BaseLayer) -> BaseLayer:
         if isinstance(layer, CausalAttention):
-            rotary = layer.rotary and replace(layer.rotary, e=e)
-            return replace(layer, g=kv_heads, r=r, e=e, rotary=rotary)
+            return replace(layer, g=kv_heads, r=r, e=e, rotary=layer.rotary and change(layer.rotary))
         return replace(layer, e=e) if isinstance(layer, (RotaryEmbedding, LlamaRotaryEmbedding)) else layer
 
     return rebuild(node, change)

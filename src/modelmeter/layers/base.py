@@ -75,7 +75,7 @@ class BaseLayer(ABC):
         return {k: as_term(v) for k, v in values.items() if not isinstance(v, others)}
 
     @final
-    def at(self, n: Sizes, scope: str, *, times: Size = 1, loop: bool = False, **bound: Any) -> Iterator[Op]:
+    def at(self, n: Sizes, scope: str, *, times: Size = 1, **bound: Any) -> Iterator[Op]:
         """This layer placed under `scope`, `times` over: strings rename tensors, others set sizes.
 
         Raises InputError for an input that is not named, a size that it does not have, or an output that its
@@ -91,7 +91,7 @@ class BaseLayer(ABC):
             raise InputError(f"{kind} under {n.node.layer!r} needs size {missing!r}; its sizes: {self.sizes}")
         for missing in (x for x in self.inputs.split() if x not in names):
             raise InputError(f"{kind} under {n.node.layer!r} needs its input {missing!r} to be named")
-        inner = n.inside(scope, kind, sizes, self.axes, names, times, loop=loop)
+        inner = n.inside(scope, kind, sizes, self.axes, names, times)
         return self._placed(inner)
 
     def _placed(self, n: Sizes) -> Iterator[Op]:
@@ -201,7 +201,7 @@ class BaseLayer(ABC):
 def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
     """`times` copies of a layer, the output of one the input of the next."""
     names = {name: name for name in (*layer.inputs.split(), "y")}
-    return layer.at(n, scope, times=times, loop=not (isinstance(times, int) and times == 1), **names)
+    return layer.at(n, scope, times=times, **names)
 
 
 def walk(node: Any) -> Iterator[BaseLayer]:

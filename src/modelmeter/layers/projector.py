@@ -42,7 +42,7 @@ class MlpProjector(BaseLayer):
             return
         yield matmul("y[b s d] = x[b s c] * W_0[c d] + W_b0[d]", n)
         if self.kind == "mlp_gelu":
-            yield from _Activated(n.d).at(n, "mlp", times=n.depth - 1, loop=True, x="y", y="y")
+            yield from _Activated(n.d).at(n, "mlp", times=n.depth - 1, x="y", y="y")
 
 
 @final

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from modelmeter.graph.graph import Graph
+from modelmeter.graph.graph import Graph, Read
 from modelmeter.graph.ops import Op, Ref
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.passes import WHOLE_STAGE
@@ -74,33 +74,29 @@ def groups(graph: Graph) -> list[Group]:
     for label, found in zip(labels, reads, strict=True):
         for r, writer in found:
             users.setdefault((r.name, writer), set()).add(label)
-    made = []
-    for label, indices in members.items():
-        inside = {label}
-        loops = {graph.ops[i].node.loop for i in indices}
-        spans = label == WHOLE_STAGE or len(loops) > 1
-        times: Size = 1 if spans else graph.ops[indices[0]].times
-        moves: dict[tuple[str, int], Move] = {}
-        written = []
-        for i in indices:
-            op = graph.ops[i]
-            for r, writer in reads[i]:
-                if writer < 0 or labels[writer] != label or r.role == "kv":
-                    move = Move(i, r, r.touched * (op.times if spans and r.role != "activation" else 1), False)
-                    known = moves.get((r.name, writer))
-                    moves[r.name, writer] = move if known is None else _larger(known, move)
-            for w in op.writes:
-                if w.role == "kv" or users.get((w.name, i)) != inside:
-                    written.append(Move(i, w, w.touched * (op.times if spans and w.role != "activation" else 1), True))
-        made.append(Group(tuple(indices), times, (*moves.values(), *written), spans))
-    return made
+    return [_group(graph, label, indices, labels, reads, users) for label, indices in members.items()]
 
 
-def _larger(known: Move, move: Move) -> Move:
-    """One read of a tensor that several ops of a kernel touch: as much as any of them does."""
-    if known.elements is move.elements:
-        return known
-    return known._replace(elements=maximum(known.elements, move.elements))
+def _group(
+    graph: Graph, label: str, indices: list[int], labels: list[str], reads: list[list[Read]],
+    users: dict[tuple[str, int], set[str]],
+) -> Group:  # fmt: skip
+    """A kernel of these ops: it reads what others wrote and the cache, and writes what others read, or nobody."""
+    spans = label == WHOLE_STAGE or len({graph.ops[i].node.loop for i in indices}) > 1
+    moves: dict[tuple[str, int], Move] = {}
+    written = []
+    for i in indices:
+        op = graph.ops[i]
+        often = op.times if spans else 1
+        for r, writer in reads[i]:
+            if writer < 0 or labels[writer] != label or r.role == "kv":
+                move = Move(i, r, r.touched * (1 if r.role == "activation" else often), False)
+                known = moves.get((r.name, writer), move)
+                moves[r.name, writer] = known._replace(elements=maximum(known.elements, move.elements))
+        for w in op.writes:
+            if w.role == "kv" or users.get((w.name, i)) != {label}:
+                written.append(Move(i, w, w.touched * (1 if w.role == "activation" else often), True))
+    return Group(tuple(indices), 1 if spans else graph.ops[indices[0]].times, (*moves.values(), *written), spans)
 
 
 def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:

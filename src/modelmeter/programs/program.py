@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
 
-from modelmeter.errors import InputError
+from modelmeter.errors import InputError, choose
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op
 from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
+from modelmeter.runtimes.lifetimes import Rule
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import Evaluator, Expr, Size, added, anywhere, evaluated, largest, maximum, substituted, summed
+from modelmeter.sizes import Evaluator, Expr, Size, added, anywhere, as_size, evaluated, largest, maximum, substituted, summed
 from modelmeter.sizes.expressions import terms_of
 
 FLOWS = ("tensor", "cuda", "weight", "activation", "kv")
@@ -36,7 +37,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Program:
-    """The counts of a stage by part, as expressions of `names`; see `programs_of`."""
+    """The counts of a stage by part, as expressions of `names`; see `program_of`."""
 
     names: tuple[str, ...]
     counting: Counting
@@ -51,8 +52,8 @@ class Program:
         return Evaluator(self.names, [*counts, *(size for _, size in self.requirements)])
 
     def __call__(self, **sizes: Size) -> dict[str, StageCost]:
-        """The StageCost of each part at these sizes, ints or arrays."""
-        return self.at(tuple(sizes[name] for name in self.names))
+        """The StageCost of each part at these sizes, ints or arrays. Raises InputError for other sizes than `names`."""
+        return self.at(_in_order(self.names, sizes))
 
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
@@ -61,7 +62,7 @@ class Program:
         if self.requirements:
             self._require(found[len(self.parts) * width :], values)
         return {
-            part: StageCost(*found[start : start + width], basis)
+            part: StageCost(*found[start : start + width], basis=basis)
             for part, start in zip(self.parts, range(0, len(found), width), strict=False)
         }
 
@@ -80,7 +81,8 @@ class Program:
         found = list(kernels_of(self.graph, self.counting.precision))
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
         flat = [v for k in found for f in fields for v in getattr(k, f).values()] + [k.runs for k in found]
-        values = iter(evaluated(flat, sizes))
+        needed = dict.fromkeys(name for v in flat if isinstance(v, Expr) for name in v.names)
+        values = iter(evaluated(flat, dict(zip(needed, _in_order(tuple(needed), sizes), strict=True))))
         filled = [{f: {key: next(values) for key in getattr(k, f)} for f in fields} for k in found]
         return [Kernel(k.path, k.ops, next(values), **parts) for k, parts in zip(found, filled, strict=True)]
 
@@ -89,6 +91,15 @@ class Program:
         content = self._evaluator.code.as_json()
         keys = [[part, count] for part in self.parts for count in COUNTS]
         return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+
+
+def _in_order(names: Sequence[str], given: Mapping[str, Size]) -> list[Size]:
+    for name in given:
+        choose("size", name, names)
+    for name in names:
+        if name not in given:
+            raise InputError(f"size {name!r} is not given; sizes: {', '.join(names)}")
+    return [as_size(name, given[name]) for name in names]
 
 
 def program_of(
@@ -102,29 +113,34 @@ def program_of(
     largest and the KV cache that of the last. Raises InputError for what cannot be summed exactly.
     """
     lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
+    ledgers: dict[str, _Ledger] = {}
     labels = [part(op) for op in lowered.ops]
-    ledgers = {label: _Ledger() for label in labels} or {"": _Ledger()}
-    precision = counting.precision
-    for op, label in zip(lowered.ops, labels, strict=True):
-        for flow, work in zip(FLOWS, (op.tensor, op.cuda), strict=False):
-            ledgers[label].flows[flow].append(work * op.times)
-    for group in groups(lowered):
-        for move in group.moves:
-            moved = move.elements * group.times * bytes_of(move.ref, precision)
-            ledgers[labels[move.op]].flows[move.ref.role].append(moved)
-    owner: dict[str, str] = {}
-    alive = counting.runtime.lifetimes(lowered, on_chip(lowered), lambda r: r.stored * bytes_of(r, precision))
-    for op, label, live in zip(lowered.ops, labels, alive, strict=True):
-        for r in (*op.reads, *op.writes):
-            if r.role == "weight" and owner.setdefault(r.name, label) == label:
-                ledgers[label].weights.setdefault(r.name, (r.stored * op.times, bytes_of(r, precision)))
-            elif r.role == "kv":
-                ledgers[label].kv[r.name] = (r.stored * op.times, bytes_of(r, precision))
-        ledgers[label].peak(live)
+    _fill([ledgers.setdefault(label, _Ledger()) for label in labels], lowered, counting)
     first = (lambda size: substituted(size, steps.name, steps.first)) if steps else (lambda size: size)
     requirements = tuple((sentence, first(size)) for sentence, size in lowered.root.requirements.items())
-    parts = {label: ledger.counts(steps) for label, ledger in ledgers.items()}
+    parts = {label: ledger.counts(steps) for label, ledger in (ledgers or {"": _Ledger()}).items()}
     return Program(tuple(names), counting, parts, lowered, steps, requirements)
+
+
+def _fill(ledgers: Sequence[_Ledger], graph: Graph, counting: Counting) -> None:
+    """Enter what each op does, moves, stores and keeps alive into its ledger."""
+    precision = counting.precision
+    for group in groups(graph):
+        for move in group.moves:
+            moved = move.elements * group.times * bytes_of(move.ref, precision)
+            ledgers[move.op].flows[move.ref.role].append(moved)
+    owners: dict[str, _Ledger] = {}
+    rule: Rule = counting.runtime.lifetimes
+    alive = rule(graph, on_chip(graph), lambda r: r.stored * bytes_of(r, precision))
+    for op, ledger, live in zip(graph.ops, ledgers, alive, strict=True):
+        ledger.flows["tensor"].append(op.tensor * op.times)
+        ledger.flows["cuda"].append(op.cuda * op.times)
+        for r in (*op.reads, *op.writes):
+            if r.role == "weight" and owners.setdefault(r.name, ledger) is ledger:
+                ledger.weights.setdefault(r.name, (r.stored * op.times, bytes_of(r, precision)))
+            elif r.role == "kv":
+                ledger.kv[r.name] = (r.stored * op.times, bytes_of(r, precision))
+        ledger.peak(live)
 
 
 @dataclass

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Composite, Op, Ref, build, rebuilt
-from modelmeter.graph.place import substitute_axis
 from modelmeter.sizes import minimum
 
 Pass = Callable[[Graph], Graph]
@@ -30,41 +30,36 @@ def attention_kernel(graph: Graph) -> Graph:
 def contiguous(graph: Graph) -> Graph:
     """torch's copies around an attention kernel: its result in the order that the projection reads, and the
     operands where batch and heads are merged into one axis (free for a batch of 1)."""
-    return graph.with_ops(_contiguous(graph))
+    after: dict[int, list[Op]] = {}
+    for core in composites(graph, "attention").values():
+        first, last = graph.ops[core[0]], graph.ops[core[-1]]
+        made = {t.name for i in core for t in graph.ops[i].equation.outputs}
+        read = [pair for op in (first, last) for pair in zip(op.equation.factors, op.reads, strict=False)]
+        operands = {t.name: (t, r) for t, r in read if t.name not in made}
+        if first.composite and first.composite.merged:
+            names = {r.name for _, r in operands.values()}
+            beside = (i for i, op in enumerate(graph.ops) if op.node.serial == first.node.serial and i not in core)
+            index = max(i for i in beside if any(w.name in names for w in graph.ops[i].writes))
+            after.setdefault(index, []).append(_merged(first, [t for t, _ in operands.values()]))
+        after.setdefault(core[-1], []).append(build("copy", f"{last.output} = {last.output}", last.n))
+    return graph.with_ops(made for i, op in enumerate(graph.ops) for made in (op, *after.get(i, ())))
 
 
-def _contiguous(graph: Graph) -> Iterator[Op]:
-    ops = graph.ops
-    merged = {op.composite.name: op.composite.merged for op in ops if op.composite and op.composite.merged}
-    waiting: dict[str, dict[str, Op]] = {}
-    for name in merged:
-        core = [op for op in ops if op.composite and op.composite.name == name]
-        operands = [r.name for op in (core[0], core[-1]) for r in op.reads if r.role == "activation"]
-        made = {w.name for op in core for w in op.writes}
-        waiting[name] = {operand: core[0] for operand in operands if operand not in made}
-    for index, op in enumerate(ops):
-        yield op
-        for name, operands in waiting.items():
-            first = next(iter(operands.values()), op)
-            if op.node.serial == first.node.serial and any(w.name in operands for w in op.writes):
-                for w in op.writes:
-                    operands.pop(w.name, None)
-                if not operands:
-                    yield _merged(first, ops, name)
-        last = op.composite and (index + 1 == len(ops) or ops[index + 1].composite != op.composite)
-        if op.composite and op.composite.kind == "attention" and last:
-            yield build("copy", f"{op.output} = {op.output}", op.n)
+def composites(graph: Graph, kind: str) -> dict[str, list[int]]:
+    """The ops of each composite of a kind, by its name."""
+    found: dict[str, list[int]] = {}
+    for index, op in enumerate(graph.ops):
+        if op.composite and op.composite.kind == kind:
+            found.setdefault(op.composite.name, []).append(index)
+    return found
 
 
-def _merged(first: Op, ops: tuple[Op, ...], name: str) -> Op:
+def _merged(first: Op, tensors: list[Tensor]) -> Op:
     """The copies of q, k and v."""
-    core = [op for op in ops if op.composite and op.composite.name == name]
-    made = {t.name for op in core for t in op.equation.outputs}
-    tensors = {t.name: t for op in (core[0], core[-1]) for t in op.equation.factors if t.name not in made}
-    text = " ".join(f"copied_{t}" for t in tensors.values()) + " = " + " * ".join(map(str, tensors.values()))
+    text = " ".join(f"copied_{t}" for t in tensors) + " = " + " * ".join(map(str, tensors))
     assert first.composite is not None
     again = minimum(first.n.elements((first.composite.merged,)) - 1, 1)
-    return build("copy", text, first.n)._replace(again=again, composite=Composite("copies", f"{name}:copies"))
+    return build("copy", text, first.n)._replace(again=again, composite=Composite("copies", f"{first.composite.name}:copies"))
 
 
 def merge_projections(graph: Graph) -> Graph:
@@ -98,7 +93,7 @@ def _last_logits(graph: Graph) -> Iterator[Op]:
             x = op.equation.factors[0]
             to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
             yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", n)
-            op = rebuilt(op, substitute_axis(op.n, "s", 1))
+            op = rebuilt(op, op.n.with_axis("s", 1))
         yield op
 
 

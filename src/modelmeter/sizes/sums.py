@@ -76,8 +76,8 @@ def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
         left, right, cut = _sides(atom, name)
         before = minimum(maximum(cut, first - 1), last)
         whole = Expr.of({factors: 1})
-        sides = (rewritten(whole, lambda a, side=side: side if a == atom else None) for side in (left, right))
-        return summed(next(sides), name, first, before) + summed(next(sides), name, before + 1, last)
+        up_to, beyond = (rewritten(whole, {atom: side}.get) for side in (left, right))
+        return summed(up_to, name, first, before) + summed(beyond, name, before + 1, last)
     if atom.name == "floor_div" and len(functions) == 1:
         return _blocks(factors, atom, name, first, last)
     raise _refusal(Expr.of({factors: 1}))
