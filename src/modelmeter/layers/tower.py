@@ -29,6 +29,7 @@ class CLIPVisionEmbeddings(BaseLayer):
     Omits: the interpolation of the position table.
     Axes: b images, u x v patches, n stored positions.
 
+    >>> from modelmeter.layers import PatchEmbed
     >>> CLIPVisionEmbeddings(PatchEmbed(3, 8, 2, bias=False), n=5).forward_memory_weight_bytes(b=1, u=2, v=2)
     288
     """

@@ -62,7 +62,7 @@ class Program:
         if self.requirements:
             self._require(found[len(self.parts) * width :], values)
         return {
-            part: StageCost(*found[start : start + width], basis=basis)
+            part: StageCost(*(*found[start : start + width], basis))
             for part, start in zip(self.parts, range(0, len(found), width), strict=False)
         }
 
@@ -116,8 +116,8 @@ def program_of(
     ledgers: dict[str, _Ledger] = {}
     labels = [part(op) for op in lowered.ops]
     _fill([ledgers.setdefault(label, _Ledger()) for label in labels], lowered, counting)
-    first = (lambda size: substituted(size, steps.name, steps.first)) if steps else (lambda size: size)
-    requirements = tuple((sentence, first(size)) for sentence, size in lowered.root.requirements.items())
+    asked = lowered.root.requirements.items()
+    requirements = tuple((text, substituted(size, steps.name, steps.first) if steps else size) for text, size in asked)
     parts = {label: ledger.counts(steps) for label, ledger in (ledgers or {"": _Ledger()}).items()}
     return Program(tuple(names), counting, parts, lowered, steps, requirements)
 
