@@ -106,7 +106,8 @@ def _require_sources(kind: str, equation: Equation, over: tuple[str, ...], n: Si
         if kind not in _FREE or (axis not in n.bound and kind != "lookup"):
             bound = ", nor bound by the layer" if kind in _FREE else ""
             raise InputError(
-                f"{n.node.layer}: axis {axis!r} of the output of equation {equation.text!r} is on nothing to its right{bound}"
+                f"{n.node.layer}: axis {axis!r} of the output of equation {equation.text!r} is on nothing to its "
+                f"right{bound}"
             )
 
 
@@ -147,9 +148,7 @@ def build(
 
 def rebuilt(op: Op, n: Sizes) -> Op:
     """The same op at another place or with other sizes."""
-    made = build(
-        op.kind, op.equation.text, n, form=op.form, over=" ".join(op.over), row=" ".join(op.row), grad=op.grad
-    )
+    made = build(op.kind, op.equation.text, n, form=op.form, over=" ".join(op.over), row=" ".join(op.row), grad=op.grad)
     return made._replace(composite=op.composite, kernel=op.kernel)
 
 

@@ -20,9 +20,9 @@ CAUSAL = ("full", "exact")
 class Node(NamedTuple):
     """A placed layer: its path, its class, how often it runs in all (`times`).
 
-    `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave that one (the
-    caller holds one while the next is made), `again` is 1 if there is a second round. `serial` tells apart layers that
-    are placed at one path.
+    `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave that one
+    (the caller holds one while the next is made), `again` is 1 if there is a second round. `serial` tells apart layers
+    that are placed at one path.
     """
 
     path: str
@@ -38,8 +38,8 @@ class Node(NamedTuple):
 class Root:
     """What all placed layers of a graph share: how pairs are counted, and what they ask of the sizes.
 
-    `placed` is how many layers there are, `buffers` are inputs that a layer brings along, `requirements` sizes that must
-    not be negative, each with the sentence that says so (its {names} are sizes).
+    `placed` is how many layers there are, `buffers` are inputs that a layer brings along, `requirements` sizes that
+    must not be negative, each with the sentence that says so (its {names} are sizes).
     """
 
     causal: str = "full"
@@ -73,8 +73,8 @@ class Sizes:
         meaning = f" ({AXES[axis]})" if axis in AXES else ""
         where = f" of equation {equation!r}" if equation else ""
         raise InputError(
-            f"{self.node.layer or 'the caller'}: axis {axis!r}{meaning}{where} is no field of the layer, no size that it "
-            f"declares and not bound there; there are: {', '.join(sorted(self.axes))}"
+            f"{self.node.layer or 'the caller'}: axis {axis!r}{meaning}{where} is no field of the layer, no size that "
+            f"it declares and not bound there; there are: {', '.join(sorted(self.axes))}"
         )
 
     def bind(self, **axes: Size) -> Sizes:

@@ -15,13 +15,13 @@ from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, rebuild, require_divisible, walk
 from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding, rotation
-from modelmeter.sizes import Expr, Size, anywhere, as_size, minimum, ratio
+from modelmeter.sizes import Size, as_size, differ, minimum, ratio
 
 
 def require_head_width(layer: str, d: Size, h: Size, e: Size) -> None:
     """Raise InputError unless the hidden width is heads x head width (expressions pass)."""
     require_divisible(layer, "hidden size", d, "heads", h)
-    if not any(isinstance(size, Expr) for size in (d, h, e)) and anywhere(d != h * e):
+    if differ(d, h * e):
         raise InputError(f"{layer}: hidden size {d} must be heads {h} x head width, so head width {d // h}, not {e}")
 
 

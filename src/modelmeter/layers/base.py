@@ -121,9 +121,7 @@ class BaseLayer(ABC):
         found = programs.get((counting, gradients))
         if found is None:
             graph = self.graph(counting)
-            found = programs[counting, gradients] = program_of(
-                graph, self.sizes.split(), counting, gradients=gradients
-            )
+            found = programs[counting, gradients] = program_of(graph, self.sizes.split(), counting, gradients=gradients)
         return found
 
     def _cost(self, gradients: bool, given: dict[str, Any]) -> StageCost:

@@ -12,7 +12,7 @@ from modelmeter.graph.ops import Op, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.mlp import GatedMLP, gated
-from modelmeter.sizes import Expr, Size, anywhere, expected_distinct
+from modelmeter.sizes import Size, below, expected_distinct
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Router(BaseLayer):
     sizes = "b s"
 
     def check(self) -> None:
-        if not isinstance(self.k, Expr) and not isinstance(self.E, Expr) and anywhere(self.k > self.E):
+        if below(self.E, self.k):
             kind = type(self).__name__
             raise InputError(f"{kind}: active experts k={self.k} cannot exceed routed experts E={self.E}")
 
@@ -44,6 +44,37 @@ class Router(BaseLayer):
         yield softmax("_p:32[b s E] = _l:32[b s E]", n, row="E")
         yield pointwise("y:32[b s k] = _p:32[b s E]", TOP_K, n, over="b s k E")
         yield pointwise("y:32[b s k] = y:32[b s k]", MUL, n)
+
+
+@dataclass(frozen=True)
+class Experts(BaseLayer):
+    """The routed experts of a mixture: y = sum over the chosen of w_i W_down (silu(W_gate x) * W_up x).
+
+    Vendor: DeepseekV2MoE.moe_infer in modeling_deepseekv2.py. Paper: arXiv 2401.06066 (DeepSeekMoE).
+    Axes: b sequences, s tokens, d hidden width, E experts, k active ones, f width of one, D distinct ones.
+
+    >>> Experts(d=4, E=3, f=5).cost(b=1, s=1, k=2).weight_io_bytes == 2 * (2 * 3 * 4 * 5)
+    True
+    """
+
+    d: Size
+    E: Size
+    f: Size
+    sizes = "b s k"
+    inputs = "x w"
+    one_matrix: ClassVar[bool] = False
+    """Whether gate and up of all experts are one matrix of the checkpoint."""
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(D=expected_distinct(n.E, n.k, n.b * n.s), K=n.k - 1)
+        yield copy("xs[b s k d] = x[b s d]", n, GATHER)
+        gate = matmul("_g[b s k f] = xs[b s k d] * W_gate[E:D d f]", n, over="b s k d f")
+        up = matmul("_u[b s k f] = xs[b s k d] * W_up[E:D d f]", n, over="b s k d f")
+        yield from gated(gate, up, n, "b s k f", one_matrix=self.one_matrix)
+        yield matmul("o[b s k d] = _h[b s k f] * W_down[E:D f d]", n, over="b s k d f")
+        yield pointwise("wo:32[b s k d] = o[b s k d] * w:32[b s k]", MUL, n)
+        yield copy("_r:32[b s k d] = wo:32[b s k d]", n, SCATTER)
+        yield pointwise("y[b s d] = _r:32[b s k d]", COMBINE, n, over="b s K d")
 
 
 @dataclass(frozen=True)
@@ -66,8 +97,7 @@ class Mixture(BaseLayer):
     f: Size
     shared: GatedMLP | None
     sizes = "b s"
-    one_matrix: ClassVar[bool] = False
-    """Whether gate and up of all experts are one matrix of the checkpoint."""
+    experts: ClassVar[type[Experts]] = Experts
 
     @property
     def d(self) -> Size:
@@ -80,40 +110,10 @@ class Mixture(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.gate.at(n, "gate", x="x", y="w")
-        experts = Experts(self.gate.d, self.gate.E, self.f, self.one_matrix)
+        experts = self.experts(self.gate.d, self.gate.E, self.f)
         yield from experts.at(n, "experts", k=self.gate.axes["k"], x="x", w="w", y="e" if self.shared else "y")
         if self.shared is None:
             return
         yield from self.shared.at(n, "shared", x="x", y="m")
         n = n.bind(d=self.gate.d)
         yield pointwise("y[b s d] = e[b s d] + m[b s d]", ADD, n)
-
-
-@dataclass(frozen=True)
-class Experts(BaseLayer):
-    """The routed experts of a mixture: y = sum over the chosen of w_i W_down (silu(W_gate x) * W_up x).
-
-    Vendor: DeepseekV2MoE.moe_infer in modeling_deepseekv2.py. Paper: arXiv 2401.06066 (DeepSeekMoE).
-    Axes: b sequences, s tokens, d hidden width, E experts, k active ones, f width of one, D distinct ones.
-
-    >>> Experts(d=4, E=3, f=5).cost(b=1, s=1, k=2).weight_io_bytes == 2 * (2 * 3 * 4 * 5)
-    True
-    """
-
-    d: Size
-    E: Size
-    f: Size
-    one_matrix: bool = False
-    sizes = "b s k"
-    inputs = "x w"
-
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        n = n.bind(D=expected_distinct(n.E, n.k, n.b * n.s), K=n.k - 1)
-        yield copy("xs[b s k d] = x[b s d]", n, GATHER)
-        gate = matmul("_g[b s k f] = xs[b s k d] * W_gate[E:D d f]", n, over="b s k d f")
-        up = matmul("_u[b s k f] = xs[b s k d] * W_up[E:D d f]", n, over="b s k d f")
-        yield from gated(gate, up, n, "b s k f", one_matrix=self.one_matrix)
-        yield matmul("o[b s k d] = _h[b s k f] * W_down[E:D f d]", n, over="b s k d f")
-        yield pointwise("wo:32[b s k d] = o[b s k d] * w:32[b s k]", MUL, n)
-        yield copy("_r:32[b s k d] = wo:32[b s k d]", n, SCATTER)
-        yield pointwise("y[b s d] = _r:32[b s k d]", COMBINE, n, over="b s K d")

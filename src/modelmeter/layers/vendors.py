@@ -8,7 +8,7 @@ from typing import ClassVar, final
 from modelmeter.graph.forms import QUICK_GELU, Form
 from modelmeter.layers.attention import CausalAttention, GridAttention, SelfAttention
 from modelmeter.layers.block import GridBlock, ResidualBlock
-from modelmeter.layers.mixture import Mixture, Router
+from modelmeter.layers.mixture import Experts, Mixture, Router
 from modelmeter.layers.mlp import MLP, GatedMLP
 from modelmeter.layers.norm import RMSNorm
 from modelmeter.layers.tower import Transformer
@@ -147,6 +147,21 @@ class DeepseekV2MoE(Mixture):
 
 @final
 @dataclass(frozen=True)
+class MergedExperts(Experts):
+    """Routed experts that hold gate and up as one matrix.
+
+    y = sum over the chosen of w_i W_down (silu(W_gate x) * W_up x).
+    Vendor: UnlimitedOcrTextExperts in transformers. Paper: arXiv 2401.06066 (DeepSeekMoE). Axes: as Experts.
+
+    >>> MergedExperts(d=4, E=3, f=5).cost(b=1, s=1, k=2).weight_io_bytes == 2 * (2 * 3 * 4 * 5)
+    True
+    """
+
+    one_matrix: ClassVar[bool] = True
+
+
+@final
+@dataclass(frozen=True)
 class MergedExpertsMoE(Mixture):
     """A mixture whose experts hold gate and up as one matrix.
 
@@ -157,7 +172,7 @@ class MergedExpertsMoE(Mixture):
     True
     """
 
-    one_matrix: ClassVar[bool] = True
+    experts: ClassVar[type[Experts]] = MergedExperts
 
 
 @final

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from modelmeter.errors import InputError, choose, unknown
@@ -84,7 +85,7 @@ def _sam(
         blocks=(blocks(window_blocks, window, window), blocks(global_blocks, grid, None)),
         neck=(Conv2d(hidden, neck, 1), Conv2d(neck, neck, 3)),
         neck_norm=LayerNorm2d(neck),
-        downsample=tuple(Conv2d(c, o, 3, stride=2) for c, o in zip(channels, channels[1:], strict=False)),
+        downsample=tuple(Conv2d(c, o, 3, stride=2) for c, o in pairwise(channels)),
         U=grid,
     )
 
@@ -115,15 +116,17 @@ def deepencoder(*, sam: Mapping[str, Any], clip: Mapping[str, Any]) -> DeepEncod
 
 
 def _language_model(
-    hidden: Size, vocabulary: Size, positions: Size, tied: bool, norm: RMSNorm, rotary: BaseLayer | None, *layers: BaseLayer
-) -> CausalLM:
+    hidden: Size, vocabulary: Size, positions: Size, tied: bool, norm: RMSNorm, rotary: BaseLayer | None,
+    *layers: BaseLayer,
+) -> CausalLM:  # fmt: skip
     embedding, head = TokenEmbedding(vocabulary, hidden), LMHead(vocabulary, hidden)
     return CausalLM(embedding, layers, norm, head, rotary, tied, positions)
 
 
 def deepseek(
     *, hidden: int, heads: int, kv_heads: int, dense_mlp: int, dense_layers: int, moe_layers: int, experts: int,
-    active: int, expert_mlp: int, shared_mlp: int, gate_up: str, rotary: str, vocabulary: int, positions: int, tied: bool,
+    active: int, expert_mlp: int, shared_mlp: int, gate_up: str, rotary: str, vocabulary: int, positions: int,
+    tied: bool,
 ) -> CausalLM:  # fmt: skip
     """DeepSeek-V2 without latent attention: dense layers, then mixtures."""
     e = _share("decoder hidden size", hidden, "heads", heads)
@@ -202,7 +205,8 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
     if tower is None or planner is None or not parts["projector"]:
         given = [group for group in PARTS if group != "decoder" and parts[group]]
         if given:
-            raise InputError(f"{name}: what reads images has tower, projector and planner, not {' and '.join(given)} alone")
+            has = " and ".join(given)
+            raise InputError(f"{name}: what reads images has tower, projector and planner, not {has} alone")
         return text_model(name, decoder)
     values = dict(parts["projector"])
     inputs = values.pop("inputs", None)

@@ -22,7 +22,7 @@ from modelmeter.programs.cost import StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
-from modelmeter.programs.program import Program, Steps, program_of
+from modelmeter.programs.program import STEPS, Program, Steps, program_of
 from modelmeter.sizes import Expr, Size, evaluated, symbol
 from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
 
@@ -146,15 +146,15 @@ class BaseModel(ABC):
         graph, names = stage.graph(structure, counting.causal)
         steps = None
         if stage.steps is not None:
-            first = symbol("first")
-            steps = Steps(stage.grows, first, first + symbol("steps") - 1)
-            names = (*(n for n in names if n != stage.grows), "first", "steps")
+            first, many = map(symbol, STEPS)
+            steps = Steps(stage.grows, first, first + many - 1)
+            names = (*(n for n in names if n != stage.grows), *STEPS)
         return program_of(self.changed(graph), names, counting, lambda op: _part(op, depth), steps)
 
     def _values(self, program: Program, stage: Stage, work: Workload) -> list[Size]:
         sizes = dict(stage.sizes(work))
         if stage.steps is not None:
-            sizes |= {"first": sizes[stage.grows], "steps": stage.steps(work)}
+            sizes |= dict(zip(STEPS, (sizes[stage.grows], stage.steps(work)), strict=True))
         return [sizes[name] for name in program.names]
 
     @final
@@ -183,11 +183,11 @@ class BaseModel(ABC):
     @final
     def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
         """The kernels of a stage; of one that runs step by step those of one step, the first if not said."""
-        program, found = self.program(stage, work), self.stage(stage)
-        sizes = dict(found.sizes(work))
+        found = self.stage(stage)
+        sizes = {axis: size for axis, size in found.sizes(work).items() if axis not in found.fixed}
         if found.steps is not None:
             sizes[found.grows] = sizes[found.grows] + step - 1
-        return program.kernels(**sizes)
+        return self.program(stage, work).kernels(**sizes)
 
     @final
     def request(self, work: Workload) -> StageCost:

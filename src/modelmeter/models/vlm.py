@@ -18,7 +18,7 @@ from modelmeter.layers.decoder import CausalLM
 from modelmeter.layers.projector import MlpProjector
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
-from modelmeter.sizes import Size
+from modelmeter.sizes import Size, below
 from modelmeter.workload import Workload
 
 
@@ -170,14 +170,21 @@ class VLM(BaseModel):
         sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}
         for v in work.image.views:
             sizes |= {f"tokens_{v.name}": v.tokens, f"count_{v.name}": v.count}
-            sizes |= {f"rows_{v.name}": v.height / self.planner.patch, f"columns_{v.name}": v.width / self.planner.patch}
+            sides = {"rows": v.height, "columns": v.width}
+            sizes |= {f"{side}_{v.name}": pixels / self.planner.patch for side, pixels in sides.items()}
         return sizes
+
+
+def _context(work: Workload) -> Size:
+    if below(work.context_tokens, 1):
+        raise InputError("prompt_tokens must be at least 1 where there is no image")
+    return work.context_tokens
 
 
 def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
     """Prefill and decode of a decoder that has the sizes b, s and t."""
     return (
-        Stage("prefill", decoder, lambda w: {"b": w.batch, "s": w.context_tokens}, same={"t": "s"}),
+        Stage("prefill", decoder, lambda w: {"b": w.batch, "s": _context(w)}, same={"t": "s"}),
         Stage(
             "decode", decoder, lambda w: {"b": w.batch, "s": 1, "t": w.context_tokens + 1},
             steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1},

@@ -19,10 +19,23 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
 from modelmeter.runtimes.lifetimes import Rule
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import Evaluator, Expr, Size, added, anywhere, as_size, evaluated, largest, maximum, substituted, summed
+from modelmeter.sizes import (
+    Evaluator,
+    Size,
+    added,
+    as_size,
+    below,
+    evaluated,
+    largest,
+    maximum,
+    substituted,
+    summed,
+)
 from modelmeter.sizes.expressions import terms_of
 
 FLOWS = ("tensor", "cuda", "weight", "activation", "kv")
+STEPS = ("first", "steps")
+"""The names of the first context and of the number of steps in a program with steps."""
 Part = Callable[[Op], str]
 
 
@@ -68,7 +81,7 @@ class Program:
 
     def _require(self, found: Sequence[Size], values: Sequence[Size]) -> None:
         for (sentence, _), size in zip(self.requirements, found, strict=True):
-            if not isinstance(size, Expr) and anywhere(size < 0):
+            if below(size, 0):
                 raise InputError(sentence.format(**dict(zip(self.names, values, strict=True))))
 
     @property
@@ -81,8 +94,8 @@ class Program:
         found = list(kernels_of(self.graph, self.counting.precision))
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
         flat = [v for k in found for f in fields for v in getattr(k, f).values()] + [k.runs for k in found]
-        needed = dict.fromkeys(name for v in flat if isinstance(v, Expr) for name in v.names)
-        values = iter(evaluated(flat, dict(zip(needed, _in_order(tuple(needed), sizes), strict=True))))
+        names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
+        values = iter(evaluated(flat, dict(zip(names, _in_order(names, sizes), strict=True))))
         filled = [{f: {key: next(values) for key in getattr(k, f)} for f in fields} for k in found]
         return [Kernel(k.path, k.ops, next(values), **parts) for k, parts in zip(found, filled, strict=True)]
 

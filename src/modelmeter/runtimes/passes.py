@@ -59,7 +59,8 @@ def _merged(first: Op, tensors: list[Tensor]) -> Op:
     text = " ".join(f"copied_{t}" for t in tensors) + " = " + " * ".join(map(str, tensors))
     assert first.composite is not None
     again = minimum(first.n.elements((first.composite.merged,)) - 1, 1)
-    return build("copy", text, first.n)._replace(again=again, composite=Composite("copies", f"{first.composite.name}:copies"))
+    composite = Composite("copies", f"{first.composite.name}:copies")
+    return build("copy", text, first.n)._replace(again=again, composite=composite)
 
 
 def merge_projections(graph: Graph) -> Graph:

@@ -66,7 +66,8 @@ def _named(name: Any) -> Runtime:
     import yaml
 
     if not isinstance(name, str):
-        raise InputError(f"runtime must be a name or a Runtime, not {name!r}; names: {', '.join(config_names('runtime'))}")
+        names = ", ".join(config_names("runtime"))
+        raise InputError(f"runtime must be a name or a Runtime, not {name!r}; names: {names}")
     choose("runtime", name, config_names("runtime"))
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:

@@ -55,15 +55,18 @@ def _as_array(name: str, value: Any, wanted: str, least: int) -> Size:
 
 
 def anywhere(condition: Any) -> bool:
-    """Whether a condition holds, for an array in any element; for expressions it is taken not to."""
-    if isinstance(condition, Expr) or condition is NotImplemented:
-        return False
+    """Whether a condition holds, for an array in any element."""
     return bool(condition.any()) if hasattr(condition, "any") else bool(condition)
 
 
 def differ(a: Size, b: Size) -> bool:
     """Whether two sizes are unequal for certain; an expression may be equal to anything but a number off it."""
     return not isinstance(a, Expr) and not isinstance(b, Expr) and anywhere(a != b)
+
+
+def below(a: Size, b: Size) -> bool:
+    """Whether a size is smaller than another for certain, for an array in any element."""
+    return not isinstance(a, Expr) and not isinstance(b, Expr) and anywhere(a < b)
 
 
 def _either(plain: Callable[[Any, Any], Any], numpys: str) -> Callable[[Any, Any], Any]:

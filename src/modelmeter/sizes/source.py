@@ -66,7 +66,7 @@ class Code:
 
     def source(self) -> str:
         """A Python function `evaluate` of the names, in their order."""
-        lines = [f"    v{index} = {self._python(*line)}\n" for index, line in enumerate(self.lines) if line[0] != "name"]
+        lines = [f"    v{i} = {self._python(*line)}\n" for i, line in enumerate(self.lines) if line[0] != "name"]
         results = "".join(f"{self._text(o)}, " for o in self.outputs)
         return f"def evaluate({', '.join(self.names)}):\n{''.join(lines)}    return ({results})\n"
 
