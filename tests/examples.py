@@ -6,7 +6,10 @@ from importlib import import_module
 
 import modelmeter
 from modelmeter import layers as mm
-from modelmeter.layer import BaseLayer, Repeat, Sequence
+from modelmeter.layers.projector import _Activated
+from modelmeter.models.vlm import Join, RowsJoin, VisionStage
+
+RUNTIMES = ("eager", "flash", "fused", "compulsory")
 
 
 def all_layers():
@@ -15,74 +18,135 @@ def all_layers():
     for module in pkgutil.walk_packages(modelmeter.__path__, "modelmeter."):
         if ".validate" not in module.name and not module.name.endswith("__main__"):
             for _, value in inspect.getmembers(import_module(module.name), inspect.isclass):
-                if issubclass(value, BaseLayer) and not inspect.isabstract(value):
+                if issubclass(value, mm.BaseLayer) and not inspect.isabstract(value):
                     found.add(value)
     return sorted(found, key=lambda c: c.__name__)
 
 
 def examples(v=lambda name, value: value):
     """{class: [(instance, workload sizes as ints)]}; v makes the hyper-parameters."""
-    d, h, e = v("d", 6), v("h", 2), v("e", 3)
-    grid, line = {"b": 2, "u": 5, "v": 4}, {"b": 2, "s": 5}
-    norm, mlp = mm.LayerNorm(d), mm.MLPBlock(d, v("f", 7))
-    attention = mm.Attention(d, h, e, v("side", 4))
-    split = mm.Attention(d, h, e, v("side", 4), relative=False, fused_qkv=False)
-    windowed, full = mm.Block(attention, mlp, norm, v("w", 3)), mm.Block(attention, mlp, norm, None)
-    patch = mm.PatchEmbed(v("c", 3), d, v("p", 2))
-    conv, halved = mm.Conv2d(d, v("o", 5), v("p3", 3)), mm.Conv2d(v("o", 5), v("o2", 6), v("p3", 3), v("stride", 2))
-    norm2d = mm.LayerNorm2d(v("o", 5))
-    sam = mm.ImageEncoderViT(patch, (Repeat(windowed, v("l", 2)), full), (conv,), norm2d, (halved,), v("U", 9))
-    no_tp = mm.NoTPAttention(d, h, e)
-    block = mm.NoTPTransformerBlock(no_tp, mm.NoTPFeedForward(d, v("f", 7)), norm)
-    transformer = mm.NoTPTransformer(block, v("l", 2))
-    embeddings = mm.CLIPVisionEmbeddings(patch, v("n", 30))
-    rotary = mm.LlamaRotaryEmbedding(v("e2", 4))
-    causal = [
-        kind(d, v("g", 2), v("r", 3), v("e2", 4), rotary, fused_qkv=fused)
-        for kind, fused in ((mm.LlamaAttention, False), (mm.LlamaFlashAttention2, True))
-    ]
-    gated, fused = mm.DeepseekV2MLP(d, v("f", 7)), mm.DeepseekV2MLP(d, v("f", 7), fused_gate_up=True)
-    gate = mm.MoEGate(d, v("E", 5), v("k", 2))
-    moe = mm.DeepseekV2MoE(gate, v("f", 7), gated)
-    alone = mm.DeepseekV2MoE(gate, v("f", 7), None, fused_gate_up=True)
-    rms = mm.DeepseekV2RMSNorm(d)
-    text = {"b": 2, "s": 3, "t": 5}
-    decoder = [mm.DeepseekV2DecoderLayer(causal[0], m, rms) for m in (gated, moe)]
-    embedding, head = mm.TokenEmbedding(v("V", 11), d), mm.LMHead(v("V", 11), d)
-    lm = mm.CausalLM(embedding, (decoder[0], Repeat(decoder[1], v("l", 2))), rms, head, rotary)
-    tied = mm.CausalLM(embedding, (decoder[0],), rms, head, rotary, tied=True)
+    return {**_parts(v), **_vision(v), **_text(v)}
+
+
+GRID, LINE, TEXT = {"b": 2, "u": 5, "v": 4}, {"b": 2, "s": 5}, {"b": 2, "s": 3, "t": 5}
+
+
+def _parts(v):
+    d, f = v("d", 6), v("f", 7)
+    norm, mlp = mm.LayerNorm(d), mm.MLPBlock(d, f)
+    gated = mm.DeepseekV2MLP(d, f)
+    strided = mm.Conv2d(v("o", 5), v("o2", 6), v("p3", 3), v("stride", 2))
     depth = v("depth", 3)
     return {
-        mm.Attention: [(attention, grid), (split, grid), (attention, grid | {"b": 1})],
-        mm.MLPBlock: [(mlp, line)],
-        mm.Block: [(windowed, grid), (full, grid)],
-        mm.LayerNorm: [(norm, line)],
-        mm.LayerNorm2d: [(norm2d, grid)],
-        mm.PatchEmbed: [(patch, grid), (mm.PatchEmbed(v("c", 3), d, v("p", 2), bias=False), grid)],
-        mm.Conv2d: [(conv, {"b": 2, "i": 5, "j": 4}), (halved, {"b": 2, "i": 5, "j": 4})],
-        mm.ImageEncoderViT: [(sam, grid)],
-        mm.CLIPVisionEmbeddings: [(embeddings, grid), (mm.CLIPVisionEmbeddings(patch, v("n", 30), True), grid)],
-        mm.NoTPAttention: [(no_tp, line), (mm.NoTPAttention(d, h, e, fused_qkv=False), line)],
-        mm.NoTPFeedForward: [(block.mlp, line)],
-        mm.NoTPTransformerBlock: [(block, line)],
-        mm.NoTPTransformer: [(transformer, line)],
-        mm.VitModel: [(mm.VitModel(embeddings, norm, transformer), grid)],
-        mm.MlpProjector: [(mm.MlpProjector(k, v("c", 3), d, depth), line) for k in ("identity", "linear", "mlp_gelu")],
-        mm.LlamaRotaryEmbedding: [(rotary, line)],
-        mm.LlamaAttention: [(causal[0], text), (causal[0], text | {"s": 1})],
-        mm.LlamaFlashAttention2: [(causal[1], text)],
-        mm.DeepseekV2MLP: [(gated, line), (fused, line)],
-        mm.MoEGate: [(gate, line)],
-        mm.DeepseekV2MoE: [(moe, line), (alone, line), (moe, {"b": 1, "s": 1})],
-        mm.DeepseekV2RMSNorm: [(rms, line)],
-        mm.DeepseekV2DecoderLayer: [(layer, text) for layer in decoder],
-        mm.TokenEmbedding: [(embedding, line)],
-        mm.LMHead: [(head, line)],
-        mm.CausalLM: [(lm, text), (tied, text)],
-        Repeat: [(Repeat(gated, v("l", 2)), line)],
-        Sequence: [(Sequence((norm, mlp)), line)],
+        mm.MLP: [(mm.MLP(d, f), LINE)],
+        mm.MLPBlock: [(mlp, LINE)],
+        mm.NoTPFeedForward: [(mm.NoTPFeedForward(d, f), LINE)],
+        mm.GatedMLP: [(mm.GatedMLP(d, f), LINE)],
+        mm.DeepseekV2MLP: [(gated, LINE)],
+        mm.LayerNorm: [(norm, LINE)],
+        mm.LayerNorm2d: [(mm.LayerNorm2d(v("o", 5)), GRID)],
+        mm.RMSNorm: [(mm.RMSNorm(d), LINE)],
+        mm.DeepseekV2RMSNorm: [(mm.DeepseekV2RMSNorm(d), LINE)],
+        mm.PatchEmbed: [(mm.PatchEmbed(v("c", 3), d, v("p", 2), bias), GRID) for bias in (True, False)],
+        mm.Conv2d: [(conv, {"b": 2, "i": 5, "j": 4}) for conv in (mm.Conv2d(d, v("o", 5), v("p3", 3)), strided)],
+        mm.MlpProjector: [(mm.MlpProjector(k, v("c", 3), d, depth), LINE) for k in ("identity", "linear", "mlp_gelu")],
+        _Activated: [(_Activated(d), LINE)],
+        mm.SideBySide: [(mm.SideBySide(d, v("o", 5)), {"b": 2, "s": 4, "S": 5})],
+        mm.Repeat: [(mm.Repeat(gated, v("l", 2)), LINE)],
+        mm.Sequence: [(mm.Sequence((norm, mlp)), LINE)],
+    }
+
+
+def _vision(v):
+    d, h, e, f = v("d", 6), v("h", 2), v("e", 3), v("f", 7)
+    norm, mlp, patch = mm.LayerNorm(d), mm.MLPBlock(d, f), mm.PatchEmbed(v("c", 3), d, v("p", 2))
+    attention, plain = (kind(d, h, e, v("side", 4)) for kind in (mm.Attention, mm.GridAttention))
+    windowed, full = (mm.Block(attention, mlp, norm, w) for w in (v("w", 3), None))
+    merged, split = mm.NoTPAttention(d, h, e), mm.SelfAttention(d, h, e)
+    block = mm.NoTPTransformerBlock(merged, mm.NoTPFeedForward(d, f), norm)
+    encoder = mm.Transformer(mm.ResidualBlock(split, mm.MLP(d, f), norm), v("l", 2))
+    transformer = mm.NoTPTransformer(block, v("l", 2))
+    embeddings, own = (mm.CLIPVisionEmbeddings(patch, v("n", 30), pixels) for pixels in (False, True))
+    norm2d, neck = mm.LayerNorm2d(v("o", 5)), mm.Conv2d(d, v("o", 5), v("p3", 3))
+    blocks = (mm.Repeat(windowed, v("l", 2)), full)
+
+    def sam(width):
+        halved = mm.Conv2d(v("o", 5), width, v("p3", 3), 2)
+        return mm.ImageEncoderViT(patch, blocks, (neck,), norm2d, (halved,), v("U", 9))
+
+    clip, tower = mm.VitModel(embeddings, norm, transformer), mm.PatchTower(mm.VitModel(own, norm, encoder))
+    deep = mm.DeepEncoder(sam(d), clip)
+    join = RowsJoin(d, ("crops", "global"))
+    views = (("crops", None, None, False), ("global", 4, 6, True))
+    projector = mm.MlpProjector("linear", d + d, d)
+    joined = {"b": 2, "image": 30, "tokens_crops": 20, "patches_crops": 12, "tokens_global": 9, "patches_global": 6}
+    crops = {"count_crops": 2, "rows_crops": 4, "columns_crops": 5}
+    seen = {"b": 2, "image": 23, "tokens_crops": 14, "tokens_global": 8}
+    return {
+        mm.Attention: [
+            (attention, GRID), (mm.Attention(d, h, e, v("side", 4), relative=False), GRID), (attention, GRID | {"b": 1}),
+        ],
+        mm.GridAttention: [(plain, GRID)],
+        mm.GridBlock: [(mm.GridBlock(plain, mm.MLP(d, f), norm, v("w", 3)), GRID)],
+        mm.Block: [(windowed, GRID), (full, GRID)],
+        mm.ImageEncoderViT: [(sam(v("o2", 6)), GRID)],
+        mm.SelfAttention: [(split, LINE)],
+        mm.NoTPAttention: [(merged, LINE), (merged, LINE | {"b": 1})],
+        mm.NoTPTransformerBlock: [(block, LINE)],
+        mm.NoTPTransformer: [(transformer, LINE)],
+        mm.Transformer: [(encoder, LINE)],
+        mm.CLIPVisionEmbeddings: [(embeddings, GRID), (own, GRID)],
+        mm.VitModel: [(clip, GRID)],
+        mm.PatchTower: [(tower, GRID)],
+        mm.DeepEncoder: [(deep, GRID)],
+        Join: [(Join(d, ("crops", "global")), joined)],
+        RowsJoin: [(join, joined)],
+        VisionStage: [
+            (VisionStage(deep, projector, join, views), seen | crops),
+            (VisionStage(tower, mm.MlpProjector("linear", d, d), Join(d), views[1:]),
+             {"b": 2, "image": 24, "tokens_global": 24}),
+        ],
     }  # fmt: skip
+
+
+def _text(v):
+    d, f = v("d", 6), v("f", 7)
+    heads = d, v("g", 2), v("r", 3), v("e2", 4)
+    table, made = mm.LlamaRotaryEmbedding(v("e2", 4)), mm.RotaryEmbedding(v("e2", 4))
+    own, given = mm.LlamaAttention(*heads, table), mm.LlamaAttention(*heads)
+    sliding = mm.CausalAttention(*heads, table, v("window", 4))
+    gated, rms = mm.DeepseekV2MLP(d, f), mm.DeepseekV2RMSNorm(d)
+    router, gate = (kind(d, v("E", 5), v("k", 2)) for kind in (mm.Router, mm.MoEGate))
+    moe, alone = mm.DeepseekV2MoE(gate, f, gated), mm.MergedExpertsMoE(gate, f, None)
+    dense, mixed = (mm.DeepseekV2DecoderLayer(own, m, rms) for m in (gated, moe))
+    block = mm.ResidualBlock(given, mm.GatedMLP(d, f), mm.RMSNorm(d))
+    embedding, head = mm.TokenEmbedding(v("V", 11), d), mm.LMHead(v("V", 11), d)
+    lm = mm.CausalLM(embedding, (dense, mm.Repeat(mixed, v("l", 2))), rms, head)
+    tied = mm.CausalLM(embedding, (mm.Repeat(block, v("l", 2)),), mm.RMSNorm(d), head, made, tied=True)
+    return {
+        mm.LlamaRotaryEmbedding: [(table, LINE)],
+        mm.RotaryEmbedding: [(made, LINE)],
+        mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9})],
+        mm.LlamaAttention: [(own, TEXT), (own, TEXT | {"s": 1}), (given, TEXT)],
+        mm.LlamaFlashAttention2: [(mm.LlamaFlashAttention2(*heads, table), TEXT)],
+        mm.Router: [(router, LINE)],
+        mm.MoEGate: [(gate, LINE)],
+        mm.Experts: [(mm.Experts(d, v("E", 5), f), LINE | {"k": 2})],
+        mm.MergedExperts: [(mm.MergedExperts(d, v("E", 5), f), LINE | {"k": 2})],
+        mm.Mixture: [(mm.Mixture(router, f, mm.GatedMLP(d, f)), LINE)],
+        mm.DeepseekV2MoE: [(moe, LINE), (mm.DeepseekV2MoE(gate, f, None), LINE), (moe, {"b": 1, "s": 1})],
+        mm.MergedExpertsMoE: [(alone, LINE)],
+        mm.ResidualBlock: [(block, TEXT)],
+        mm.DeepseekV2DecoderLayer: [(layer, TEXT) for layer in (dense, mixed)],
+        mm.TokenEmbedding: [(embedding, LINE)],
+        mm.LMHead: [(head, LINE)],
+        mm.CausalLM: [(lm, TEXT), (tied, TEXT)],
+    }
 
 
 def every_example(v=lambda name, value: value):
     return [(type(layer).__name__, layer, sizes) for pairs in examples(v).values() for layer, sizes in pairs]
+
+
+CASES = every_example()
+IDS = [f"{name}{index}" for index, (name, _, _) in enumerate(CASES)]

@@ -1,4 +1,4 @@
-"""One code for ints, arrays and symbols."""
+"""One code for ints, arrays and expressions."""
 
 import math
 from fractions import Fraction
@@ -6,46 +6,60 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-import sympy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples import all_layers, every_example, examples
-from modelmeter.cost import COUNTS
+from examples import CASES, IDS, RUNTIMES, all_layers, every_example, examples
 from modelmeter.errors import InputError
-from modelmeter.memory import EXECUTIONS
-from modelmeter.sizes import FUNCTIONS, as_size, ceil_div, expected_distinct, ratio
+from modelmeter.layers import MLP
+from modelmeter.programs.cost import COUNTS
+from modelmeter.sizes import (
+    as_size,
+    ceil_div,
+    evaluated,
+    expected_distinct,
+    floor_div,
+    largest,
+    maximum,
+    minimum,
+    place_in,
+    ratio,
+    substituted,
+    summed,
+    symbol,
+)
 
-PAIRS = list(zip(every_example(), every_example(lambda name, value: sympy.Symbol(name, positive=True)), strict=True))
+SYMBOLIC = every_example(lambda name, value: symbol(name))
+VALUES: dict[str, int] = {}
+examples(lambda name, value: VALUES.setdefault(name, value))
+STEPS = (0, 1, 7)
+small = st.integers(1, 9)
 
 
 def test_every_layer_of_the_package_has_an_example():
     assert set(all_layers()) == set(examples())
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("causal", ("full", "exact"))
-def test_int_equals_float_array_equals_symbol_for_every_layer(execution, causal):
-    values = {}
-    examples(lambda name, value: values.setdefault(name, value))
-    for (name, layer, sizes), (_, symbolic, _) in PAIRS:
-        grown = {axis: np.array([v, v + 1.0, v + 7.0]) for axis, v in sizes.items()}
-        many = layer.cost(execution=execution, causal=causal, **grown)
-        symbols = {axis: sympy.Symbol(f"{axis}_", positive=True) for axis in sizes}
-        formula = symbolic.cost(execution=execution, causal=causal, **symbols)
-        for index, step in enumerate((0, 1, 7)):
-            point = {axis: v + step for axis, v in sizes.items()}
-            one = layer.cost(execution=execution, causal=causal, **point)
-            scope = dict(FUNCTIONS) | values | {f"{axis}_": v for axis, v in point.items()}
-            for count in COUNTS:
-                exact = getattr(one, count)
-                at_array = np.broadcast_to(getattr(many, count), 3)[index]
-                at_formula = eval(str(getattr(formula, count)), scope)
-                if isinstance(exact, int):
-                    assert exact == at_array == at_formula, (name, count, point)
-                else:  # expected distinct experts: a float by nature
-                    assert exact == pytest.approx(at_array, rel=1e-12), (name, count, point)
-                    assert exact == pytest.approx(at_formula, rel=1e-12), (name, count, point)
+@pytest.mark.parametrize("index", range(len(CASES)), ids=IDS)
+def test_int_equals_float_array_equals_symbol_for_every_layer(runtime, causal, index):
+    (name, layer, sizes), (_, symbolic, _) = CASES[index], SYMBOLIC[index]
+    many = layer.cost(
+        runtime=runtime, causal=causal, **{a: np.array([v + float(s) for s in STEPS]) for a, v in sizes.items()}
+    )
+    formula = symbolic.program(runtime=runtime, causal=causal).costs[""]
+    for place, step in enumerate(STEPS):
+        point = {axis: v + step for axis, v in sizes.items()}
+        one = layer.cost(runtime=runtime, causal=causal, **point)
+        at_formula = evaluated([getattr(formula, count) for count in COUNTS], VALUES | point)
+        for count, from_formula in zip(COUNTS, at_formula, strict=True):
+            exact, at_array = getattr(one, count), np.broadcast_to(getattr(many, count), len(STEPS))[place]
+            if isinstance(exact, (int, Fraction)):
+                assert exact == at_array == from_formula, (name, count, point)
+            else:  # expected distinct experts: a float by nature
+                assert exact == pytest.approx(at_array, rel=1e-12), (name, count, point)
+                assert exact == pytest.approx(from_formula, rel=1e-12), (name, count, point)
 
 
 @pytest.mark.parametrize(("experts", "active", "tokens"), [(3, 1, 3), (4, 2, 3), (5, 3, 2), (4, 4, 2), (6, 2, 1)])
@@ -57,12 +71,88 @@ def test_expected_distinct_experts_is_the_mean_over_all_routings(experts, active
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**3))
-def test_ceil_div_and_ratio_are_exact(a, b):
-    assert ceil_div(a, b) == math.ceil(Fraction(a, b)) == ceil_div(np.array([float(a)]), b)[0]
+def test_divisions_are_exact_on_ints_and_arrays(a, b):
+    array = np.array([float(a)])
+    assert ceil_div(a, b) == math.ceil(Fraction(a, b)) == ceil_div(array, b)[0]
+    assert floor_div(a, b) == a // b == floor_div(array, b)[0]
+    assert place_in(a, b) == (a - 1) % b + 1 == place_in(array, b)[0]
     assert ratio(a, b) == Fraction(a, b)
+
+
+FUNCTIONS = (ceil_div, floor_div, place_in, minimum, maximum, ratio)
+
+
+@given(small, small, small, st.sampled_from(FUNCTIONS), st.sampled_from(FUNCTIONS))
+def test_an_expression_is_what_its_numbers_are(x, y, c, f, g):
+    """Every way of putting functions, products and sums together."""
+
+    def value(a, b):
+        return 3 * a * b * f(a + b, c) - g(2 * a, b + c) * a + f(g(a, c) * c + 1, b) * Fraction(1, 2) + b**2
+
+    a, b = symbol("a"), symbol("b")
+    (found,) = evaluated([value(a, b)], {"a": x, "b": y})
+    assert found == value(x, y)
+
+
+@given(small, small, small)
+def test_algebra_of_expressions_is_that_of_polynomials_and_equal_ones_are_one_object(x, y, z):
+    a, b, c = map(symbol, "abc")
+    assert a * (b + c) is a * b + c * a and (a + b) * (a - b) is a * a - b**2
+    assert a + b - b is a and a * 0 == 0 and (a - a) == 0 and type(a - a) is int
+    assert minimum(a, b) is minimum(b, a) and ratio(a * b * 6, b * 3) is a * 2 and (a * b) / a is b
+    assert evaluated([(a + b) ** 2 / 4 - c * Fraction(1, 4)], {"a": x, "b": y, "c": z}) == (
+        ratio((x + y) ** 2 - z, 4),
+    )  # fmt: skip
+
+
+def test_an_expression_has_no_truth():
+    with pytest.raises(TypeError, match="sizes must not decide"):
+        bool(symbol("a"))
+
+
+@given(small, st.integers(0, 20), small)
+def test_a_closed_sum_is_the_loop(first, more, c):
+    """Polynomials, windows, chunks, pages and their products; limits as ints and as symbols."""
+    t, b = symbol("t"), symbol("b")
+    last = first + more
+    for step in (
+        7, t, 3 * t * t * b - t + 5, minimum(t, c), t * minimum(t + 2, c) + maximum(2 * t, c * b),
+        minimum(t, c) * minimum(t, b), place_in(t, c), ceil_div(t, c) * c, t * floor_div(t + 1, c) + b,
+        t**2 * ceil_div(t, c),
+    ):  # fmt: skip
+        loop = sum(evaluated([substituted(step, "t", k)], {"b": 4})[0] for k in range(first, last + 1))
+        assert evaluated([summed(step, "t", first, last)], {"b": 4}) == (loop,), step
+        ends = summed(step, "t", symbol("first"), symbol("last"))
+        assert evaluated([ends], {"b": 4, "first": first, "last": last}) == (loop,), step
+
+
+@given(small, st.integers(0, 20), small)
+def test_the_largest_step_is_that_of_the_loop(first, more, c):
+    t, last = symbol("t"), first + more
+    for step in (t * t + 3, minimum(t, c) * 5, place_in(t, c) + t, ceil_div(t, c), 2 * place_in(t, c) + 1):
+        loop = max(evaluated([substituted(step, "t", k)], {})[0] for k in range(first, last + 1))
+        ends = largest(step, "t", symbol("first"), symbol("last"))
+        assert evaluated([ends], {"first": first, "last": last}) == (loop,), step
+
+
+def test_what_has_no_closed_sum_is_refused_in_a_sentence():
+    t = symbol("t")
+    for step in (expected_distinct(8, 2, t), ratio(1, t), floor_div(t, 3) * floor_div(t, 2), minimum(t * t, 9)):
+        with pytest.raises(InputError, match="no closed form"):
+            summed(step, "t", 1, 9)
+    with pytest.raises(InputError, match="may fall"):
+        largest(9 - t, "t", 1, 9)
 
 
 @pytest.mark.parametrize("bad", [0, -3, 1.5, True, "7", None, float("nan"), [1, 0], np.array([2.0, 0.5]), [], {}])
 def test_a_size_is_a_whole_number_of_at_least_one(bad):
     with pytest.raises(InputError, match="batch must be a whole number"):
         as_size("batch", bad)
+
+
+def test_arrays_may_be_hyper_parameters():
+    widths = np.array([3.0, 8.0])
+    many = MLP(4, widths).cost(b=2, s=np.array([5.0, 1.0])).as_dict()
+    for place, (f, s) in enumerate(((3, 5), (8, 1))):
+        for count, exact in MLP(4, f).cost(b=2, s=s).as_dict().items():
+            assert np.broadcast_to(many[count], 2)[place] == pytest.approx(exact, rel=1e-15), count
