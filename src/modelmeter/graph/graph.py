@@ -44,6 +44,18 @@ class Graph:
         """The same stage with other ops."""
         return Graph(tuple(ops), self.inputs, self.root)
 
+    def require_writers(self, maker: str = "") -> Graph:
+        """This graph. Raises InputError, which names `maker`, if an op reads what none wrote and what is no input."""
+        for op, reads in zip(self.ops, self.reads(), strict=True):
+            for r, writer in reads:
+                if writer < 0 and r.role == "activation" and r.name not in self.inputs:
+                    inputs = ", ".join(sorted({name.rpartition(".")[2] for name in self.inputs})) or "none"
+                    raise InputError(
+                        f"{maker}{op.node.layer}: equation {op.equation.text!r} reads {r.name.rpartition('.')[2]!r}, "
+                        f"which nothing before it writes and which is no input (inputs: {inputs})"
+                    )
+        return self
+
 
 class _Written(NamedTuple):
     frame: str
@@ -55,33 +67,18 @@ def checked(ops: Iterable[Op], inputs: Iterable[str], root: Root) -> Graph:
     """The graph of a stage's ops. Raises InputError for a read of what nothing wrote, or in another shape."""
     kept = tuple(op for op in ops if not (isinstance(op.times, int) and op.times == 0))
     known: dict[str, _Written] = {}
-    given = frozenset(inputs) | root.buffers
     for op in kept:
         for tensor, r in zip(op.equation.operands, op.reads, strict=False) if op.kind != "unused" else ():
-            _check_read(op, tensor, r, known, given)
+            _check_shape(op, tensor, r, known.setdefault(r.name, _Written(op.path, tensor.stored, r.stored)))
         for tensor, w in zip(op.equation.outputs, op.writes, strict=False):
-            if w.role == "kv":
-                _check_shape(op, tensor, w, known.get(w.name))
+            if w.role == "kv" and w.name in known:
+                _check_shape(op, tensor, w, known[w.name])
             known[w.name] = _Written(op.path, tensor.stored, w.stored)
-    return Graph(kept, given, root)
+    return Graph(kept, frozenset(inputs) | root.buffers, root).require_writers()
 
 
-def _check_read(op: Op, tensor: Tensor, r: Ref, known: dict[str, _Written], given: frozenset[str]) -> None:
-    found = known.get(r.name)
-    if found is None and r.role == "activation" and r.name not in given:
-        names = ", ".join(sorted({n.rpartition(".")[2] for n in given})) or "none"
-        raise InputError(
-            f"{op.node.layer}: equation {op.equation.text!r} reads {tensor.name!r}, which nothing before it writes and "
-            f"which is no input (inputs: {names})"
-        )
-    if found is None:
-        known[r.name] = _Written(op.path, tensor.stored, r.stored)
-        return
-    _check_shape(op, tensor, r, found)
-
-
-def _check_shape(op: Op, tensor: Tensor, r: Ref, found: _Written | None) -> None:
-    if found is None or (found.stored is r.stored and found.axes == tensor.stored):
+def _check_shape(op: Op, tensor: Tensor, r: Ref, found: _Written) -> None:
+    if found.stored is r.stored and found.axes == tensor.stored:
         return
     same_size = found.stored is r.stored or _equal(found.stored, r.stored)
     if same_size and (found.frame != op.path or set(found.axes) == set(tensor.stored) or _renamed(op, found, tensor)):

@@ -100,15 +100,17 @@ _FREE = {"copy", "lookup", "conv2d"}
 """Kinds whose outputs may have axes that the layer binds: they move elements to places that it works out."""
 
 
-def _require_sources(kind: str, equation: Equation, over: tuple[str, ...], n: Sizes) -> None:
-    """Raise InputError for an axis of an output that nothing on the right has."""
+def _require_sources(kind: str, equation: Equation, over: tuple[str, ...], row: tuple[str, ...], n: Sizes) -> None:
+    """Raise InputError for an axis of an output that nothing on the right has, or a row that is on no output."""
     for axis in _axes_from_nowhere(equation, over):
-        if kind not in _FREE or (axis not in n.bound and kind != "lookup"):
+        if kind not in _FREE or axis not in n.bound:
             bound = ", nor bound by the layer" if kind in _FREE else ""
             raise InputError(
                 f"{n.node.layer}: axis {axis!r} of the output of equation {equation.text!r} is on nothing to its "
                 f"right{bound}"
             )
+    for axis in (a for a in row if a not in equation.outputs[0].stored):
+        raise InputError(f"{n.node.layer}: axis {axis!r} is a row of equation {equation.text!r}, whose output lacks it")
 
 
 @cache
@@ -127,7 +129,7 @@ def build(
     """
     equation, loops = parse(text), tuple(over.split())
     if not loose:
-        _require_sources(kind, equation, loops, n)
+        _require_sources(kind, equation, loops, tuple(row.split()), n)
     out = equation.outputs[0].stored
     tensor: Size = 0
     cuda: Size = 0

@@ -59,6 +59,8 @@ class Sizes:
         names: dict[str, tuple[str, str]] | None = None, bound: frozenset[str] = frozenset(),
     ) -> None:  # fmt: skip
         self.axes, self.node, self.root, self.bound = dict(axes), node, root or Root(), bound
+        for name in self.axes.keys() & _TAKEN:
+            raise InputError(f"{node.layer}: an axis cannot be called {name!r}, as `n.{name}` is something else")
         self._names = {} if names is None else names
         self._elements: dict[tuple[str, ...], Size] = {}
 
@@ -135,27 +137,6 @@ class Sizes:
         node = Node(path, layer, outer.times * times, *around, self.root.placed)
         return Sizes({**workload, **fields}, node, self.root, inner, frozenset(workload))
 
-    @classmethod
-    def reserved(cls) -> set[str]:
-        """Names that an axis cannot have."""
-        return {"axes", "node", "root", "bound", *(name for name in dir(cls) if not name.startswith("_"))}
 
-
-def place_of(n: Sizes) -> Node:
-    return n.node
-
-
-def root_of(n: Sizes) -> Root:
-    return n.root
-
-
-def axes_of(n: Sizes) -> dict[str, Size]:
-    return n.axes
-
-
-def bound_in(n: Sizes) -> frozenset[str]:
-    return n.bound
-
-
-def substitute_axis(n: Sizes, axis: str, size: Size) -> Sizes:
-    return n.with_axis(axis, size)
+_TAKEN = {"axes", "node", "root", "bound", *(name for name in dir(Sizes) if not name.startswith("_"))}
+"""Names that an axis cannot have."""

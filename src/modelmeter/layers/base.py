@@ -50,8 +50,8 @@ class BaseLayer(ABC):
 
     def __post_init__(self) -> None:
         for name, kinds in _field_types(type(self)).items():
-            if name in Sizes.reserved():
-                raise InputError(f"{type(self).__name__}.{name}: a field cannot be called {name!r}, as `n.{name}` is")
+            if hasattr(BaseLayer, name):
+                raise InputError(f"{type(self).__name__}: a field cannot be called {name!r}, as every layer has that")
             checked_value = _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds)
             object.__setattr__(self, name, checked_value)
         self.check()

@@ -15,10 +15,10 @@ from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
 from modelmeter.runtimes.eager import EAGER
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
-from modelmeter.runtimes.passes import PASSES, WHOLE_STAGE, Pass, attention_kernel, backward, last_logits, ride
+from modelmeter.runtimes.passes import PASSES, Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
 KNOWN: dict[str, Pass] = PASSES | EAGER
-_LAST = ("ride", "whole_stage")
+_LAST: tuple[Pass, ...] = (ride, whole_stage)
 
 
 @final
@@ -49,11 +49,13 @@ class Runtime:
         graph = graph.with_ops(
             op._replace(kernel=op.composite.name) if op.composite and op.composite.always else op for op in graph.ops
         )
-        early = [p for p in self.passes if p.__name__ not in _LAST]
-        late = [p for p in self.passes if p.__name__ in _LAST]
+        early = [p for p in self.passes if p not in _LAST]
+        late = [p for p in self.passes if p in _LAST]
         if logits == "last" and last_logits not in early:
             early.insert(0, last_logits)
-        for change in (*early, *([backward] if gradients else []), *late):
+        for change in early:
+            graph = change(graph).require_writers(f"pass {change.__name__!r} of runtime {self.name!r}, ")
+        for change in (*([backward] if gradients else []), *late):
             graph = change(graph)
         return graph
 
@@ -78,6 +80,3 @@ def _named(name: Any) -> Runtime:
             raise unknown(f"pass of runtime {name!r}:", given, KNOWN)
     rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
     return Runtime(name, tuple(KNOWN[p] for p in passes), LIFETIMES[rule])
-
-
-__all__ = ["KNOWN", "WHOLE_STAGE", "Runtime", "ride"]
