@@ -28,10 +28,10 @@ from modelmeter.sizes import (
     evaluated,
     largest,
     maximum,
+    rivals,
     substituted,
     summed,
 )
-from modelmeter.sizes.expressions import terms_of
 
 FLOWS = ("tensor", "cuda", "weight", "activation", "kv")
 STEPS = ("first", "steps")
@@ -153,7 +153,7 @@ def _fill(ledgers: Sequence[_Ledger], graph: Graph, counting: Counting) -> None:
                 ledger.weights.setdefault(r.name, (r.stored * op.times, bytes_of(r, precision)))
             elif r.role == "kv":
                 ledger.kv[r.name] = (r.stored * op.times, bytes_of(r, precision))
-        ledger.peak(live)
+        ledger.peaks.append(live)
 
 
 @dataclass
@@ -165,13 +165,8 @@ class _Ledger:
     kv: dict[str, tuple[Size, Any]] = field(default_factory=dict)
     peaks: list[Size] = field(default_factory=list)
 
-    def peak(self, live: Size) -> None:
-        """Keep a live set unless another is at least as large whatever the sizes."""
-        if not any(_at_most(live, kept) for kept in self.peaks):
-            self.peaks = [kept for kept in self.peaks if not _at_most(kept, live)] + [live]
-
     def counts(self, steps: Steps | None) -> dict[str, Size]:
-        flows, peaks = [added(self.flows[flow]) for flow in FLOWS], self.peaks
+        flows, peaks = [added(self.flows[flow]) for flow in FLOWS], rivals(self.peaks)
         kv = added(elements * width for elements, width in self.kv.values())
         if steps is not None:
             place = (steps.name, steps.first, steps.last)
@@ -181,9 +176,3 @@ class _Ledger:
         parameters = added(elements for elements, _ in self.weights.values())
         weight_bytes = added(elements * width for elements, width in self.weights.values())
         return dict(zip(COUNTS, (*flows, parameters, weight_bytes, peak, kv), strict=True))
-
-
-def _at_most(a: Size, b: Size) -> bool:
-    """Whether no coefficient exceeds the other's: as sizes are never negative, neither does the sum."""
-    known = dict(terms_of(b) or ())
-    return all(c <= known.pop(m, 0) for m, c in terms_of(a) or ()) and all(c >= 0 for c in known.values())

@@ -1,15 +1,17 @@
 """How long tensors live: what is alive while each op runs. A runtime names one of these rules.
 
-`names`: as Python holds them. `last_read`: as a compiler frees them.
+`names`: as Python holds them. `last_read`: as a compiler frees them. `arena`: one buffer for all, planned ahead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import reduce
+from itertools import repeat
 
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Ref
-from modelmeter.sizes import Size
+from modelmeter.sizes import Size, maximum, rivals
 
 Hidden = frozenset[tuple[str, int]]
 Bytes = Callable[[Ref], Size]
@@ -30,7 +32,13 @@ def last_read(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
     return _alive(graph, hidden, size, last_read=True)
 
 
-LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read}
+def arena(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
+    """One buffer is planned before the stage and held to its end, as large as the most that is alive at once."""
+    planned = reduce(maximum, rivals(last_read(graph, hidden, size)), 0)
+    return repeat(planned, len(graph.ops))
+
+
+LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read, "arena": arena}
 
 
 def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Iterator[Size]:

@@ -1,28 +1,11 @@
 """The only code that knows that an int, an array and an expression differ."""
 
-from modelmeter.sizes.expressions import Expr, added, symbol
-from modelmeter.sizes.functions import (
-    FUNCTIONS,
-    Size,
-    anywhere,
-    as_size,
-    below,
-    ceil_div,
-    differ,
-    expected_distinct,
-    floor_div,
-    maximum,
-    minimum,
-    never_negative,
-    place_in,
-    ratio,
-    whole,
-)
-from modelmeter.sizes.source import Evaluator, evaluated
-from modelmeter.sizes.sums import largest, substituted, summed
-
-__all__ = [
-    "FUNCTIONS", "Evaluator", "Expr", "Size", "added", "anywhere", "as_size", "below", "ceil_div", "differ",
-    "evaluated", "expected_distinct", "floor_div", "largest", "maximum", "minimum", "never_negative", "place_in",
-    "ratio", "substituted", "summed", "symbol", "whole",
-]  # fmt: skip
+from modelmeter.sizes.expressions import Expr as Expr
+from modelmeter.sizes.expressions import added as added
+from modelmeter.sizes.expressions import symbol as symbol
+from modelmeter.sizes.functions import *  # noqa: F403
+from modelmeter.sizes.source import Evaluator as Evaluator
+from modelmeter.sizes.source import evaluated as evaluated
+from modelmeter.sizes.sums import largest as largest
+from modelmeter.sizes.sums import substituted as substituted
+from modelmeter.sizes.sums import summed as summed

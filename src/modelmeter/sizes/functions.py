@@ -6,13 +6,18 @@ Layers only add and multiply sizes and call the functions here. Next: `sums.py`,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from operator import floordiv
 from typing import Any, TypeAlias
 
 from modelmeter.errors import InputError
-from modelmeter.sizes.expressions import NUMBERS, Expr, call, divided
+from modelmeter.sizes.expressions import NUMBERS, Expr, call, divided, terms_of
+
+__all__ = [
+    "BUILDERS", "FUNCTIONS", "Size", "anywhere", "as_size", "below", "ceil_div", "differ", "expected_distinct",
+    "floor_div", "maximum", "minimum", "never_negative", "place_in", "ratio", "rivals", "whole",
+]  # fmt: skip
 
 Size: TypeAlias = Any
 """A Python int, a NumPy float64 array or an expression; one code serves all three."""
@@ -202,6 +207,21 @@ def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
     (6, 64)
     """
     return active if type(tokens) is int and tokens == 1 else applied("expected_distinct", experts, active, tokens)
+
+
+def rivals(values: Iterable[Size]) -> list[Size]:
+    """The sizes that may be the largest: without those that another is at least as large as, whatever the sizes."""
+    kept: list[Size] = []
+    for value in dict.fromkeys(values):
+        if not any(_at_most(value, other) for other in kept):
+            kept = [other for other in kept if not _at_most(other, value)] + [value]
+    return kept
+
+
+def _at_most(a: Size, b: Size) -> bool:
+    """Whether no coefficient exceeds the other's: as sizes are never negative, neither does the sum."""
+    known = dict(terms_of(b) or ())
+    return all(c <= known.pop(m, 0) for m, c in terms_of(a) or ()) and all(c >= 0 for c in known.values())
 
 
 BUILDERS: dict[str, Callable[..., Size]] = {

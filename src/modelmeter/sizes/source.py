@@ -13,7 +13,7 @@ from math import lcm
 from typing import Any
 
 from modelmeter.sizes.expressions import Atom, Expr
-from modelmeter.sizes.functions import FUNCTIONS, Size, whole
+from modelmeter.sizes.functions import BUILDERS, FUNCTIONS, Size, whole
 
 CHUNK = 8192
 """Points evaluated at once, so that the intermediate arrays stay in cache."""
@@ -86,11 +86,9 @@ class Code:
         line = self.lines[operand]
         return str(line[1]) if line[0] == "name" else f"v{operand}"
 
-    def function(self, *, exact: bool) -> Function:
-        """The function itself, for ints (`exact`) or with arrays among its arguments."""
-        scope: dict[str, Any] = {"Fraction": Fraction, "arrays": self.arrays, **FUNCTIONS}
-        if exact and not self.arrays:
-            scope |= {"minimum": min, "maximum": max}
+    def function(self, functions: Mapping[str, Any]) -> Function:
+        """The function itself, by what it calls."""
+        scope: dict[str, Any] = {"Fraction": Fraction, "arrays": self.arrays, **functions}
         exec(compile(self.source(), "<program>", "exec"), scope)
         found: Function = scope["evaluate"]
         return found
@@ -109,7 +107,7 @@ class Code:
 
 
 class Evaluator:
-    """Evaluates some expressions at values of their names, exactly for ints, in chunks for arrays."""
+    """Evaluates some expressions at values of their names, exactly for ints, in chunks for arrays, to new ones for expressions."""
 
     def __init__(self, names: Sequence[str], outputs: Sequence[Size]) -> None:
         self.names, self.expressions = tuple(names), tuple(outputs)
@@ -121,14 +119,21 @@ class Evaluator:
 
     @cached_property
     def _exact(self) -> Function:
-        return self.code.function(exact=True)
+        return self.code.function(FUNCTIONS if self.code.arrays else FUNCTIONS | {"minimum": min, "maximum": max})
 
     @cached_property
     def _arrays(self) -> Function:
-        return self.code.function(exact=False)
+        return self.code.function(FUNCTIONS)
+
+    @cached_property
+    def _expressions(self) -> Function:
+        return self.code.function(BUILDERS)
 
     def __call__(self, values: Mapping[str, Size] | Sequence[Size]) -> tuple[Size, ...]:
         given = [values[n] for n in self.names] if isinstance(values, Mapping) else values
+        for value in given:
+            if type(value) is not int and isinstance(value, Expr):
+                return self._expressions(*given)
         if any(hasattr(v, "dtype") for v in given):
             return self._in_chunks(given)
         return tuple([v if type(v) is int else whole(v) for v in self._exact(*given)])

@@ -7,6 +7,7 @@ pages) are summed over whole blocks and the rest. What has no such law is refuse
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import comb
 from typing import Any
 
@@ -16,12 +17,16 @@ from modelmeter.sizes.functions import BUILDERS, Size, floor_div, maximum, minim
 
 
 def substituted(expression: Size, name: str, value: Size) -> Size:
-    """The expression with a named size replaced, inside functions too."""
+    """The expression with a named size (or a function, by its text) replaced, inside functions too."""
 
     def change(atom: Atom) -> Any:
-        if name not in names_in(atom):
+        if atom == name:
+            return value
+        if not any(isinstance(a, Expr) for a in atom.arguments):
             return None
-        return BUILDERS[atom.name](*(substituted(a, name, value) for a in atom.arguments)) if atom.arguments else value
+        new = [substituted(a, name, value) for a in atom.arguments]
+        same = all(a is b for a, b in zip(new, atom.arguments, strict=True))
+        return None if same else BUILDERS[atom.name](*new)
 
     return rewritten(expression, change)
 
@@ -48,7 +53,7 @@ def summed(expression: Size, name: str, first: Size, last: Size) -> Size:
     if not isinstance(expression, Expr) or name not in expression.names:
         return expression * (last - first + 1)
     sums, constant = [], {}
-    for monomial, coefficient in rewritten(expression, _as_quotient).terms:
+    for monomial, coefficient in terms_of(rewritten(expression, _as_quotient)) or ():
         inner = tuple(a for a in monomial if name in names_in(a))
         rest = Expr.of({tuple(a for a in monomial if a not in inner): coefficient})
         if inner:
@@ -67,20 +72,32 @@ def _as_quotient(atom: Atom) -> Any:
 
 
 def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
-    """The sum of one product."""
+    """The sum of one product: cut where an extreme changes sides, the innermost first."""
     functions = dict.fromkeys(a for a in factors if a.arguments)
-    atom = next(iter(functions), factors[0])
     if not functions:
         return faulhaber(len(factors), last) - faulhaber(len(factors), first - 1)
-    if atom.name in ("minimum", "maximum"):
-        left, right, cut = _sides(atom, name)
+    whole = Expr.of({factors: 1})
+    extreme = _innermost(factors, name)
+    if extreme is not None:
+        left, right, cut = _sides(extreme, name)
         before = minimum(maximum(cut, first - 1), last)
-        whole = Expr.of({factors: 1})
-        up_to, beyond = (rewritten(whole, {atom: side}.get) for side in (left, right))
+        up_to, beyond = (substituted(whole, extreme, side) for side in (left, right))
         return summed(up_to, name, first, before) + summed(beyond, name, before + 1, last)
-    if atom.name == "floor_div" and len(functions) == 1:
+    if len(functions) == 1 and (atom := next(iter(functions))).name == "floor_div":
         return _blocks(factors, atom, name, first, last)
-    raise _refusal(Expr.of({factors: 1}))
+    raise _refusal(whole)
+
+
+def _innermost(atoms: Iterable[Atom], name: str) -> Atom | None:
+    """A minimum or maximum of a named size that has none in its arguments."""
+    for atom in atoms:
+        inner = [b for a in atom.arguments if isinstance(a, Expr) for b in a.atoms if name in names_in(b)]
+        found = _innermost(inner, name)
+        if found is not None:
+            return found
+        if inner and atom.name in ("minimum", "maximum"):
+            return atom
+    return None
 
 
 def _sides(atom: Atom, name: str) -> tuple[Size, Size, Size]:
@@ -136,28 +153,31 @@ def largest(expression: Size, name: str, first: Size, last: Size) -> Size:
     """
     if not isinstance(expression, Expr) or name not in expression.names:
         return expression
-    if not _rises(expression, name):
+    saws = [a for a in expression.atoms if a.name == "place_in" and name in names_in(a)]
+    if len(saws) > 1 or not _rises(expression, name):
         raise InputError(f"a step's peak has {expression}, which may fall from one step to the next")
     at_last = substituted(expression, name, last)
-    for saw in expression.atoms:
-        if saw.name == "place_in" and name in names_in(saw):
-            _, shift = _linear(saw.arguments[0], name, saw)
-            chunk_end = saw.arguments[1] * floor_div(last + shift, saw.arguments[1]) - shift
-            at_last = maximum(at_last, substituted(expression, name, maximum(first, chunk_end)))
+    for saw in saws:
+        _, shift = _linear(saw.arguments[0], name, saw)
+        chunk_end = saw.arguments[1] * floor_div(last + shift, saw.arguments[1]) - shift
+        at_last = maximum(at_last, substituted(expression, name, maximum(first, chunk_end)))
     return at_last
 
 
-_RISING = {"minimum": (0, 1), "maximum": (0, 1), "floor_div": (0,), "ceil_div": (0,), "place_in": (0,), "ratio": (0,),
+_RISING = {"minimum": (0, 1), "maximum": (0, 1), "floor_div": (0,), "ceil_div": (0,), "ratio": (0,),
            "expected_distinct": (2,)}  # fmt: skip
-"""The arguments with which a function of sizes rises (place_in: within a chunk)."""
+"""The arguments with which a function of sizes rises."""
 
 
-def _rises(expression: Any, name: str) -> bool:
-    """Whether an expression never falls as a named size grows, but where a chunk ends."""
+def _rises(expression: Any, name: str, inside: bool = False) -> bool:
+    """Whether an expression never falls as a named size grows, but where a chunk ends (not `inside` a function)."""
     for monomial, coefficient in terms_of(expression) or ():
         named = [a for a in monomial if name in names_in(a)]
-        inner = ((a.name, place, b) for a in named for place, b in enumerate(a.arguments) if isinstance(b, Expr))
-        falls = (name in b.names and not (place in _RISING[f] and _rises(b, name)) for f, place, b in inner)
-        if (named and exact(coefficient) < 0) or any(falls):
+        if named and exact(coefficient) < 0:
             return False
+        for atom in named:
+            rising = _RISING.get(atom.name, () if inside or atom.name != "place_in" else (0,))
+            inner = [(p, a) for p, a in enumerate(atom.arguments) if isinstance(a, Expr) and name in a.names]
+            if not all(place in rising and _rises(argument, name, True) for place, argument in inner):
+                return False
     return True
