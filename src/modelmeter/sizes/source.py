@@ -107,7 +107,7 @@ class Code:
 
 
 class Evaluator:
-    """Evaluates some expressions at values of their names, exactly for ints, in chunks for arrays, to new ones for expressions."""
+    """Evaluates some expressions at values of their names, exactly for ints, in chunks for arrays; expressions give new ones."""
 
     def __init__(self, names: Sequence[str], outputs: Sequence[Size]) -> None:
         self.names, self.expressions = tuple(names), tuple(outputs)
