@@ -36,7 +36,9 @@ class BaseLayer(ABC):
     sizes: ClassVar[str]
     """The workload axes that the layer needs, letters of docs/glossary.md."""
     inputs: ClassVar[str] = "x"
-    """The tensors that it is given; it writes `y`."""
+    """The tensors that it is given."""
+    outputs: ClassVar[str] = "y"
+    """The tensors that it writes."""
     buffers: ClassVar[str] = ""
     """Inputs that the layer brings along: constants that are no parameters."""
     keeps: ClassVar[str] = ""
@@ -96,13 +98,13 @@ class BaseLayer(ABC):
 
     def _placed(self, n: Sizes) -> Iterator[Op]:
         n.root.buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
-        written = False
-        y = n.resolve("y")[1]
+        missing = {n.resolve(name)[1]: name for name in self.outputs.split()}
         for op in self.ops(n):
-            written = written or any(w.name == y for w in op.writes)
+            for w in op.writes:
+                missing.pop(w.name, None)
             yield op
-        if not written:
-            raise InputError(f"{type(self).__name__}: no equation writes its output 'y'")
+        for name in missing.values():
+            raise InputError(f"{type(self).__name__}: no equation writes its output {name!r}")
 
     @final
     def graph(self, counting: Counting | None = None) -> Graph:

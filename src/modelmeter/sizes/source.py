@@ -107,7 +107,7 @@ class Code:
 
 
 class Evaluator:
-    """Evaluates some expressions at values of their names, exactly for ints, in chunks for arrays; expressions give new ones."""
+    """Evaluates expressions at values of their names: ints exactly, arrays in chunks, expressions as expressions."""
 
     def __init__(self, names: Sequence[str], outputs: Sequence[Size]) -> None:
         self.names, self.expressions = tuple(names), tuple(outputs)
