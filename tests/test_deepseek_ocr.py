@@ -55,7 +55,7 @@ def test_grids_have_the_published_tokens(model, mode, grid, tokens):
 
 
 def test_paper_counts_n_times_100_plus_256_without_newlines(model):
-    for h, w in model.grids(9):
+    for h, w in model.planner.grids(9):
         image = model.workload(grid=f"{h}x{w}").image
         assert image.valid_tokens == h * w * 100 + 256
 
@@ -79,7 +79,7 @@ def brute_force_grid(width, height, largest, tile=640):
 
 @pytest.mark.parametrize("largest", [6, 9])
 def test_the_crop_grid_of_an_image_is_the_vendors(largest):
-    model = modelmeter.load_model("deepseek_ocr", [f"preprocess.max_crops={largest}"])
+    model = modelmeter.load_model("deepseek_ocr", [f"planner.max_crops={largest}"])
     reached = set()
     for width in (100, 500, 640, 641, 700, 900, 1240, 1700, 2480, 4000, 9000):
         for height in (100, 500, 640, 641, 700, 900, 1280, 1754, 2200, 3508, 9000):
@@ -95,7 +95,7 @@ def test_the_crop_grid_of_an_image_is_the_vendors(largest):
 def test_grids_beyond_the_preprocessor_are_marked(model):
     assert model.workload(grid="2x3").image.produced
     assert not model.workload(grid="1x7").image.produced
-    nine = modelmeter.load_model("deepseek_ocr", ["preprocess.max_crops=9"])
+    nine = modelmeter.load_model("deepseek_ocr", ["planner.max_crops=9"])
     assert nine.workload(grid="1x7").image.produced and not nine.workload(grid="2x5").image.produced
 
 
@@ -134,9 +134,9 @@ def test_a_real_image_file_is_read_upright(model, tmp_path):
     ({"grid": "1x2", "decode_steps": 0}, "decode_steps must be a whole number of at least 1"),
     ({"grid": "1x2", "prompt_tokens": -1}, "prompt_tokens must be a whole number of at least 0"),
     ({"grid": "1x2", "logits": "some"}, "unknown logits 'some'; valid: all, last"),
-    ({"grid": "1x2", "attention": "flsh"}, "unknown attention 'flsh', did you mean 'flash'"),
-    ({"grid": "1x2", "execution": "slow"}, "unknown execution 'slow'"),
-    ({"grid": "1x2", "rotary": "no"}, "unknown rotary 'no'"),
+    ({"grid": "1x2", "runtime": "flsh"}, "unknown runtime 'flsh', did you mean 'flash'"),
+    ({"grid": "1x2", "causal": "no"}, "unknown causal 'no'; valid: exact, full"),
+    ({"grid": "1x2", "precision": "bf61"}, "did you mean 'bf16'"),
     ({"grid": "1x2", "batches": 2}, "unknown workload key 'batches', did you mean 'batch'"),
 ])  # fmt: skip
 def test_bad_workloads_are_one_sentence(model, arguments, message):

@@ -8,46 +8,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from examples import every_example
+from examples import CASES, IDS, RUNTIMES
+from modelmeter import Precision, Runtime
 from modelmeter import layers as mm
-from modelmeter.cost import COUNTS, StageCost, measure
 from modelmeter.errors import InputError
-from modelmeter.layer import Repeat, Sequence
+from modelmeter.layers import Repeat, Sequence
+from modelmeter.programs.cost import COUNTS, StageCost
+from modelmeter.runtimes.passes import attention_kernel, merge_projections
+from modelmeter.sizes import evaluated
 
 FLOWS = COUNTS[:5]
-CASES = every_example()
-IDS = [f"{c[0]}{i}" for i, c in enumerate(CASES)]
+in_every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+each_layer = pytest.mark.parametrize(("name", "layer", "sizes"), CASES, ids=IDS)
 
 
-def causal_layers():
-    rotary = mm.LlamaRotaryEmbedding(4)
-    attention = mm.LlamaAttention(8, 2, 2, 4, rotary)
-    return [attention, mm.DeepseekV2DecoderLayer(attention, mm.DeepseekV2MLP(8, 5), mm.DeepseekV2RMSNorm(8))]
+def causal_layers(window=None):
+    attention = mm.CausalAttention(8, 2, 2, 4, mm.LlamaRotaryEmbedding(4), window)
+    without = mm.CausalAttention(8, 2, 2, 4, window=window)
+    return [attention, without, mm.ResidualBlock(attention, mm.GatedMLP(8, 5), mm.RMSNorm(8))]
 
 
-@pytest.mark.parametrize("layer", causal_layers())
-@pytest.mark.parametrize("rotary", ["vendor", "transformers"])
-def test_exact_prefill_equals_the_sum_of_decodes(layer, rotary):
-    options = {"causal": "exact", "rotary": rotary, "b": 3}
+@pytest.mark.parametrize("layer", [layer for window in (None, 1, 4) for layer in causal_layers(window)])
+@in_every_runtime
+def test_exact_prefill_equals_the_sum_of_decodes(layer, runtime):
+    options = {"causal": "exact", "runtime": runtime, "b": 3}
     whole = layer.cost(s=9, t=9, **options)
     steps = [layer.cost(s=1, t=t, **options) for t in range(1, 10)]
     assert whole.flops == sum(step.flops for step in steps)
     assert whole.kv_cache_bytes == steps[-1].kv_cache_bytes
 
 
-@pytest.mark.parametrize(
-    "option", [{}, {"batch": 3}, {"causal": "exact"}, {"attention": "eager"}, {"execution": "fused"}]
-)
+@pytest.mark.parametrize("option", [{}, {"batch": 3}, {"causal": "exact"}, {"logits": "last"}])
+@in_every_runtime
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_decode_of_k_steps_is_the_sum_of_its_steps(model, steps, option):
-    page = model.workload(grid="1x2", decode_steps=steps, **option)
+def test_decode_of_k_steps_is_the_sum_of_its_steps(model, steps, runtime, option):
+    page = model.workload(grid="1x2", decode_steps=steps, runtime=runtime, **option)
     total = model.cost("decode", page)
+    options = {"runtime": page.runtime, "causal": page.causal, "logits": page.logits}
     first = page.context_tokens + 1
-    single = [measure(model.ops("decode", page, first + k), page.execution) for k in range(steps)]
+    layer = model.stage("decode").layer_of(None)
+    single = [layer.cost(b=page.batch, s=1, t=first + k, **options) for k in range(page.decode_steps)]
     for count in FLOWS:
         assert getattr(total, count) == pytest.approx(sum(getattr(step, count) for step in single), rel=1e-15), count
-    assert total.tensor_core_flops == sum(step.tensor_core_flops for step in single)
-    for count in COUNTS[5:]:
+    assert total.flops == sum(step.flops for step in single)
+    assert total.peak_activation_bytes == max(step.peak_activation_bytes for step in single)
+    for count in ("parameters", "weight_bytes", "kv_cache_bytes"):
         assert getattr(total, count) == getattr(single[-1], count), count
 
 
@@ -92,19 +97,34 @@ def test_a_window_at_least_as_large_as_the_grid_is_global_attention(side, more):
     assert grown.tensor_core_flops == padded.tensor_core_flops + mlp.forward_tensor_core_flops(b=2, s=side * side)
 
 
-@pytest.mark.parametrize(("layer", "sizes", "scores", "passes"), [
-    (mm.NoTPAttention(6, 2, 3), {"b": 2, "s": 5}, 2 * 2 * 25, 6),  # write a; scale r, w; softmax r, w; product r
-    (mm.Attention(6, 2, 3, 4), {"b": 2, "u": 3, "v": 4}, 2 * 2 * 144, 8),  # the bias is added too: r, w
-    (causal_layers()[0], {"b": 2, "s": 3, "t": 5}, 2 * 4 * 15, 6),
+IN_FP32 = (2 + 4) + (4 + 4) + (4 + 2)  # bytes a score: read in bf16 and written in fp32, softmax there, and back
+PASSES = 2 + (2 + 2) + IN_FP32 + 2  # a product writes them, the scale, the softmax, a product reads them
+
+
+@pytest.mark.parametrize(("layer", "sizes", "passes"), [
+    (mm.SelfAttention(6, 2, 3), {"b": 2, "s": 5}, PASSES * 2 * 2 * 25),
+    (mm.GridAttention(6, 2, 3, 4), {"b": 2, "u": 3, "v": 4},
+     PASSES * 2 * 2 * 144),  # the bias is added to the scores (read, write); the scale is on q (read, write, below)
+    (causal_layers()[0], {"b": 2, "s": 3, "t": 5}, (PASSES + 2 + 2) * 2 * 4 * 15),  # the mask is added
 ])  # fmt: skip
-def test_eager_minus_flash_is_the_scores(layer, sizes, scores, passes):
-    eager, flash = (layer.cost(execution=e, **sizes) for e in ("eager", "flash"))
-    assert eager.activation_io_bytes - flash.activation_io_bytes == passes * scores * 2
-    assert (eager.flops, eager.weight_io_bytes, eager.kv_io_bytes) == (
-        flash.flops,
-        flash.weight_io_bytes,
-        flash.kv_io_bytes,
-    )
+def test_what_eager_moves_beyond_one_attention_kernel_is_its_passes_over_the_scores(layer, sizes, passes):
+    """The same written-out code with its attention in one kernel moves less by these passes, and nothing else."""
+    eager = Runtime.of("eager")
+    one = replace(eager, name="eager with one attention kernel", passes=(*eager.passes, attention_kernel))
+    apart, together = (layer.cost(runtime=runtime, **sizes) for runtime in (eager, one))
+    on_queries = (2 + 2) * 2 * 12 * 6 if isinstance(layer, mm.GridAttention) else 0
+    assert apart.activation_io_bytes - together.activation_io_bytes == passes + on_queries
+    assert apart.flops == together.flops
+    assert (apart.weight_io_bytes, apart.kv_io_bytes) == (together.weight_io_bytes, together.kv_io_bytes)
+
+
+def test_eager_minus_flash_is_the_passes_over_the_scores_and_the_copies_that_separate_batch_and_heads():
+    layer = mm.SelfAttention(6, 2, 3)
+    for batch in (1, 2):
+        eager, flash = (layer.cost(runtime=runtime, b=batch, s=5) for runtime in ("eager", "flash"))
+        copies = 3 * (2 + 2) * batch * 5 * 6 if batch > 1 else 0  # q, k and v: one image's heads are a view
+        assert eager.activation_io_bytes - flash.activation_io_bytes == PASSES * batch * 2 * 25 + copies
+        assert (eager.flops, eager.weight_io_bytes) == (flash.flops, flash.weight_io_bytes)
 
 
 def test_flash_attention_still_reads_the_bias():
@@ -118,50 +138,53 @@ def test_flash_attention_still_reads_the_bias():
     )  # each written once and read once; q read by both products
 
 
-@pytest.mark.parametrize(("name", "layer", "sizes"), CASES, ids=IDS)
-def test_executions_move_ever_less_and_compute_the_same(name, layer, sizes):
-    eager, flash, fused, least = (layer.cost(execution=e, **sizes) for e in ("eager", "flash", "fused", "compulsory"))
+@each_layer
+def test_runtimes_move_ever_less_and_compute_the_same(name, layer, sizes):
+    eager, flash, fused, least = (layer.cost(runtime=runtime, **sizes) for runtime in RUNTIMES)
     assert eager.io_bytes >= flash.io_bytes >= fused.io_bytes >= least.io_bytes > 0
-    assert len({c.flops for c in (eager, flash, fused, least)}) == 1
+    assert len({(c.flops, c.parameters, c.weight_bytes, c.kv_cache_bytes) for c in (eager, flash, fused, least)}) == 1
     assert least.weight_io_bytes <= eager.weight_io_bytes
     assert eager.peak_activation_bytes >= flash.peak_activation_bytes >= fused.peak_activation_bytes > 0
 
 
-@pytest.mark.parametrize(("name", "layer", "sizes"), CASES, ids=IDS)
-def test_compulsory_traffic_is_inputs_weights_and_outputs(name, layer, sizes):
-    if name in (
-        "LlamaRotaryEmbedding",
-        "DeepseekV2MoE",
-        "CausalLM",
-        "DeepseekV2DecoderLayer",
-        "LlamaAttention",
-        "LlamaFlashAttention2",
-    ):
-        return  # several inputs and outputs, expected experts, or a KV cache: see the tests of each
-    cost = layer.cost(execution="compulsory", **sizes)
-    ops = layer.trace(**sizes)
-    entering = (
-        next(r.stored.value() for op in ops for r in op.reads if r.name == "x") if name != "TokenEmbedding" else 0
-    )
-    leaving = [r.stored.value() for op in ops for r in op.writes if r.name == "y"][-1]
-    assert cost.activation_io_bytes == entering + leaving
+@each_layer
+def test_compulsory_traffic_is_inputs_and_outputs_and_touched_weights_once(name, layer, sizes):
+    cost, ops = layer.cost(runtime="compulsory", **sizes), layer.graph().ops
+    entering, leaving, weights, known = {}, {}, {}, set()
+    for op in ops:
+        for r in op.reads:
+            moved, times = evaluated([r.touched * (r.bits or 16) / 8, op.times], sizes)
+            if r.role == "weight":
+                weights[r.name] = max(weights.get(r.name, 0), moved * times)
+            elif r.role == "activation" and r.name not in known:
+                entering[r.name] = max(entering.get(r.name, 0), moved)
+        known |= {w.name for w in op.writes}
+        leaving |= {w.name: evaluated([w.stored * (w.bits or 16) / 8], sizes)[0] for w in op.writes}
+    outputs = ("y", "sin") if name in ("LlamaRotaryEmbedding", "RotaryEmbedding") else ("y",)
+    assert cost.activation_io_bytes == sum(entering.values()) + sum(leaving[name] for name in outputs)
+    assert cost.weight_io_bytes == pytest.approx(sum(weights.values()), rel=1e-15)
 
 
-def test_repeating_a_layer_multiplies_it(model):
-    layer, sizes = mm.DeepseekV2MLP(6, 7), {"b": 2, "s": 5}
+@pytest.mark.parametrize("runtime", ["eager", "flash"])
+def test_repeating_a_layer_multiplies_it(runtime):
+    layer, sizes = mm.DeepseekV2MLP(6, 7), {"b": 2, "s": 5, "runtime": runtime}
     one, five = layer.cost(**sizes), Repeat(layer, 5).cost(**sizes)
     assert five == replace(5 * one, peak_activation_bytes=five.peak_activation_bytes)
     entering = 2 * 5 * 6 * 2  # from the second copy on, the caller still holds what entered the first
     assert five.peak_activation_bytes == one.peak_activation_bytes + entering
 
 
-@pytest.mark.parametrize("execution", ["eager", "flash"])
+@in_every_runtime
 @pytest.mark.parametrize("layer", [mm.DeepseekV2MLP(6, 7), mm.NoTPTransformerBlock(
     mm.NoTPAttention(6, 2, 3), mm.NoTPFeedForward(6, 7), mm.LayerNorm(6))])  # fmt: skip
-def test_repeating_a_layer_is_a_sequence_of_it(layer, execution):
-    sizes = {"b": 2, "s": 5, "execution": execution}
+def test_repeating_a_layer_is_a_sequence_of_it(layer, runtime):
+    sizes = {"b": 2, "s": 5, "runtime": runtime}
     for times in (1, 2, 3):
-        assert Repeat(layer, times).cost(**sizes) == Sequence((layer,) * times).cost(**sizes)
+        repeated, unrolled = Repeat(layer, times).cost(**sizes), Sequence((layer,) * times).cost(**sizes)
+        if runtime == "fused" and times > 1:  # kernels of neighbouring layers merge where they are unrolled
+            assert repeated.io_bytes >= unrolled.io_bytes
+            unrolled = replace(unrolled, activation_io_bytes=repeated.activation_io_bytes)
+        assert repeated == unrolled
 
 
 def test_an_mlp_of_one_layer_is_linear():
@@ -202,12 +225,62 @@ def test_grouped_kv_heads_shrink_the_cache_and_leave_the_scores():
     assert many.forward_tensor_core_flops(**sizes) - few.forward_tensor_core_flops(**sizes) == projections
 
 
-def test_fusing_qkv_saves_two_reads_of_the_input():
-    fused, split = (mm.NoTPAttention(6, 2, 3, fused_qkv=f) for f in (True, False))
+def test_one_matrix_for_qkv_saves_two_reads_of_the_input():
+    fused, split = mm.NoTPAttention(6, 2, 3), mm.SelfAttention(6, 2, 3)
+    for runtime in ("eager", "flash"):
+        a, b = (layer.cost(runtime=runtime, b=2, s=5) for layer in (fused, split))
+        assert b.activation_io_bytes - a.activation_io_bytes == 2 * (2 * 5 * 6 * 2)
+        assert (a.flops, a.parameters) == (b.flops, b.parameters)
+
+
+def test_one_matrix_for_gate_and_up_of_experts_saves_a_read_of_their_rows():
+    gate = mm.MoEGate(6, 5, 2)
+    split, fused = (kind(gate, 7, None).cost(b=2, s=5) for kind in (mm.DeepseekV2MoE, mm.MergedExpertsMoE))
+    assert split.activation_io_bytes - fused.activation_io_bytes == 2 * 5 * 2 * 6 * 2  # b s k d in bf16
+    assert (split.flops, split.parameters, split.weight_io_bytes) == (
+        fused.flops,
+        fused.parameters,
+        fused.weight_io_bytes,
+    )
+
+
+def test_a_runtime_that_merges_projections_does_what_one_matrix_does():
+    flash = Runtime.of("flash")
+    merging = replace(flash, name="merging", passes=(merge_projections, *flash.passes))
     sizes = {"b": 2, "s": 5}
-    assert split.cost(**sizes).activation_io_bytes - fused.cost(**sizes).activation_io_bytes == 2 * (2 * 5 * 6 * 2)
-    assert fused.cost(**sizes).flops == split.cost(**sizes).flops
-    assert fused.cost(**sizes).parameters == split.cost(**sizes).parameters
+    pairs = [
+        (mm.SelfAttention(6, 2, 3), mm.NoTPAttention(6, 2, 3)),
+        (mm.Experts(6, 5, 7), mm.MergedExperts(6, 5, 7)),
+    ]
+    for split, fused in pairs:
+        more = {"k": 2} if isinstance(split, mm.Experts) else {}
+        merged, one = split.cost(runtime=merging, **sizes, **more), fused.cost(runtime=flash, **sizes, **more)
+        assert replace(merged, basis="", peak_activation_bytes=0) == replace(one, basis="", peak_activation_bytes=0)
+
+
+@in_every_runtime
+def test_the_vendors_attention_kernel_keeps_its_scores_on_chip(runtime):
+    """Traffic of scores or masks would grow with s times t: it would not be a sum of one of s and one of t."""
+    layer = mm.LlamaFlashAttention2(8, 2, 2, 4, mm.LlamaRotaryEmbedding(4))
+
+    def moved(s, t):
+        return layer.cost(b=2, s=s, t=t, runtime=runtime).io_bytes
+
+    assert moved(4, 9) - moved(4, 8) == moved(3, 9) - moved(3, 8)
+    if runtime != "eager":
+        plain = mm.LlamaAttention(8, 2, 2, 4, mm.LlamaRotaryEmbedding(4))
+        assert layer.cost(b=2, s=3, t=5, runtime=runtime) == plain.cost(b=2, s=3, t=5, runtime=runtime)
+
+
+def test_a_window_holds_no_more_than_its_positions_and_is_none_where_the_context_fits():
+    plain, sliding = (mm.CausalAttention(8, 2, 2, 4, None, window) for window in (None, 6))
+    for causal in ("full", "exact"):
+        short = {"b": 3, "s": 2, "t": 6, "causal": causal}
+        assert sliding.cost(**short) == plain.cost(**short)
+    step = {"b": 3, "s": 1}
+    at_window = plain.cost(t=6, **step)
+    for t in (6, 7, 50):
+        assert sliding.cost(t=t, **step) == at_window
 
 
 def test_costs_add_scale_and_show_themselves():
@@ -229,15 +302,15 @@ def test_costs_add_scale_and_show_themselves():
 
 
 def test_compulsory_weights_are_what_is_touched_of_each_once(model):
-    page = model.workload(grid="1x2", execution="compulsory")
+    page = model.workload(grid="1x2", runtime="compulsory")
     stored = model.cost("vision", page).weight_bytes
     unused = 2 * 3 * 14 * 14 * 1024  # the patch convolution of CLIP that never runs
     assert model.cost("vision", page).weight_io_bytes == stored - unused
 
 
 def test_backward_keeps_no_second_cache():
-    layer = causal_layers()[0]
-    sizes = {"b": 1, "s": 3, "t": 3, "rotary": "transformers"}
+    layer = causal_layers()[1]
+    sizes = {"b": 1, "s": 3, "t": 3}
     assert layer.backward_cost(**sizes).kv_cache_bytes == layer.cost(**sizes).kv_cache_bytes
     assert layer.backward_tensor_core_flops(**sizes) == 2 * layer.forward_tensor_core_flops(**sizes)
     assert layer.backward_cuda_core_flops(**sizes) == 2 * layer.forward_cuda_core_flops(**sizes)
@@ -247,8 +320,6 @@ def test_backward_keeps_no_second_cache():
 
 def test_precision_scales_bytes_and_no_flops(model):
     page = model.workload(grid="1x2")
-    from modelmeter import Precision
-
     quantised = replace(page, precision=Precision("fp8", "bf16", "fp8", {"*.experts.W_*": 4.5}))
     a, b = model.cost("decode", page), model.cost("decode", quantised)
     assert a.flops == b.flops and b.kv_cache_bytes * 2 == a.kv_cache_bytes
@@ -265,7 +336,10 @@ def test_precision_scales_bytes_and_no_flops(model):
     (lambda: mm.DeepseekV2MLP(0, 4), "DeepseekV2MLP.d must be a whole number of at least 1, not 0"),
     (lambda: mm.Conv2d(3, 4, p=2), "Conv2d: padding, kernel side less 1, 1 is not divisible by its two sides, 2"),
     (lambda: mm.DeepseekV2MLP("4", 4), "DeepseekV2MLP.d must be a whole number of at least 1, not '4'"),
-    (lambda: mm.DeepseekV2MLP(4, 4, "no"), "DeepseekV2MLP.fused_gate_up must be true or false, not 'no'"),
+    (lambda: mm.Attention(6, 2, 3, 4, "no"), "Attention.relative must be true or false, not 'no'"),
+    (lambda: mm.CausalAttention(8, 2, 2, 4, window=0), "CausalAttention.window must be a whole number of at least 1"),
+    (lambda: mm.CausalAttention(8, 2, 2, 4, mm.RotaryEmbedding(6)), "head width is 4 and rotary width is 6"),
+    (lambda: mm.PatchTower(mm.LayerNorm(4)), "PatchTower.vit must be VitModel"),
     (lambda: Repeat("mlp", 2), "Repeat.layer must be BaseLayer, not 'mlp'"),
     (lambda: Sequence(mm.LayerNorm(4)), "Sequence.layers must be tuple"),
     (lambda: causal_layers()[0].cost(b=1, s=9, t=3), "context t=3 must hold the call's own tokens, s=9"),
@@ -277,7 +351,9 @@ def test_precision_scales_bytes_and_no_flops(model):
     (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1), "DeepseekV2MLP needs size 's'"),
     (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, q=3), "DeepseekV2MLP has no size 'q'"),
     (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=-2), "s must be a whole number"),
-    (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, execution="fast"), "unknown execution 'fast'"),
+    (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, runtime="fast"), "unknown runtime 'fast'"),
+    (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, runtime=3), "runtime must be a name or a Runtime, not 3"),
+    (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, logits="one"), "unknown logits 'one'"),
     (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, precision="bf61"), "did you mean 'bf16'"),
     (lambda: mm.DeepseekV2MLP(4, 4).cost(b=1, s=2, causal="half"), "unknown causal 'half'"),
 ])  # fmt: skip

@@ -19,13 +19,10 @@ from modelmeter.sizes import (
     evaluated,
     expected_distinct,
     floor_div,
-    largest,
     maximum,
     minimum,
     place_in,
     ratio,
-    substituted,
-    summed,
     symbol,
 )
 
@@ -108,40 +105,6 @@ def test_algebra_of_expressions_is_that_of_polynomials_and_equal_ones_are_one_ob
 def test_an_expression_has_no_truth():
     with pytest.raises(TypeError, match="sizes must not decide"):
         bool(symbol("a"))
-
-
-@given(small, st.integers(0, 20), small)
-def test_a_closed_sum_is_the_loop(first, more, c):
-    """Polynomials, windows, chunks, pages and their products; limits as ints and as symbols."""
-    t, b = symbol("t"), symbol("b")
-    last = first + more
-    for step in (
-        7, t, 3 * t * t * b - t + 5, minimum(t, c), t * minimum(t + 2, c) + maximum(2 * t, c * b),
-        minimum(t, c) * minimum(t, b), place_in(t, c), ceil_div(t, c) * c, t * floor_div(t + 1, c) + b,
-        t**2 * ceil_div(t, c),
-    ):  # fmt: skip
-        loop = sum(evaluated([substituted(step, "t", k)], {"b": 4})[0] for k in range(first, last + 1))
-        assert evaluated([summed(step, "t", first, last)], {"b": 4}) == (loop,), step
-        ends = summed(step, "t", symbol("first"), symbol("last"))
-        assert evaluated([ends], {"b": 4, "first": first, "last": last}) == (loop,), step
-
-
-@given(small, st.integers(0, 20), small)
-def test_the_largest_step_is_that_of_the_loop(first, more, c):
-    t, last = symbol("t"), first + more
-    for step in (t * t + 3, minimum(t, c) * 5, place_in(t, c) + t, ceil_div(t, c), 2 * place_in(t, c) + 1):
-        loop = max(evaluated([substituted(step, "t", k)], {})[0] for k in range(first, last + 1))
-        ends = largest(step, "t", symbol("first"), symbol("last"))
-        assert evaluated([ends], {"first": first, "last": last}) == (loop,), step
-
-
-def test_what_has_no_closed_sum_is_refused_in_a_sentence():
-    t = symbol("t")
-    for step in (expected_distinct(8, 2, t), ratio(1, t), floor_div(t, 3) * floor_div(t, 2), minimum(t * t, 9)):
-        with pytest.raises(InputError, match="no closed form"):
-            summed(step, "t", 1, 9)
-    with pytest.raises(InputError, match="may fall"):
-        largest(9 - t, "t", 1, 9)
 
 
 @pytest.mark.parametrize("bad", [0, -3, 1.5, True, "7", None, float("nan"), [1, 0], np.array([2.0, 0.5]), [], {}])
