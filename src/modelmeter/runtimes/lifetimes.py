@@ -48,6 +48,7 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
     total: Size = sum(inputs.values(), start=0)
     live: dict[str, tuple[str, bool, Size]] = {}
     path = loop = ""
+    rounds: dict[str, str] = {}  # what entered the first round -> what enters the next ones
     for index, op in enumerate(graph.ops):
         if op.path != path:
             path = op.path
@@ -56,12 +57,13 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
         if op.node.loop != loop:
             loop, (entering, leaving) = op.node.loop, op.node.held
             held = live.get(entering, ("", False, inputs.get(entering, 0)))[2] * op.node.again
-            if not last_read and leaving != entering:
+            if leaving != entering and (not last_read or entering in inputs):
+                rounds[entering] = leaving
                 total = total + held - live.get(leaving, ("", False, 0))[2]
                 live[leaving] = (_frame(leaving), False, held)
         writes = [r for r in op.writes if r.role == "activation" and (r.name, index) not in hidden]
         yield total + sum((size(r) * op.again for r in writes), start=0)
-        for name in dead.get(index, ()):
+        for name in (rounds.get(name, name) for name in dead.get(index, ())):
             if name in live and (last_read or live[name][1]):
                 total = total - live.pop(name)[2]
         for r in writes:
@@ -83,9 +85,8 @@ def _ends(graph: Graph, size: Bytes) -> tuple[dict[str, Size], dict[int, list[st
                 if writer < 0:
                     inputs[r.name] = size(r)
     dead: dict[int, list[str]] = {}
-    for (name, writer), index in last.items():
-        if writer >= 0:
-            dead.setdefault(index, []).append(name)
+    for (name, _), index in last.items():
+        dead.setdefault(index, []).append(name)
     return inputs, dead
 
 
