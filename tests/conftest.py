@@ -1,4 +1,4 @@
-"""Shared fixtures: the model as shipped, and as transformers has its kernels."""
+"""Shared fixtures: the model as shipped."""
 
 import pytest
 from hypothesis import HealthCheck, settings
