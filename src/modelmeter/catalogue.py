@@ -11,10 +11,11 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from modelmeter.config import read_yaml
+from modelmeter.config import chosen, read_yaml
 from modelmeter.device import Device
 from modelmeter.errors import InputError, unknown
-from modelmeter.settings import Setting, comment_of, commented_yaml, config_dir, config_names, entry, shown
+from modelmeter.folders import config_dir, config_names
+from modelmeter.settings import Setting, comment_of, commented_yaml, entry, shown
 from modelmeter.sweep.profiles import Profile
 
 
@@ -47,9 +48,10 @@ def published_table(model: str, name: str) -> list[dict[str, str]]:
 
 
 def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
-    """(name, number, source) of every number under `dims` of a model's YAML; a source is the comment behind it."""
-    node = commented_yaml(config_dir() / "model" / f"{model}.yaml")
-    return list(_sourced(node["dims"])) if "dims" in node else []
+    """(name, number, source) of every number of a model's components; a source is the comment behind it."""
+    files, _ = chosen(model)
+    nodes = {group: commented_yaml(config_dir() / group / f"{file}.yaml") for group, file in files.items()}
+    return [row for group, node in nodes.items() for row in _sourced(node, f"{group}.") if row[0] != f"{group}.family"]
 
 
 def _sourced(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:

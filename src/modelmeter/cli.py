@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modelmeter.errors import InputError, choose, unknown
+from modelmeter.folders import config_dir, config_names
 from modelmeter.settings import (
     COUNTING,
     DEPTH,
@@ -21,8 +22,6 @@ from modelmeter.settings import (
     Setting,
     comment_of,
     commented_yaml,
-    config_dir,
-    config_names,
     shown,
 )
 

@@ -29,7 +29,6 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     overrides = [quoted(o) for o in overrides]
@@ -37,11 +36,23 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
         _check(overrides, settings)
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
             config = hydra_compose(name, overrides=list(overrides))
-        return OmegaConf.to_container(config, resolve=True)
+        return _plain(config)
     except InputError:
         raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explain(error, name, overrides) from None
+
+
+HIDDEN = {"runtime": "runtimes"}
+"""Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """A composed configuration as plain dicts, keys by the names that users know."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    return {shown: values.pop(key) for shown, key in HIDDEN.items() if key in values} | values
 
 
 def _parsed(overrides: Sequence[str]) -> list[Any]:
@@ -54,7 +65,7 @@ def _parsed(overrides: Sequence[str]) -> list[Any]:
 
 def _check(overrides: Sequence[str], settings: Iterable[Setting]) -> None:
     """Raise InputError for an override that its setting does not take."""
-    declared = {setting.name: setting for setting in settings}
+    declared = {HIDDEN.get(setting.name, setting.name): setting for setting in settings}
     for override in _parsed(overrides):
         setting = declared.get(override.key_or_group)
         if setting is None or override.is_delete():
@@ -131,8 +142,10 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def quoted(override: str) -> str:
-    """An override with its path quoted for Hydra where it has characters that Hydra would read otherwise."""
+    """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
     key, equals, value = override.partition("=")
+    key = HIDDEN.get(key, key)
+    override = f"{key}{equals}{value}"
     if key not in ("image", "out") or not re.search(r"[^\w./,:-]", value, re.ASCII) or value[:1] in "'\"[$":
         return override
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
@@ -161,24 +174,29 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
     return build_model(compose("cost", [f"model={name}", *given]))
 
 
+def chosen(name: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The components that a model's YAML chooses, by group, and what it says itself."""
+    import yaml
+
+    node = yaml.load((config_dir() / "model" / f"{name}.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    files: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    for choice in node.pop("defaults"):
+        if isinstance(choice, dict):  # override /GROUP@_global_.GROUP: FILE
+            files |= {key.rpartition(".")[2]: file for key, file in choice.items()}
+        elif choice != "_self_":
+            files, values = chosen(choice)
+    return files, values | node
+
+
 def _as_it_stands(name: str) -> dict[str, Any]:
     """The configuration of a model that nobody changes: its YAML and those of the components that it chooses."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    def read(group: str, file: str) -> Any:
-        return yaml.load((config_dir() / group / f"{file}.yaml").read_bytes(), loader)
-
-    node, found = read("model", name), {"model": {}}
-    for choice in node.pop("defaults"):
-        for key, file in {} if choice == "_self_" else {"": choice} if isinstance(choice, str) else choice.items():
-            if key:  # override /GROUP@_global_.GROUP: FILE
-                group = key.rpartition(".")[2]
-                found[group] = read(group, file)
-            else:
-                found |= _as_it_stands(file)
-    return found | {"model": found["model"] | node}
+    files, values = chosen(name)
+    parts = {g: yaml.load((config_dir() / g / f"{file}.yaml").read_bytes(), loader) for g, file in files.items()}
+    return parts | {"model": values}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -238,17 +256,16 @@ def hydra_main(
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     for argument in arguments:
         flag = argument.partition("=")[0]
         if argument.startswith("-") and flag not in HYDRA_FLAGS:
             raise unknown("option", flag, HYDRA_FLAGS)
-    overrides = [quoted(a) for a in arguments if "=" in a and not a.startswith("-")]
-    known = compose(name, fixed)
+    given = [a for a in arguments if "=" in a and not a.startswith("-")]
+    known, overrides = compose(name, fixed), [quoted(a) for a in given]
     _require_plugins(name, arguments)
     valid = set(_keys(known))
-    for key in (o.partition("=")[0] for o in overrides):
+    for key in (a.partition("=")[0] for a in given):
         if not key.startswith(("+", "~", "hydra")) and key.partition("@")[0] not in valid:
             raise unknown_key(key, known)
     try:
@@ -257,7 +274,7 @@ def hydra_main(
         raise _explain(error, name, overrides) from None
 
     def job(config: Any) -> None:
-        plain = OmegaConf.to_container(config, resolve=True)
+        plain = _plain(config)
         info = HydraConfig.get()
         try:
             number = f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-from modelmeter.cost import StageCost
+from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.sizes import Size
 

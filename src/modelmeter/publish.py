@@ -12,7 +12,8 @@ from typing import Any
 
 from modelmeter import catalogue, config
 from modelmeter.errors import InputError
-from modelmeter.settings import OUTPUT, Setting, checked, config_dir
+from modelmeter.folders import config_dir
+from modelmeter.settings import OUTPUT, Setting, checked
 
 
 def settings_of(sweep: str) -> tuple[Setting, ...]:

@@ -6,30 +6,18 @@ files of configs/ hold the default values. What a sweep takes beyond these stand
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from modelmeter.errors import InputError, choose, one_or_more, unknown
-
-PACKAGE = Path(__file__).parent
-
-
-@cache
-def config_dir() -> Path:
-    """The folder of YAML files: in the installed package, else in the checkout."""
-    for folder in (PACKAGE / "configs", PACKAGE.parent.parent / "configs"):
-        if (folder / "run_sweep.yaml").is_file():
-            return folder
-    raise InputError("configs are missing from this installation of modelmeter; install it again")
-
-
-def config_names(group: str) -> list[str]:
-    """The YAML files of a group, by name."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+from modelmeter.folders import config_names
+from modelmeter.programs.counting import Counting
+from modelmeter.programs.precision import Precision
+from modelmeter.runtimes.runtime import Runtime
+from modelmeter.sizes import as_size
+from modelmeter.workload import parse_pair
 
 
 def commented_yaml(path: Path) -> Any:
@@ -112,12 +100,7 @@ def joined(*settings: Setting) -> tuple[Setting, ...]:
 def whole(least: int = 1) -> Kind:
     """A whole number."""
 
-    def check(key: str, value: Any) -> Any:
-        from modelmeter.sizes import as_size
-
-        return as_size(key, value, least=least)
-
-    return Kind(check, lambda: "whole numbers", (int, float, str))
+    return Kind(lambda key, value: as_size(key, value, least=least), lambda: "whole numbers", (int, float, str))
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Kind:
@@ -136,27 +119,6 @@ def entry(group: str) -> Kind:
     return Kind(check, lambda: f"of {', '.join(config_names(group))} or YAML files", str)
 
 
-def parse_pair(key: str, value: object, order: str) -> tuple[int, int]:
-    """Two whole numbers of at least 1 from "1700x2200" or a pair; `order` names them in the error."""
-    from modelmeter.sizes import as_size
-
-    if isinstance(value, str):
-        found = re.fullmatch(r"\s*(-?\d+)\s*[xX]\s*(-?\d+)\s*", value)
-        parts: list[object] = [int(found[1]), int(found[2])] if found else []
-    else:
-        parts = list(value) if hasattr(value, "__iter__") else []
-    wanted = f"{key} must be {order}, two whole numbers from 1 to 10**9, not {value!r}"
-    if len(parts) != 2:
-        raise InputError(wanted)
-    try:
-        first, second = (as_size(key, part) for part in parts)
-    except InputError:
-        raise InputError(wanted) from None
-    if not (isinstance(first, int) and isinstance(second, int) and max(first, second) <= 10**9):
-        raise InputError(wanted)
-    return first, second
-
-
 def pair(order: str) -> Kind:
     """Two whole numbers, as "1700x2200"."""
     return Kind(lambda key, value: parse_pair(key, value, order), lambda: order.partition(" ")[0])
@@ -172,8 +134,6 @@ def _of_type(kind: type, wanted: str) -> Kind:
 
 
 def _precision(key: str, value: Any) -> Any:
-    from modelmeter.programs.precision import Precision
-
     part = key.partition(".")[2]
     Precision.of({part: value} if part else value)
     return value
@@ -184,24 +144,16 @@ WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
 BITS = Kind(_precision, lists=True)
 
-RUNTIMES = "runtimes"
-"""The folder of runtimes: plural, as Hydra takes a key with the name of a folder for a choice of one of its files."""
-RUNTIME = Setting("runtime", one_of(lambda: config_names(RUNTIMES)), "what stays on chip; docs/counting.md says what")
 COUNTING = (
-    Setting("logits", one_of(lambda: ("all", "last")), "all (as the Hugging Face code) or last (as serving engines)"),
-    Setting(
-        "causal",
-        one_of(lambda: ("full", "exact")),
-        "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)",
-    ),
-    RUNTIME,
-    Setting("precision", BITS, "a dtype or bits per element, for all or by role"),
+    *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else BITS, f.metadata["help"])
+      for f in fields(Counting)),
     Setting("precision.weights", BITS, "a dtype or bits per element"),
     Setting("precision.activations", BITS, "likewise"),
     Setting("precision.kv", BITS, "likewise"),
     Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
-)
+)  # fmt: skip
 """How work, traffic and memory are counted; shared by every command."""
+RUNTIME = next(setting for setting in COUNTING if setting.name == "runtime")
 
 BATCH = Setting("batch", whole(), "pages at once")
 PROMPT_TOKENS = Setting("prompt_tokens", whole(0), "text tokens beside the image's")
@@ -218,7 +170,7 @@ PAGE = (
 )
 """One page, a prompt and an answer."""
 
-SWEPT = (replace(RUNTIME, help="one row a runtime: what stays on chip", several=True),)
+SWEPT = (replace(RUNTIME, help="one row a runtime: what is one kernel", several=True),)
 """What every sweep may take several of."""
 DEPTH = Setting(
     "depth",
@@ -239,19 +191,12 @@ OUTPUT = (
 )
 
 
-@cache
 def kind_columns(runtime: str) -> dict[str, str]:
-    """The columns that name a runtime of configs/runtimes: its kind of attention, and itself."""
-    path = config_dir() / RUNTIMES / f"{choose('runtime', runtime, config_names(RUNTIMES))}.yaml"
-    return {"attention": str(commented_yaml(path)["attention"]), "execution": runtime}
-
-
-def runtime_options(runtime: str) -> dict[str, str]:
-    """What a Workload takes for a runtime."""
-    return kind_columns(runtime)
+    """The columns that name a runtime of configs/runtime: its kind of attention, and itself."""
+    return {"attention": Runtime.of(runtime).attention, "execution": runtime}
 
 
 def options_of(values: Mapping[str, Any], runtime: str, *settings: Setting) -> dict[str, Any]:
     """The keywords of a Workload: the counting settings and these others, under one runtime."""
-    names = [s.name for s in (*COUNTING, *settings) if "." not in s.name and s is not RUNTIME]
-    return {name: values[name] for name in names} | runtime_options(runtime)
+    names = [s.name for s in (*COUNTING, *settings) if "." not in s.name]
+    return {name: values[name] for name in names} | {"runtime": runtime}

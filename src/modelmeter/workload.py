@@ -7,14 +7,12 @@ model shares, and reading the size of a real image file.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modelmeter.errors import InputError
-from modelmeter.programs.counting import Counting
-from modelmeter.programs.precision import Precision
+from modelmeter.programs.counting import OPTIONS, Counting
 from modelmeter.sizes import Size, as_size
 
 
@@ -67,58 +65,43 @@ NO_IMAGE = ImagePlan("text", (), 0, 0, None, True)
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A page, a prompt and K decode steps, for `batch` pages at once; all pages alike.
+class Workload(Counting):
+    """A page, a prompt and K decode steps, for `batch` pages at once, all pages alike; and how it is counted.
 
-    `runtime`, `causal`, `logits` and `precision` are those of Counting. Raises InputError for unknown choices.
+    Raises InputError for sizes that are none and for unknown choices.
     """
 
     image: ImagePlan
     batch: Size = 1
     prompt_tokens: Size = 10
     decode_steps: Size = 100
-    runtime: Any = "flash"
-    causal: str = "full"
-    logits: str = "all"
-    precision: Any = field(default_factory=Precision)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("batch", 1), ("prompt_tokens", 0), ("decode_steps", 1)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
                 object.__setattr__(self, name, as_size(name, value, least=least))
-        counting = _counting(self.runtime, self.causal, self.logits, Precision.of(self.precision))
-        object.__setattr__(self, "counting", counting)
-        object.__setattr__(self, "runtime", counting.runtime)
-        object.__setattr__(self, "precision", counting.precision)
 
-    counting: Counting = field(init=False, repr=False, compare=False)
-    """How it is counted."""
+    @property
+    def counting(self) -> Counting:
+        """How it is counted, alone."""
+        return Counting(**dict(zip((name for name, *_ in OPTIONS), self.key, strict=True)))
 
     @property
     def attention(self) -> str:
         """How attention runs: eager or flash."""
-        return self.counting.runtime.attention
+        return str(self.runtime.attention)
 
     @property
     def execution(self) -> str:
         """The name of the runtime."""
-        return self.counting.runtime.name
+        return str(self.runtime.name)
 
     @property
     def context_tokens(self) -> Size:
         """Tokens of the prefill: image and prompt."""
         return self.image.tokens + self.prompt_tokens
-
-    @property
-    def basis(self) -> str:
-        """The options by which this workload is counted, as words."""
-        return self.counting.basis
-
-
-@lru_cache(maxsize=256)
-def _counting(runtime: Any, causal: str, logits: str, precision: Precision) -> Counting:
-    return Counting(runtime, causal, logits, precision)
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:

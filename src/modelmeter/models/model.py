@@ -136,7 +136,7 @@ class BaseModel(ABC):
     def program(self, name: str, work: Workload, depth: int = 0) -> Program:
         """The program of a stage for all workloads of this structure and counting; parts as in `breakdown`."""
         stage = self.stage(name)
-        key = (name, stage.structure(work), work.counting, depth)
+        key = (name, stage.structure(work), work.key, depth)
         found = self._made().get(key)
         if found is None:
             found = self._made()[key] = self._program(stage, key[1], work.counting, depth)
@@ -268,7 +268,7 @@ def _part(op: Op, depth: int) -> str:
 
 def _require_known(options: Iterable[str], *others: str) -> None:
     """Raise InputError for a key that no workload has."""
-    valid = tuple(name for name, f in Workload.__dataclass_fields__.items() if f.init)
+    valid = (*Workload.__dataclass_fields__,)
     for key in options:
         if key not in valid:
             raise unknown("workload key", key, (*valid, *others))

@@ -1,12 +1,18 @@
-"""How a result is counted: runtime, pairs of causal attention, logits, precision. Each result says it."""
+"""How a result is counted: runtime, pairs of causal attention, logits, precision. Each result says it.
+
+An option is one field of `Counting`: its default, what it takes and its help. The command line, the configuration
+and Python calls all follow from it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from modelmeter.errors import choose
+from modelmeter.folders import config_names
 from modelmeter.graph.place import CAUSAL
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.runtime import Runtime
@@ -14,7 +20,12 @@ from modelmeter.runtimes.runtime import Runtime
 LOGITS = ("all", "last")
 
 
-@dataclass(frozen=True)
+def _option(default: Any, help: str, valid: Callable[[], Iterable[str]] | None, of: Callable[[Any], Any] = str) -> Any:
+    """A field with what it takes: one of the `valid` names (None: judged by `of` alone), made its value by `of`."""
+    return field(default=default, metadata={"help": help, "valid": valid, "of": of})
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counting:
     """The options of every count; `basis` are these in words.
 
@@ -25,25 +36,31 @@ class Counting:
     'flash, causal exact, logits all, int4'
     """
 
-    runtime: Any = "flash"
-    causal: str = "full"
-    logits: str = "all"
-    precision: Any = field(default_factory=Precision)
+    runtime: Any = _option(
+        "flash", "what is one kernel; docs/counting.md says how", lambda: config_names("runtime"), Runtime.of
+    )
+    causal: Any = _option("full", "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)", lambda: CAUSAL)
+    logits: Any = _option("all", "all (as the Hugging Face code) or last (as serving engines)", lambda: LOGITS)
+    precision: Any = _option(Precision(), "a dtype or bits per element, for all or by role", None, Precision.of)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "runtime", Runtime.of(self.runtime))
-        choose("causal", self.causal, CAUSAL)
-        choose("logits", self.logits, LOGITS)
-        object.__setattr__(self, "precision", Precision.of(self.precision))
+        for name, of, valid in OPTIONS:
+            if of is str:
+                choose(name, getattr(self, name), valid())
+            else:
+                object.__setattr__(self, name, of(getattr(self, name)))
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """The options as what tells programs apart."""
+        return tuple(getattr(self, name) for name, *_ in OPTIONS)
 
     @cached_property
     def basis(self) -> str:
         """The options as words."""
-        return f"{self.runtime}, causal {self.causal}, logits {self.logits}, {self.precision}"
+        runtime, *choices = ((name, getattr(self, name)) for name, *_ in OPTIONS)
+        texts = (str(value) if name == "precision" else f"{name} {value}" for name, value in choices)
+        return ", ".join((str(runtime[1]), *texts))
 
-    def __hash__(self) -> int:
-        return self._hash
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.runtime, self.causal, self.logits, self.precision))
+OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata["of"], f.metadata["valid"]) for f in fields(Counting)]
