@@ -183,11 +183,11 @@ class BaseModel(ABC):
     @final
     def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
         """The kernels of a stage; of one that runs step by step those of one step, the first if not said."""
-        found = self.stage(stage)
-        sizes = {axis: size for axis, size in found.sizes(work).items() if axis not in found.fixed}
+        found, program = self.stage(stage), self.program(stage, work)
+        sizes = {axis: s for axis, s in found.sizes(work).items() if axis in (*program.names, found.grows)}
         if found.steps is not None:
             sizes[found.grows] = sizes[found.grows] + step - 1
-        return self.program(stage, work).kernels(**sizes)
+        return program.kernels(**sizes)
 
     @final
     def request(self, work: Workload) -> StageCost:

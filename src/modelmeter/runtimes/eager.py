@@ -45,7 +45,7 @@ def _steps(op: Op) -> Iterator[Op]:
         writes = tuple(r._replace(frame=known[r.name].frame) if r.name in known else r for r in made.writes)
         if step.rebinds:
             writes = (*writes, op.reads[0]._replace(stored=0, touched=0))
-        yield made._replace(writes=writes, cuda=work, composite=op.composite, again=again, grad=op.grad)
+        yield made._replace(writes=writes, cuda=work, composite=op.composite, kernel=op.kernel, again=again, grad=op.grad)
 
 
 def _names(op: Op) -> dict[str, str]:
@@ -87,7 +87,7 @@ def torch_attention(graph: Graph) -> Graph:
 def _attention(graph: Graph) -> Iterator[Op]:
     cores: dict[str, list[Op]] = {}
     for op in graph.ops:
-        if op.composite and op.composite.kind == "attention":
+        if op.composite and op.composite.kind == "attention" and not op.composite.always:
             cores.setdefault(op.composite.name, []).append(op)
     merged = {core[0].node.serial: core for core in cores.values() if core[0].composite and core[0].composite.merged}
     masks = _masks(core for core in cores.values() if core[0].composite and core[0].composite.mask)
@@ -204,10 +204,11 @@ def _over_grid(op: Op, core: list[Op]) -> Iterator[Op]:
         yield op
         yield _three(op)._replace(again=_more(b) * _more(h))
     elif op is core[0]:
-        yield op
-    elif op.composite and output == core[0].output.name and op.kind == "pointwise" and len(op.reads) == 1:
         scaled = build("pointwise", f"_scaled_{q} = {q}", n, loose=True)
-        yield scaled._replace(cuda=op.cuda, composite=op.composite)
+        yield scaled._replace(cuda=core[1].cuda, composite=op.composite)
+        yield op._replace(reads=(scaled.writes[0], *op.reads[1:]))
+    elif op is core[1]:
+        return
     elif output == "bh":
         yield _clone(str(q), op, _more(b * h) * _more(u), f"_rows_{q}")
         yield _freed(op)
