@@ -23,7 +23,7 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.program import STEPS, Program, Steps, program_of
-from modelmeter.sizes import Expr, Size, evaluated, symbol
+from modelmeter.sizes import Expr, Size, added, evaluated, symbol
 from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
 
 
@@ -84,6 +84,10 @@ class BaseModel(ABC):
         """The graph of a stage as this model counts it."""
         return graph
 
+    def counted(self, counting: Counting) -> Counting:
+        """How this model counts where a workload asks for so."""
+        return counting
+
     @final
     def stage(self, name: str) -> Stage:
         """The stage of this name. Raises InputError if there is none."""
@@ -139,7 +143,7 @@ class BaseModel(ABC):
         key = (name, stage.structure(work), work.key, depth)
         found = self._made().get(key)
         if found is None:
-            found = self._made()[key] = self._program(stage, key[1], work.counting, depth)
+            found = self._made()[key] = self._program(stage, key[1], self.counted(work.counting), depth)
         return found
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
@@ -234,8 +238,8 @@ class BaseModel(ABC):
     def storage(self, work: Workload | None = None) -> StageCost:
         """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
         counting = work.counting if work else Counting()
-        sums = [sum(column, start=0) for column in zip(*self._weights(counting, work).values(), strict=True)]
-        parameters, weight_bytes = evaluated(sums, {}) if any(isinstance(s, Expr) for s in sums) else sums
+        found = self._weights(counting, work).values()
+        parameters, weight_bytes = evaluated([added(pair[i] for pair in found) for i in (0, 1)], {})
         return StageCost(parameters=parameters, weight_bytes=weight_bytes)
 
 
