@@ -1,0 +1,1 @@
+"""Layers made into a checked graph: equations over named axes, ops, placed layers."""
