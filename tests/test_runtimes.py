@@ -251,7 +251,7 @@ def test_a_runtimes_file_names_passes_and_lifetimes_that_are_there(tmp_path, mon
 def torch_backward(run, *shapes):
     """Kernels of torch's backward pass of a function of bf16 tensors, and of nothing else."""
     torch = pytest.importorskip("torch")
-    from modelmeter.validate.operators import Operators
+    from operators import Operators
 
     inputs = [torch.ones(shape, dtype=torch.bfloat16, device="meta", requires_grad=True) for shape in shapes]
     result = run(torch, *inputs)
