@@ -3,20 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
-from modelmeter.cost import StageCost, measure, measure_parts
-from modelmeter.layer import BaseLayer
-from modelmeter.ops import Op, Options
+from modelmeter.layers.base import BaseLayer
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
+from modelmeter.programs.kernels import Kernel
 from modelmeter.validate.counters import OperandBytes, ScalarOperations, tensor_core_flops
+from modelmeter.workload import Workload
+
+
+class Ours(Protocol):
+    """What is ours in a case: counts, and the kernels behind them."""
+
+    def cost(self) -> StageCost: ...
+
+    def kernels(self) -> list[Kernel]: ...
+
+
+@dataclass(frozen=True)
+class LayerAt:
+    """A layer at sizes."""
+
+    layer: BaseLayer
+    sizes: Mapping[str, int]
+
+    def cost(self) -> StageCost:
+        return self.layer.cost(**self.sizes)
+
+    def kernels(self) -> list[Kernel]:
+        return self.layer.program().kernels(**self.sizes)
+
+
+@dataclass(frozen=True)
+class StageAt:
+    """A stage of a model at a workload; of decode that step."""
+
+    model: BaseModel
+    stage: str
+    work: Workload
+    step: int = 1
+
+    def cost(self) -> StageCost:
+        later = replace(self.work, prompt_tokens=self.work.prompt_tokens + self.step - 1, decode_steps=1)
+        return self.model.cost(self.stage, later)
+
+    def kernels(self) -> list[Kernel]:
+        return self.model.kernels(self.stage, self.work, self.step)
 
 
 @dataclass(frozen=True)
 class Case:
-    """`ops` are ours; `build` makes the module and its inputs; `run` calls it.
+    """`build` makes the module and its inputs; `run` calls it.
 
     `unseen` says that torch's counter sees no FLOPs by nature (norms, lookups): then the scalar
     operations are what is compared. `known` is by how much the reference differs for a stated reason;
@@ -27,18 +68,13 @@ class Case:
     group: str
     layer: str
     reference: str
-    ops: Callable[[], list[Op]]
+    ours: Ours
     build: Callable[[], tuple[torch.nn.Module | None, tuple[Any, ...]]]
     run: Callable[..., Any] = lambda module, *inputs: module(*inputs)
     unseen: bool = False
     known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     device: str = "meta"
-
-
-def layer_ops(layer: BaseLayer, **sizes: Any) -> Callable[[], list[Op]]:
-    """The ops of a layer at a workload, with transformers' form of rotary positions."""
-    return lambda: layer.trace(options=Options(rotary="transformers"), **sizes)
 
 
 @dataclass(frozen=True)
@@ -65,14 +101,8 @@ class Comparison:
         return "cuda_core_flops" if self.case.unseen else "tensor_core_flops"
 
 
-def kernel_io_bytes(ops: list[Op]) -> Any:
-    """Traffic of the matmul, convolution and (flash) attention kernels alone."""
-    parts = measure_parts(ops, "flash", lambda op: "kernel" if op.group or op.kind in ("matmul", "conv2d") else "other")
-    return parts.get("kernel", StageCost()).io_bytes
-
-
 def compare(case: Case) -> Comparison:
-    """Run the real module under each counter and our ops beside it."""
+    """Run the real module under each counter and our counts beside it."""
     with torch.device(case.device):
         module, inputs = case.build()
 
@@ -80,9 +110,7 @@ def compare(case: Case) -> Comparison:
         with torch.no_grad():
             case.run(module, *inputs)
 
-    ops = case.ops()
-    ours = measure(ops, "flash")
-    measured, theoretical = {"tensor_core_flops": tensor_core_flops(run)}, ours.as_dict()
+    measured, theoretical = {"tensor_core_flops": tensor_core_flops(run)}, case.ours.cost().as_dict()
     if "cuda_core_flops" not in case.skip:
         with ScalarOperations(inputs) as scalars:
             run()
@@ -90,7 +118,9 @@ def compare(case: Case) -> Comparison:
     if "kernel_io_bytes" not in case.skip:
         with OperandBytes() as kernels:
             run()
-        measured["kernel_io_bytes"], theoretical["kernel_io_bytes"] = kernels.bytes, kernel_io_bytes(ops)
+        products = (k for k in case.ours.kernels() if k.loops)  # matmuls, convolutions and flash attention
+        measured["kernel_io_bytes"] = kernels.bytes
+        theoretical["kernel_io_bytes"] = sum(k.io_bytes * k.runs for k in products)
     if module is not None:
         measured["parameters"] = sum(p.numel() for p in module.parameters())
     for quantity, (amount, _) in case.known.items():

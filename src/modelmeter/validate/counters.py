@@ -18,13 +18,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelmeter import constants
+from modelmeter.graph import forms
 
 _ONE_EACH = ["add", "sub", "rsub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "sin", "cos", "pow", "maximum"]
 _PER_ELEMENT = dict.fromkeys(_ONE_EACH, 1) | {
-    "sigmoid": constants.SIGMOID,
-    "silu": constants.SILU,
-    "gelu": constants.GELU,
+    "sigmoid": forms.SIGMOID.element,
+    "silu": forms.SILU.element,
+    "gelu": forms.GELU.element,
 }
 _FREE = frozenset(
     "view _unsafe_view reshape permute transpose t expand unsqueeze squeeze slice select split unbind "
@@ -40,6 +40,11 @@ def tensor_core_flops(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def _rows(form: forms.Form, many: int, width: int) -> int:
+    """FLOPs of a norm or softmax of so many rows."""
+    return many * (form.element * width + form.row)
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:
@@ -110,9 +115,8 @@ class ScalarOperations(_Watch):
 
     def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
         rows, keys = prod(reads[0].shape[:-1]), reads[1].shape[-2]
-        slope, offset = constants.SOFTMAX
         bias = len(reads) > 3 and reads[3].dtype is not torch.bool
-        self.flops += rows * (slope * keys + offset + keys * (2 if bias else 1))
+        self.flops += _rows(forms.SOFTMAX, rows, keys) + rows * keys * (2 if bias else 1)
         self._taint(out)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,10 +140,10 @@ class ScalarOperations(_Watch):
             return int(out.numel()) if args[2] is not None else 0
         if name in ("_softmax", "_safe_softmax", "softmax"):
             width = out.shape[args[1]]
-            return int(out.numel() // width * (constants.SOFTMAX[0] * width + constants.SOFTMAX[1]))
+            return _rows(forms.SOFTMAX, out.numel() // width, width)
         if name == "native_layer_norm":
             width = prod(args[1])
-            return int(out.numel() // width * (constants.LAYER_NORM[0] * width + constants.LAYER_NORM[1]))
+            return _rows(forms.LAYER_NORM, out.numel() // width, width)
         if name == "mean":
             return int(args[0].numel())
         if name == "sum":
@@ -165,40 +169,4 @@ class OperandBytes(_Watch):
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in self._KERNELS:
             self.bytes += _bytes(_tensors((args, kwargs)) + _tensors(result))
-        return result
-
-
-class LiveStorages(_Watch):
-    """The largest sum of live storages, those of `weights` apart, with attention as one kernel.
-
-    `at_peak` lists the shapes alive then.
-    """
-
-    def __init__(self, inputs: Any, weights: Iterable[torch.Tensor]) -> None:
-        super().__init__()
-        self._weights = [w.untyped_storage() for w in weights]
-        self._known = {s._cdata for s in self._weights}
-        self._live: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
-        self.peak = 0
-        self.at_peak: list[tuple[int, tuple[int, ...]]] = []
-        self._track(inputs)
-
-    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
-        self._track(out)
-
-    def _track(self, result: Any) -> None:
-        for key in [k for k, (ref, _, _) in self._live.items() if ref.expired()]:
-            del self._live[key]
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self._known and storage._cdata not in self._live:
-                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), tuple(tensor.shape))
-        total = sum(size for _, size, _ in self._live.values())
-        if total > self.peak:
-            self.peak = total
-            self.at_peak = sorted(((size, shape) for _, size, shape in self._live.values()), reverse=True)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._track(result)
         return result

@@ -17,7 +17,7 @@ import torch
 import transformers  # noqa: F401 (before any stand-in, or its own imports would see them)
 
 from modelmeter.errors import InputError
-from modelmeter.validate.case import Case, layer_ops
+from modelmeter.validate.case import Case, LayerAt
 
 
 class AttributeDict(dict[str, Any]):
@@ -151,15 +151,6 @@ def _case(recipe: Recipe, found: Any) -> Case:
         module = recipe.construct(found).to(torch.bfloat16).eval()
         return module, (torch.randn(*recipe.shape, dtype=torch.bfloat16),)
 
-    ops = layer_ops(recipe.ours, **recipe.sizes)
-    return Case(
-        "vendor",
-        recipe.name,
-        found.__module__,
-        ops,
-        build,
-        recipe.call,
-        recipe.unseen,
-        skip=recipe.skip,
-        device=recipe.device,
-    )
+    ours = LayerAt(recipe.ours, recipe.sizes)
+    return Case("vendor", recipe.name, found.__module__, ours, build, recipe.call, recipe.unseen, skip=recipe.skip,
+                device=recipe.device)  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from modelmeter.validate.counters import LiveStorages, _tensors, _Watch
+from modelmeter.validate.counters import Watch, tensors
 
 _WRITES_ONLY = frozenset(["copy_", "fill_", "zero_", "normal_", "uniform_"])
 _GATHERS = frozenset(["embedding", "index", "index_select", "gather"])
@@ -140,6 +140,42 @@ class Operators(_Watch):
             writes = [Operand(_operand(source).shape, out[0].dtype)]
             reads = writes * name.endswith("add_") + _operands(inputs[1:])
         self._record(name, inputs, out, reads, writes)
+        return result
+
+
+class LiveStorages(_Watch):
+    """The largest sum of live storages, those of `weights` apart, with attention as one kernel.
+
+    `at_peak` lists the shapes alive then.
+    """
+
+    def __init__(self, inputs: Any, weights: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._weights = [w.untyped_storage() for w in weights]
+        self._known = {s._cdata for s in self._weights}
+        self._live: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
+        self.peak = 0
+        self.at_peak: list[tuple[int, tuple[int, ...]]] = []
+        self._track(inputs)
+
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        self._track(out)
+
+    def _track(self, result: Any) -> None:
+        for key in [k for k, (ref, _, _) in self._live.items() if ref.expired()]:
+            del self._live[key]
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self._known and storage._cdata not in self._live:
+                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), tuple(tensor.shape))
+        total = sum(size for _, size, _ in self._live.values())
+        if total > self.peak:
+            self.peak = total
+            self.at_peak = sorted(((size, shape) for _, size, shape in self._live.values()), reverse=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._track(result)
         return result
 
 

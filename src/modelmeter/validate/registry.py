@@ -1,0 +1,118 @@
+"""The models that have reference modules, and what is asked of them: the table, its rows, the counts of a workload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from modelmeter.config import load_model
+from modelmeter.errors import InputError
+from modelmeter.models.model import BaseModel
+from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
+from modelmeter.validate.case import Case, Comparison, compare
+from modelmeter.validate.counters import tensor_core_flops
+from modelmeter.validate.table import table
+from modelmeter.validate.vendor import Recipe, vendor_cases
+from modelmeter.workload import Workload
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model is compared with: cases of its layers and stages, one of a workload's vision, vendor's classes.
+
+    `overrides` are those under which our model has the kernels of the reference modules.
+    """
+
+    overrides: tuple[str, ...]
+    layers: Callable[[Any], Iterable[Case]]
+    stages: Callable[[Any], Iterable[Case]]
+    vision: Callable[[Any, Workload], Case]
+    vendor: Callable[[Any], Iterable[Recipe]]
+
+
+REFERENCES: dict[str, Reference] = {
+    "deepseek_ocr": Reference(
+        deepseek_ocr.OVERRIDES,
+        deepseek_ocr.layer_cases,
+        deepseek_ocr_stages.stage_cases,
+        deepseek_ocr_stages.vision_case,
+        deepseek_ocr_vendor.recipes,
+    ),
+}
+"""The references by the names of models."""
+
+
+def reference(name: str) -> Reference:
+    """The reference of a model. Raises InputError if it has none."""
+    if name not in REFERENCES:
+        raise InputError(f"model {name!r} has no reference modules to compare with; {', '.join(REFERENCES)} have")
+    return REFERENCES[name]
+
+
+def cases(name: str, layers_only: bool = False) -> list[Case]:
+    """Every layer of a model, and its stages at full size, beside the reference modules."""
+    found = reference(name)
+    model = load_model(name, found.overrides)
+    return [*found.layers(model), *(() if layers_only else found.stages(model))]
+
+
+def comparison_rows(name: str) -> list[dict[str, Any]]:
+    """The comparison of every layer and stage as data: its main quantity, and whether all quantities are equal."""
+    return [
+        {
+            "layer": result.case.layer,
+            "group": result.case.group,
+            "reference": result.case.reference,
+            "quantity": result.main,
+            "measured": result.measured[result.main],
+            "theoretical": result.theoretical[result.main],
+            "compared": len(result.measured),
+            "equal": result.equal,
+        }
+        for result in map(compare, cases(name))
+    ]
+
+
+def reference_counts(model: BaseModel, work: Workload) -> dict[str, int]:
+    """What FlopCounterMode counts on the real modules for the vision stage of a workload."""
+    shipped: Any = load_model(model.name)
+    if any(getattr(model, part, None) != getattr(shipped, part) for part in ("tower", "projector", "decoder")):
+        raise InputError("reference=true counts the model as shipped; leave out overrides of model dimensions")
+    case = reference(model.name).vision(model, work)
+    with torch.no_grad(), torch.device("meta"):
+        module, inputs = case.build()
+        return {"reference_tensor_core_flops": tensor_core_flops(lambda: case.run(module, *inputs))}
+
+
+def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_only: bool = False) -> tuple[str, bool]:
+    """The table of a model as text, and whether every count is equal.
+
+    `vendor` is a folder with the vendor's own Python files; `device` cpu or cuda also runs real
+    tensors. Raises InputError for a device that torch does not have or a folder that is none.
+    """
+    if device not in ("meta", "cpu") and not (device.startswith("cuda") and torch.cuda.is_available()):
+        raise InputError(f"--device {device!r} is not available; valid: meta, cpu, cuda on a machine that has it")
+    compared = cases(name, layers_only)
+    results, lacking = [compare(case) for case in compared], list[str]()
+    if vendor is not None:
+        recipes = list(reference(name).vendor(load_model(name)))
+        found, lacking = vendor_cases(vendor, recipes)
+        named = {recipe.name for recipe in recipes}
+        others = dict.fromkeys(case.layer.partition(" (")[0] for case in compared if case.group != "stage")
+        lacking.append("no class of the vendor's files: " + ", ".join(o for o in others if o not in named))
+        results += _those_that_run(found, lacking)
+    unequal = sum(not result.equal for result in results)
+    verdict = f"{len(results)} rows, " + (f"{unequal} NOT EQUAL" if unequal else "all equal")
+    return "\n".join([table(results, device), *lacking, verdict]), not unequal
+
+
+def _those_that_run(cases: Iterable[Case], lacking: list[str]) -> Iterator[Comparison]:
+    """Comparisons of vendor classes; one that cannot run here is listed instead."""
+    for case in cases:
+        try:
+            yield compare(case)
+        except Exception as error:  # whatever a stranger's class raises is for the user to read
+            lacking.append(f"vendor class {case.layer}: cannot be run here ({type(error).__name__}: {error})")
