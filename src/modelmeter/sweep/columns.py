@@ -1,6 +1,6 @@
 """Columns and measures: what tables and figures show of a row, in readable units.
 
-Here are those that several sweeps share; a sweep declares its own in its module. `declared` finds all of
+Here are those that several sweeps share; a sweep declares its own in its module, `registry.py` has all of
 them. TFLOP = 1e12 FLOPs, GB = 1e9 bytes, Tb = 1e12 bits.
 """
 
@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
-
-import modelmeter.sweep
 
 Row = Mapping[str, Any]
 
@@ -96,17 +91,6 @@ def notes_of(row: Row) -> list[str]:
     if measured is not None:
         notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
     return notes
-
-
-@cache
-def declared(what: str) -> dict[str, Any]:
-    """All COLUMNS or MEASURES (objects with a name) or FINDINGS (a mapping) of the modules of this package."""
-    found: dict[str, Any] = {}
-    for info in iter_modules(modelmeter.sweep.__path__, "modelmeter.sweep."):
-        if not info.name.endswith("__main__"):
-            some = getattr(import_module(info.name), what, ())
-            found |= some if isinstance(some, Mapping) else {one.name: one for one in some}
-    return found
 
 
 COLUMNS = (

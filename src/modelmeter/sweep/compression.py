@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from modelmeter.cost import StageCost
+from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
-from modelmeter.models.model import Model
+from modelmeter.models.model import BaseModel
 from modelmeter.settings import (
     BATCH,
     COUNTING,
@@ -29,7 +29,7 @@ from modelmeter.settings import (
 )  # fmt: skip
 from modelmeter.sweep.columns import Column, Measure
 from modelmeter.sweep.findings import Finding, ranges, rows_of, span, spoken
-from modelmeter.sweep.grids import counted, main_kind
+from modelmeter.sweep.pages import counted, main_kind
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
@@ -64,7 +64,7 @@ MEASURES = (
 )
 
 
-def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """One row a page length, mode and runtime.
 
     `settings["published"]` are rows with text_tokens, mode, compression and precision of a paper.
@@ -88,25 +88,27 @@ def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
     return [Table("compression", title, counted(page), rows, dict(settings), _charts(main), kind=main)]
 
 
-def _modes(model: Model, settings: Mapping[str, Any]) -> list[str]:
-    known, modes = model.planner.modes, settings["modes"]
+def _modes(model: BaseModel, settings: Mapping[str, Any]) -> list[str]:
+    planner, modes, grid = model.planner, settings["modes"], settings["grid"]
+    if planner is None:
+        raise InputError(f"{model.name} takes no image, so compression has nothing to compare")
     if modes is None:
-        return [mode for mode in known if settings["grid"] is not None or not model.planner.has_crops(mode)]
-    modes = [choose("modes", mode, known) for mode in modes]
-    if settings["grid"] is None and any(map(model.planner.has_crops, modes)):
-        tiled = ", ".join(mode for mode in modes if model.planner.has_crops(mode))
-        raise InputError(f"modes with crops need grid=ROWSxCOLUMNS: {tiled}")
-    if settings["grid"] is not None and not any(map(model.planner.has_crops, modes)):
+        return [mode for mode in planner.modes if grid is not None or not planner.has_crops(mode)]
+    modes = [choose("modes", mode, planner.modes) for mode in modes]
+    tiled = [mode for mode in modes if planner.has_crops(mode)]
+    if grid is None and tiled:
+        raise InputError(f"modes with crops need grid=ROWSxCOLUMNS: {', '.join(tiled)}")
+    if grid is not None and not tiled:
         raise InputError(f"grid is of no use to modes without crops: {', '.join(modes)}")
     return modes
 
 
-def _decoder(model: Model, work: Workload) -> tuple[StageCost, StageCost]:
+def _decoder(model: BaseModel, work: Workload) -> tuple[StageCost, StageCost]:
     return model.cost("prefill", work), model.cost("decode", work)
 
 
 def _row(
-    model: Model, page: Workload, kind: str, text_tokens: int, vision: StageCost,
+    model: BaseModel, page: Workload, kind: str, text_tokens: int, vision: StageCost,
     read: tuple[StageCost, StageCost], text: tuple[StageCost, StageCost],
     paper: Mapping[str, Any] | None,
 ) -> dict[str, Any]:  # fmt: skip

@@ -6,17 +6,16 @@ from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
-from modelmeter.cost import StageCost
-from modelmeter.models.model import Model
-from modelmeter.sweep import grids
+from modelmeter.models.model import BaseModel
+from modelmeter.sweep import pages
 from modelmeter.sweep.columns import Column, flops_of, significant
 from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
-from modelmeter.sweep.grids import GridSweep, component_charts, run_grids, with_total
+from modelmeter.sweep.pages import PageSweep, component_charts, run_pages, with_total
 from modelmeter.sweep.requirements import TPOT, requirements
 from modelmeter.sweep.table import TOTAL, Table
 from modelmeter.workload import Workload
 
-SETTINGS = (*grids.SETTINGS, TPOT.setting)
+SETTINGS = (*pages.SETTINGS, TPOT.setting)
 COLUMNS = (
     Column("tensor_core_flops_per_token", "tensor-core GFLOP a token", 1e9, 5),
     Column("io_bytes_per_token", "I/O GB a token", 1e9, 5),
@@ -24,24 +23,19 @@ COLUMNS = (
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
-def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
-    return with_total(model.breakdown("decode", work))
-
-
 def per_token(tokens: int, costs: Mapping[str, Any]) -> dict[str, Any]:
     """The mean over all output tokens: one a step and page."""
-    return {column: _mean(costs[name], tokens) for column, name in PER_TOKEN.items()}
+    means = {column: Fraction(costs[name]) / tokens for column, name in PER_TOKEN.items()}
+    return {column: int(mean) if mean.denominator == 1 else float(mean) for column, mean in means.items()}
 
 
-def _mean(value: Any, tokens: int) -> Any:
-    mean = Fraction(value) / tokens
-    return mean.numerator if mean.denominator == 1 else float(mean)
+def _before(work: Workload) -> dict[str, Any]:
+    return {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
 
 
-def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) -> Mapping[str, Any]:
-    last = work.context_tokens + work.decode_steps
-    head = {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
-    return head | per_token(work.decode_steps * work.batch, costs) | {"beyond_positions": model.is_beyond(last)}
+def _after(model: BaseModel, work: Workload, part: str, costs: Mapping[str, Any]) -> dict[str, Any]:
+    beyond = model.is_beyond(work.context_tokens + work.decode_steps)
+    return per_token(work.decode_steps * work.batch, costs) | {"beyond_positions": beyond}
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -59,16 +53,17 @@ def _findings(table: Table) -> Iterator[Finding]:
 
 
 FINDINGS = {"e2e_decode": _findings}
-SWEEP = GridSweep(
+SWEEP = PageSweep(
     "e2e_decode",
     lambda work: f"{work.decode_steps} decode steps",
-    _parts,
+    lambda model, work: with_total(model.breakdown("decode", work)),
     lambda kind: component_charts("e2e_decode", kind),
-    _columns,
+    _before,
+    _after,
 )
 
 
-def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
-    """The Table of the sweep (see `run_grids`) and what TPOT budgets require."""
-    table = run_grids(SWEEP, model, settings)
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
+    """The Table of the sweep (see `run_pages`) and what TPOT budgets require."""
+    table = run_pages(SWEEP, model, settings)
     return [table, requirements(TPOT, table)]

@@ -5,27 +5,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelmeter.cost import StageCost
-from modelmeter.models.model import Model
-from modelmeter.sweep import grids
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
+from modelmeter.sweep import pages
 from modelmeter.sweep.columns import flops_of
 from modelmeter.sweep.findings import Finding, eager, engines, intensity, over_grids, ranges, rows_of, spoken, trends
-from modelmeter.sweep.grids import GridSweep, component_charts, run_grids, with_total
+from modelmeter.sweep.pages import PageSweep, component_charts, run_pages, with_total
 from modelmeter.sweep.requirements import TTFT, requirements
 from modelmeter.sweep.table import TOTAL, Table
 from modelmeter.workload import Workload
 
-SETTINGS = (*grids.SETTINGS, TTFT.setting)
+SETTINGS = (*pages.SETTINGS, TTFT.setting)
 
 
-def _parts(model: Model, work: Workload) -> Mapping[str, StageCost]:
-    return with_total({"vision": model.cost("vision", work), **model.breakdown("prefill", work)})
+def _parts(model: BaseModel, work: Workload) -> dict[str, StageCost]:
+    """The stages before the first step: the last by component, those before it whole."""
+    *before, last = (stage.name for stage in model.stages if stage.steps is None)
+    return with_total({name: model.cost(name, work) for name in before} | model.breakdown(last, work))
 
 
-def _columns(model: Model, work: Workload, part: str, costs: Mapping[str, Any]) -> Mapping[str, Any]:
-    context = work.context_tokens
-    beyond = part != "vision" and model.is_beyond(context)
-    return {"context_tokens": context, "logits": work.logits, "beyond_positions": beyond}
+def _before(work: Workload) -> dict[str, Any]:
+    return {"context_tokens": work.context_tokens, "logits": work.logits}
+
+
+def _after(model: BaseModel, work: Workload, part: str, costs: Mapping[str, Any]) -> dict[str, Any]:
+    return {"beyond_positions": part != "vision" and model.is_beyond(work.context_tokens)}
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -36,7 +40,9 @@ def _findings(table: Table) -> Iterator[Finding]:
     if len(points) > 1:
         yield from over_grids("prefill_range", tiled)
     yield from trends("prefill_trend", points)
-    yield from ranges("vision_share", [100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)])
+    if vision:
+        shares = [100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)]
+        yield from ranges("vision_share", shares)
     yield from engines(rows)
     yield from eager(table, component=TOTAL)
     yield from intensity(rows)
@@ -46,16 +52,17 @@ def _findings(table: Table) -> Iterator[Finding]:
 
 
 FINDINGS = {"e2e_vision_prefill": _findings}
-SWEEP = GridSweep(
+SWEEP = PageSweep(
     "e2e_vision_prefill",
-    lambda work: "vision and prefill",
+    lambda work: "vision and prefill" if work.image.views else "prefill",
     _parts,
     lambda kind: component_charts("e2e_vision_prefill", kind),
-    _columns,
+    _before,
+    _after,
 )
 
 
-def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
-    """The Table of the sweep (see `run_grids`) and what TTFT budgets require."""
-    table = run_grids(SWEEP, model, settings)
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
+    """The Table of the sweep (see `run_pages`) and what TTFT budgets require."""
+    table = run_pages(SWEEP, model, settings)
     return [table, requirements(TTFT, table)]

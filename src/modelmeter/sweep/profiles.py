@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelmeter.cost import StageCost
+from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
-from modelmeter.models.model import STAGES, Model
+from modelmeter.models.model import BaseModel
 from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, kind_columns, options_of
 from modelmeter.sizes import as_size
 from modelmeter.sweep.columns import Column, flops_of, significant
 from modelmeter.sweep.findings import Finding, spoken
-from modelmeter.sweep.grids import counted, main_kind, place_of
-from modelmeter.sweep.table import Chart, Table, point_columns
+from modelmeter.sweep.pages import counted, main_kind, page_columns
+from modelmeter.sweep.table import Chart, Table, cost_columns
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
@@ -51,17 +51,17 @@ class Profile:
         if not (self.mode is None or isinstance(self.mode, (str, Mapping))):
             raise InputError(f"{place}mode must be a mode of the model or modes by model name, not {self.mode!r}")
 
-    def workload(self, model: Model, **options: Any) -> Workload:
+    def workload(self, model: BaseModel, **options: Any) -> Workload:
         """One page of it; other keywords are those of Workload."""
         mode = self.mode.get(model.name) if isinstance(self.mode, Mapping) else self.mode
         if mode is not None:
-            choose(f"mode of profile {self.name}", str(mode), model.modes)
+            choose(f"mode of profile {self.name}", str(mode), model.planner.modes if model.planner else ())
         options |= {"prompt_tokens": self.prompt_tokens, "decode_steps": self.output_tokens}
         return model.workload(image_size=self.image_size, mode=mode, **options)
 
 
-def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
-    """One row a profile, stage and attention kind; `page` is all stages, `all pages` as many requests.
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
+    """One row a profile, stage and runtime; `page` is all stages, `all pages` as many requests.
 
     `settings["profiles"]` are Profile objects.
     """
@@ -70,41 +70,43 @@ def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
         for kind in settings["runtime"]:
             work = profile.workload(model, **options_of(settings, kind, BATCH))
             stages = _stages(model, profile, work).items()
-            rows += [_row(model, profile, work, kind, stage, cost) for stage, cost in stages]
+            rows += [_row(model, profile, work, stage, cost) for stage, cost in stages]
     count = len(settings["profiles"])
     title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"
     main = main_kind(settings)
-    return [Table("profiles", title, counted(work), rows, dict(settings), _charts(main), kind=main)]
+    charts = _charts(main, tuple(stage.name for stage in model.stages))
+    return [Table("profiles", title, counted(work), rows, dict(settings), charts, kind=main)]
 
 
-def _stages(model: Model, profile: Profile, work: Workload) -> dict[str, StageCost]:
+def _stages(model: BaseModel, profile: Profile, work: Workload) -> dict[str, StageCost]:
     page = model.request(work)
     stored = {key: getattr(page, key) for key in ("parameters", "weight_bytes", "kv_cache_bytes")}
-    costs = {stage: model.cost(stage, work) for stage in STAGES}
+    costs = {stage.name: model.cost(stage.name, work) for stage in model.stages}
     return {**costs, "page": page, "all pages": replace(page * profile.pages, **stored)}
 
 
-def _row(model: Model, profile: Profile, work: Workload, kind: str, stage: str, cost: StageCost) -> dict[str, Any]:
+def _row(model: BaseModel, profile: Profile, work: Workload, stage: str, cost: StageCost) -> dict[str, Any]:
     reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
     return {
         "profile": profile.name,
         "title": profile.title,
         "image_size": profile.image_size,
         "mode": work.image.mode,
-        **place_of(model, work),
+        **page_columns(model, work.image),
+        "image_tokens": work.image.tokens,
         "context_tokens": work.context_tokens,
         "decode_steps": work.decode_steps,
         "pages": profile.pages,
         "stage": stage,
-        **kind_columns(kind),
-        **point_columns(cost),
+        **kind_columns(work.execution),
+        **cost_columns(cost),
         "beyond_positions": stage != "vision" and model.is_beyond(reach),
     }
 
 
-def _charts(kind: str) -> list[Chart]:
+def _charts(kind: str, stages: tuple[str, ...]) -> list[Chart]:
     bars = [
-        Chart(f"profiles_{name}", (measure,), "title", "stage", {"execution": kind, "stage": STAGES}, bars=True)
+        Chart(f"profiles_{name}", (measure,), "title", "stage", {"execution": kind, "stage": stages}, bars=True)
         for name, measure in (("flops", "flops_tflops"), ("io", "io_gb"))
     ]
     page = {"execution": kind, "stage": ("page",)}

@@ -7,13 +7,13 @@ fusion could reach for compulsory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from modelmeter.errors import InputError
 from modelmeter.settings import Kind, Setting
-from modelmeter.sweep.columns import Column, Measure
+from modelmeter.sweep.columns import Column, Measure, Row
 from modelmeter.sweep.findings import Finding, rows_of, span
 from modelmeter.sweep.table import COST_COLUMNS, TOTAL, Chart, Table
 
@@ -30,24 +30,36 @@ def _seconds(key: str, budget: Any) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A latency target: its `name`, what it waits for, and the setting of its budgets in seconds."""
+    """A latency target: its `name` and what it waits for, one decode step of many or all that a row counts."""
 
     name: str
     waits_for: str
-    setting: Setting
+    a_step: bool = False
+
+    @property
+    def setting(self) -> Setting:
+        """The setting of its budgets in seconds."""
+        help = f"budgets for {self.waits_for}, seconds, each above 0"
+        return Setting(self.name.lower(), Kind(_seconds, lambda: "budgets in seconds"), help, several=True)
+
+    def pages(self, table: Table) -> Iterator[tuple[float, Row]]:
+        """Each budget with the totals of each point of a sweep."""
+        budgets = self.setting.check(table.settings[self.setting.name])
+        yield from ((budget, row) for budget in budgets for row in table.select(component=TOTAL))
+
+    def place(self, row: Row, budget: float) -> dict[str, Any]:
+        """The columns of a target at a point: all but its costs and marks."""
+        others = (*COST_COLUMNS, "component", *MARKS)
+        place = {k: v for k, v in row.items() if k not in others and not k.endswith("_per_token")}
+        return {"target": self.name, "budget_s": budget} | place
+
+    def seconds(self, row: Row, budget: float) -> float:
+        """The time that the costs of a row are given."""
+        return budget * (row["decode_steps"] if self.a_step else 1)
 
 
-BUDGET = Kind(_seconds, lambda: "budgets in seconds")
-TTFT = Target(
-    "TTFT",
-    "vision and prefill",
-    Setting("ttft", BUDGET, "budgets for vision and prefill, seconds, each above 0", several=True),
-)
-TPOT = Target(
-    "TPOT",
-    "one decode step",
-    Setting("tpot", BUDGET, "budgets for one decode step, seconds, each above 0", several=True),
-)
+TTFT = Target("TTFT", "vision and prefill")
+TPOT = Target("TPOT", "one decode step", a_step=True)
 COLUMNS = (
     Column("target"),
     Column("budget_s", "budget s", curve="{} s"),
@@ -58,17 +70,13 @@ MEASURES = (
     Measure("required_tflops_per_s", "required rate (TFLOP/s)", ("required_flops_per_s",), 1e12),
     Measure("required_gb_per_s", "required bandwidth (GB/s)", ("required_bytes_per_s",), 1e9),
 )
-_MARKS = ("beyond_positions", "extrapolated", "marked")
+MARKS = ("beyond_positions", "extrapolated", "marked")
 
 
 def requirements(target: Target, table: Table) -> Table:
     """The rates that the budgets of a sweep's settings require at each of its points (its totals are used)."""
     key = target.setting.name
-    rows = [
-        _required(target, row, budget)
-        for budget in target.setting.check(table.settings[key])
-        for row in table.select(component=TOTAL)
-    ]
+    rows = [_required(target, row, budget) for budget, row in target.pages(table)]
     by, axis = ("budget_s", "execution"), table.points.axis if table.points else ""
     charts = [
         Chart(f"responsive_tflops_by_{key}", ("required_tflops_per_s",), by=by, axis=axis),
@@ -80,18 +88,12 @@ def requirements(target: Target, table: Table) -> Table:
     return Table(name, title, table.basis, rows, table.settings, charts, digest, kind, table.points)
 
 
-def _required(target: Target, row: Mapping[str, Any], budget: float) -> dict[str, Any]:
-    seconds = budget * (row["decode_steps"] if target is TPOT else 1)
+def _required(target: Target, row: Row, budget: float) -> dict[str, Any]:
+    seconds = target.seconds(row, budget)
     tensor, cuda, moved = (row[k] for k in ("tensor_core_flops", "cuda_core_flops", "io_bytes"))
-    rates = {
-        "required_tensor_flops_per_s": tensor / seconds,
-        "required_cuda_flops_per_s": cuda / seconds,
-        "required_flops_per_s": (tensor + cuda) / seconds,
-        "required_bytes_per_s": moved / seconds,
-    }
-    costs = (*COST_COLUMNS, "component", *_MARKS)
-    place = {k: v for k, v in row.items() if k not in costs and not k.endswith("_per_token")}
-    return {"target": target.name, "budget_s": budget} | place | rates | {k: row[k] for k in _MARKS}
+    rates = {"tensor_flops": tensor, "cuda_flops": cuda, "flops": tensor + cuda, "bytes": moved}
+    required = {f"required_{what}_per_s": amount / seconds for what, amount in rates.items()}
+    return target.place(row, budget) | required | {mark: row[mark] for mark in MARKS}
 
 
 def _findings(table: Table) -> Iterator[Finding]:

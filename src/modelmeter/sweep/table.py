@@ -1,20 +1,17 @@
-"""Table: the tidy result of a sweep, one row a point and attention kind, counts as exact integers.
+"""Table: the tidy result of a sweep, one row a point and runtime, counts as exact integers.
 
 A Chart says which figure is drawn of a table; `report/` writes tables and draws charts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelmeter.cost import StageCost
 from modelmeter.models.planner import Points
-from modelmeter.sizes import Size
-
-EXACT = 2**53
-"""Up to here a float64 holds every integer."""
+from modelmeter.programs.cost import StageCost
+from modelmeter.sizes import whole
 
 TOTAL = "total"
 """The component that is the whole: sums of the others, its peak their largest."""
@@ -62,8 +59,9 @@ class Chart:
 class Table:
     """Rows by column name; `title` says what was swept and `basis` how it was counted.
 
-    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of
-    where there are several, `points` what a planner offered to sweep over.
+    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of where
+    there are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's own
+    page that a report begins with.
     """
 
     name: str
@@ -75,6 +73,7 @@ class Table:
     digest: Sequence[Mapping[str, Any]] | None = None
     kind: str = ""
     points: Points | None = None
+    headline: tuple[str, dict[str, Any]] | None = None
 
     @property
     def shown(self) -> Sequence[Mapping[str, Any]]:
@@ -100,40 +99,7 @@ class Table:
         return f"{model}: {subject} over {rest.partition(' over ')[2]}"
 
 
-Parts = Mapping[str, StageCost]
-Columns = dict[str, dict[str, Any]]
-
-
-def part_columns(together: Parts, points: int, one: Callable[[int], Parts]) -> list[Columns]:
-    """The cost columns of each part at each point of a vectorised evaluation, whole numbers as ints.
-
-    Where a count is too large for float64 to hold exactly, `one(i)` evaluates point by point instead.
-    """
-    columns = {part: _columns(cost, points) for part, cost in together.items()}
-    exact = {part: found for part, found in columns.items() if found is not None}
-    if len(exact) == len(columns):
-        return [{part: found[i] for part, found in exact.items()} for i in range(points)]
-    return [{part: point_columns(cost) for part, cost in one(i).items()} for i in range(points)]
-
-
-def _columns(cost: StageCost, points: int) -> list[dict[str, Any]] | None:
-    """The cost columns by point; None if one is too large for float64 to hold exactly."""
-    values = {name: _column(value, points) for name, value in point_columns(cost).items()}
-    if any(abs(v) >= EXACT for column in values.values() for v in column):
-        return None
-    return [{name: _number(name, column[i]) for name, column in values.items()} for i in range(points)]
-
-
-def _column(value: Size, points: int) -> list[Any]:
-    return list(value.tolist()) if hasattr(value, "tolist") else [value] * points
-
-
-def point_columns(cost: StageCost) -> dict[str, Any]:
-    """The cost columns of one StageCost as they are."""
+def cost_columns(cost: StageCost) -> dict[str, Any]:
+    """The columns of a StageCost, whole numbers as ints."""
     counts = cost.as_dict()
-    return {name: counts[name] for name in COST_COLUMNS}
-
-
-def _number(name: str, value: Any) -> Any:
-    whole = isinstance(value, float) and value.is_integer() and not name.startswith("arithmetic")
-    return int(value) if whole else value
+    return {name: counts[name] if "intensity" in name else whole(counts[name]) for name in COST_COLUMNS}

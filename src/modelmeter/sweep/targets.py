@@ -6,21 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modelmeter.cost import StageCost
-from modelmeter.device import Device
-from modelmeter.models.model import Model
+from modelmeter.programs.cost import COUNTS, StageCost
+from modelmeter.device import RESOURCES, Device
+from modelmeter.models.model import BaseModel
 from modelmeter.settings import Setting, entry
-from modelmeter.sweep import e2e_decode, e2e_vision_prefill, grids
+from modelmeter.sweep import e2e_decode, e2e_vision_prefill, pages
 from modelmeter.sweep.columns import Column, Measure, Row, significant
 from modelmeter.sweep.findings import Finding, span
-from modelmeter.sweep.grids import run_grids
-from modelmeter.sweep.requirements import TPOT, TTFT, requirements
+from modelmeter.sweep.pages import run_pages
+from modelmeter.sweep.requirements import MARKS, TPOT, TTFT, Target, requirements
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
 SETTINGS = (
-    *grids.SETTINGS, TTFT.setting, TPOT.setting,
+    *pages.SETTINGS, TTFT.setting, TPOT.setting,
     Setting("devices", entry("device"), "of configs/device or YAML files; null: all of them", True, True),
 )  # fmt: skip
+BANDWIDTH, BEYOND = RESOURCES[-1], "beyond_positions"
 SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
 """Columns of the shares of a device's peaks, in the order of `device.RESOURCES`."""
 
@@ -48,15 +49,34 @@ _SHORT = ("tensor-core peak, dense bf16", "CUDA-core peak, fp32", "memory bandwi
 MEASURES = tuple(Measure(name, _SHARE, (name,), 0.01, short) for name, short in zip(SHARES, _SHORT, strict=True))
 
 
-def run(model: Model, settings: Mapping[str, Any]) -> list[Table]:
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """The rates by target and budget, then the shares of each device's peaks that they take.
 
     `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
     """
-    first = run_grids(e2e_vision_prefill.SWEEP, model, settings)
-    steps = run_grids(e2e_decode.SWEEP, model, settings)
-    tables = [requirements(TTFT, first), requirements(TPOT, steps)]
-    return [*tables, device_table(settings["devices"], tables, _memory(first, steps))]
+    sweeps = ((TTFT, e2e_vision_prefill.SWEEP), (TPOT, e2e_decode.SWEEP))
+    swept = [(target, run_pages(sweep, model, settings)) for target, sweep in sweeps]
+    return [*(requirements(target, table) for target, table in swept), device_table(settings["devices"], swept)]
+
+
+def device_table(devices: Sequence[Device], swept: Sequence[tuple[Target, Table]]) -> Table:
+    """Each target on each device: shares of its peaks, which of them binds, whether it can be met."""
+    (_, first), *_ = swept
+    needed = _needed_memory([table for _, table in swept])
+    rows = [
+        _device_row(device, target, row, budget, needed[_at(first, row)])
+        for target, table in swept
+        for budget, row in target.pages(table)
+        for device in devices
+    ]
+    charts = [
+        Chart(f"device_shares_{target.lower()}", SHARES, x="device", by="", where=where, log="y", bars=True)
+        for target, where in _shown_points(first, rows)
+    ]
+    return replace(
+        first, name="device_shares", title=first.title_of("what binds on each device"), rows=rows, charts=charts,
+        digest=list(_digest(devices, rows)), headline=_headline(first.kind, rows),
+    )  # fmt: skip
 
 
 def _place(table: Table, row: Row) -> dict[str, Any]:
@@ -68,44 +88,21 @@ def _at(table: Table, row: Row) -> tuple[Any, ...]:
     return (*_place(table, row).values(), row["execution"])
 
 
-def _memory(first: Table, steps: Table) -> dict[Any, int]:
-    """Bytes that a page needs by point: all weights, the larger peak, the KV cache after the last step."""
-    after = {_at(steps, row): row for row in steps.select(component=TOTAL)}
+def _needed_memory(tables: Sequence[Table]) -> dict[tuple[Any, ...], int]:
+    """Bytes that a page needs by point: all weights, the largest peak, the KV cache after the last step."""
+    points: dict[tuple[Any, ...], list[Row]] = {}
+    for table in tables:
+        for row in table.select(component=TOTAL):
+            points.setdefault(_at(table, row), []).append(row)
     return {
-        _at(first, row): row["weight_bytes"]
-        + max(row["peak_activation_bytes"], after[_at(first, row)]["peak_activation_bytes"])
-        + after[_at(first, row)]["kv_cache_bytes"]
-        for row in first.select(component=TOTAL)
+        at: rows[0]["weight_bytes"] + max(row["peak_activation_bytes"] for row in rows) + rows[-1]["kv_cache_bytes"]
+        for at, rows in points.items()
     }
 
 
-def device_table(devices: Sequence[Device], required: Sequence[Table], memory: Mapping[Any, int]) -> Table:
-    """Each requirement on each device: shares of its peaks, which of them binds, whether it can be met."""
-    first = required[0]
-    rows = [
-        _device_row(device, row, memory[_at(first, row)])
-        for table in required
-        for row in table.rows
-        for device in devices
-    ]
-    charts = [
-        Chart(f"device_shares_{target.lower()}", SHARES, x="device", by="", where=where, log="y", bars=True)
-        for target, where in _shown_points(first, rows)
-    ]
-    return replace(
-        first, name="device_shares", title=first.title_of("what binds on each device"), rows=rows, charts=charts,
-        digest=list(_digest(devices, rows)),
-    )  # fmt: skip
-
-
-def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str, Any]:
-    rates = StageCost(
-        tensor_core_flops=row["required_tensor_flops_per_s"],
-        cuda_core_flops=row["required_cuda_flops_per_s"],
-        weight_io_bytes=row["required_bytes_per_s"],
-    )
-    shares = device.shares(rates, 1.0)
-    head = {k: v for k, v in row.items() if not k.startswith("required") and k not in ("extrapolated", "marked")}
+def _device_row(device: Device, target: Target, row: Row, budget: float, needed: int) -> dict[str, Any]:
+    cost = StageCost(**{count: row[count] for count in COUNTS if count in row})
+    shares = device.shares(cost, target.seconds(row, budget))
     verdict = {
         "binds": max(shares, key=lambda name: shares[name]),
         "within_peaks": max(shares.values()) <= 1,
@@ -113,22 +110,30 @@ def _device_row(device: Device, row: Mapping[str, Any], needed: int) -> dict[str
         "fits_memory": needed <= device.memory_bytes,
     }
     columns = dict(zip(SHARES, shares.values(), strict=True))
-    marks = {k: row[k] for k in ("extrapolated", "marked")}
-    return {"device": device.title, **head, **columns, **verdict, **marks}
+    marks = {mark: row[mark] for mark in MARKS if mark != BEYOND}
+    place = target.place(row, budget) | {BEYOND: row[BEYOND]}
+    return {"device": device.title} | place | columns | verdict | marks
 
 
-def _groups(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Any, ...], list[Mapping[str, Any]]]]:
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+def _headline(kind: str, rows: Sequence[Row]) -> Finding | None:
+    """On how many devices bandwidth binds the page itself, by target; a budget does not change it."""
+    own = [row for row in rows if row["marked"] and row["execution"] == kind]
+    bound: dict[str, set[str]] = {row["target"]: set() for row in own}
+    for row in own:
+        bound[row["target"]] |= {row["device"]} if row["binds"] == BANDWIDTH else set()
+    devices = len({row["device"] for row in own})
+    counts = {target: len(some) for target, some in bound.items()}
+    return ("answer_binds", {"kind": kind, "devices": devices} | counts) if own else None
+
+
+def _digest(devices: Sequence[Device], rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """One row a target, budget, runtime and device: the range of shares over the grids."""
+    known, keys = {device.title: device for device in devices}, ("target", "budget_s", "execution", "device")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault((row["target"], row["budget_s"], row["execution"], row["device"]), []).append(row)
-    yield from groups.items()
-
-
-def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One row a target, budget, attention kind and device: the range of shares over the grids."""
-    known = {device.title: device for device in devices}
-    for (target, budget, execution, title), group in _groups(rows):
-        found: dict[str, Any] = {"target": target, "budget_s": budget, "execution": execution, "device": title}
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    for place, group in groups.items():
+        found: dict[str, Any] = dict(zip(keys, place, strict=True))
         for share in SHARES:
             found |= {f"least_{share}": min(r[share] for r in group), f"largest_{share}": max(r[share] for r in group)}
         ratios = [row["memory_bandwidth_share"] / row["tensor_core_share"] for row in group]
@@ -140,7 +145,7 @@ def _digest(devices: Sequence[Device], rows: Sequence[Mapping[str, Any]]) -> Ite
             "binds": " or ".join(binding),
             "within_peaks": f"{met}/{len(group)}",
             "fits_memory": f"{fits}/{len(group)}",
-            "source": f"{known[title].source} ({known[title].confidence})",
+            "source": f"{known[place[-1]].source} ({known[place[-1]].confidence})",
         }
 
 
@@ -175,10 +180,10 @@ def _binding(digest: Sequence[Row], target: str) -> Iterator[Finding]:
     devices = len({row["device"] for row in rows})
     for execution in executions:
         some = [row for row in rows if row["execution"] == execution]
-        bound = sum(row["binds"] == "memory bandwidth" for row in some)
+        bound = sum(row["binds"] == BANDWIDTH for row in some)
         ratios = span([row[f"{end}_ratio"] for row in some for end in ("least", "largest")])
         yield "binds", {"target": target, "kind": execution, "bound": bound, "devices": devices, "range": ratios}
-    if "compulsory" in executions and all(row["binds"] == "memory bandwidth" for row in rows):
+    if "compulsory" in executions and all(row["binds"] == BANDWIDTH for row in rows):
         least = min(row["least_margin"] for row in rows)
         yield "bandwidth_bound", {"target": target, "low": significant(least), "devices": devices}
 

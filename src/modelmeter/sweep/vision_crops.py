@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from modelmeter.models.model import Model
+from modelmeter.models.model import BaseModel
 from modelmeter.sweep.columns import flops_of, significant
 from modelmeter.sweep.findings import (
     Finding,
@@ -19,8 +19,8 @@ from modelmeter.sweep.findings import (
     trend,
     trends,
 )  # fmt: skip
-from modelmeter.sweep.grids import SETTINGS as SETTINGS
-from modelmeter.sweep.grids import STAGECOST, GridSweep, run_grids
+from modelmeter.sweep.pages import SETTINGS as SETTINGS
+from modelmeter.sweep.pages import STAGECOST, PageSweep, run_pages
 from modelmeter.sweep.table import Chart, Table
 
 
@@ -53,11 +53,13 @@ def _findings(table: Table) -> Iterator[Finding]:
 
 FINDINGS = {"vision_crops": _findings}
 COMPARABLE = True
-SWEEP = GridSweep(
+SWEEP = PageSweep(
     "vision_crops", lambda work: "vision stage", lambda model, work: {"": model.cost("vision", work)}, _charts
 )
 
 
-def run(model: Model, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
-    """The Table of the sweep; see `run_grids`."""
-    return [run_grids(SWEEP, model, settings, reference)]
+def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """The Table of the sweep; see `run_pages`. Raises InputError for a model that takes no image."""
+    if model.planner is None:
+        raise InputError(f"{model.name} takes no image, so vision_crops has nothing to sweep")
+    return [run_pages(SWEEP, model, settings, reference)]
