@@ -120,9 +120,9 @@ def mutants(path: Path) -> list[Mutant]:
     return found
 
 
-def mutated(mutant: Mutant) -> str:
-    """The source of the file with the change."""
-    tree = ast.parse(Path(mutant.path).read_text())
+def mutated(mutant: Mutant, source: str) -> str:
+    """The source of its file with the change."""
+    tree = ast.parse(source)
     parent, name, index, child = list(nodes(tree))[mutant.place]
     new = list(changes(child))[mutant.way][1] or ast.Pass()
     if index is None:
@@ -164,9 +164,10 @@ def run(chosen: list[Mutant], parallel: int, minutes: float, tests: list[str]) -
             if mutant.key in known or time.monotonic() > end:
                 return
             tree = trees.get()
-            (tree / mutant.path).write_text(mutated(mutant))
+            source = (tree / mutant.path).read_text()
+            (tree / mutant.path).write_text(mutated(mutant, source))
             failed = verdict(tree, tests)
-            shutil.copy2(mutant.path, tree / mutant.path)
+            (tree / mutant.path).write_text(source)
             trees.put(tree)
             with lock, RESULTS.open("a") as file:
                 file.write(json.dumps({"key": mutant.key, "failed": failed}) + "\n")

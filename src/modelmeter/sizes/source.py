@@ -12,7 +12,7 @@ from functools import cached_property
 from math import lcm
 from typing import Any
 
-from modelmeter.sizes.expressions import Atom, Expr
+from modelmeter.sizes.expressions import Atom, Expr, symbol
 from modelmeter.sizes.functions import BUILDERS, FUNCTIONS, Size, whole
 
 CHUNK = 8192
@@ -64,6 +64,11 @@ class Code:
             return ("array", len(self.arrays) - 1)
         return ("call", atom.name, tuple(map(self._operand, atom.arguments))) if atom.arguments else ("name", atom.name)
 
+    @property
+    def free(self) -> list[str]:
+        """The sizes of the expressions that are not among the names."""
+        return [line[1] for line in self.lines if line[0] == "name" and line[1] not in self.names]
+
     def source(self) -> str:
         """A Python function `evaluate` of the names, in their order."""
         lines = [f"    v{i} = {self._python(*line)}\n" for i, line in enumerate(self.lines) if line[0] != "name"]
@@ -87,8 +92,9 @@ class Code:
         return str(line[1]) if line[0] == "name" else f"v{operand}"
 
     def function(self, functions: Mapping[str, Any]) -> Function:
-        """The function itself, by what it calls."""
-        scope: dict[str, Any] = {"Fraction": Fraction, "arrays": self.arrays, **functions}
+        """The function itself, by what it calls; sizes that are not among its names stay symbols."""
+        free = {name: symbol(name) for name in self.free}
+        scope: dict[str, Any] = {"Fraction": Fraction, "arrays": self.arrays, **functions, **free}
         exec(compile(self.source(), "<program>", "exec"), scope)
         found: Function = scope["evaluate"]
         return found
@@ -119,7 +125,9 @@ class Evaluator:
 
     @cached_property
     def _exact(self) -> Function:
-        return self.code.function(FUNCTIONS if self.code.arrays else FUNCTIONS | {"minimum": min, "maximum": max})
+        if self.code.arrays or self.code.free:
+            return self.code.function(BUILDERS if self.code.free else FUNCTIONS)
+        return self.code.function(FUNCTIONS | {"minimum": min, "maximum": max})
 
     @cached_property
     def _arrays(self) -> Function:
