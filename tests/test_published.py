@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 import modelmeter
 from modelmeter import cli, load_model
 from modelmeter.config import config_dir
-from modelmeter.cost import COUNTS
 from modelmeter.errors import InputError
-from modelmeter.models.deepseek_ocr.departures import DEPARTURES, decode_context
-from modelmeter.models.deepseek_ocr.published import effects, report_counts
-from modelmeter.models.deepseek_ocr.published_layers import LayerRow, layer_table
-from modelmeter.models.model import STAGES
-from modelmeter.ops import Sizes
+from modelmeter.models.deepseek_ocr.departures import DEPARTURES
+from modelmeter.models.deepseek_ocr.published_layers import LayerRow
+from modelmeter.programs.cost import COUNTS
+from modelmeter.runtimes.passes import on_chip
+from modelmeter.sizes import evaluated
 
+STAGES = ("vision", "prefill", "decode")
 NAMES = tuple(departure.name for departure in DEPARTURES)
 GRIDS = ("1x2", "2x2", "3x1", "2x3", "1x29")
 STEPS = 100  # decode steps of the report
@@ -46,7 +46,7 @@ def only(published, *names):
 
 def swept(published, *stages):
     """Tensor-core and CUDA-core FLOPs of every grid of the report, all in one evaluation."""
-    grids = published.grids(29)
+    grids = published.planner.grids(29)
     h, w = (np.array(side, dtype=float) for side in zip(*grids, strict=True))
     cost = sum(published.cost(stage, published.workload(grid=(h, w), decode_steps=STEPS)) for stage in stages)
     tensor, cuda = (np.broadcast_to(f, h.shape) for f in (cost.tensor_core_flops, cost.cuda_core_flops))
@@ -97,7 +97,7 @@ def test_every_time_target_is_the_published_one(published):
 
 
 def test_every_row_of_the_layer_table_is_the_published_one(published):
-    rows = layer_table(published)
+    rows = published.layer_table()
     classes = [(row["group"], row["layer"], row["implementation_class"]) for row in published_table("layer_classes")]
     assert [(row.group, row.layer, row.implementation_class) for row in rows] == classes
     for row, printed in zip(rows, published_table("per_layer"), strict=True):
@@ -139,9 +139,9 @@ def test_the_counts_are_the_closed_forms(published, h, w):
 
 
 @pytest.mark.parametrize("work", [{"grid": grid} for grid in GRIDS] + [
-    {"mode": "tiny"}, {"grid": "2x2", "batch": 3, "attention": "eager", "logits": "last", "causal": "exact"},
-    {"grid": "1x2", "execution": "fused", "rotary": "transformers", "precision": "fp8"},
-    {"grid": "1x2", "execution": "compulsory"},
+    {"mode": "tiny"}, {"grid": "2x2", "batch": 3, "runtime": "eager", "logits": "last", "causal": "exact"},
+    {"grid": "1x2", "runtime": "fused", "precision": "fp8"},
+    {"grid": "1x2", "runtime": "compulsory"},
 ], ids=str)  # fmt: skip
 def test_without_departures_it_is_the_real_model(published, model, work):
     real = only(published)
@@ -150,8 +150,16 @@ def test_without_departures_it_is_the_real_model(published, model, work):
     assert real.storage() == model.storage()
 
 
+@pytest.mark.parametrize("runtime", ["eager", "fused", "compulsory"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_published_flops_and_weights_are_those_of_any_runtime(published, stage, runtime):
+    ours, flash = (published.cost(stage, published.workload(grid="1x2", runtime=name)) for name in (runtime, "flash"))
+    for count in ("tensor_core_flops", "cuda_core_flops", "parameters", "weight_bytes", "weight_io_bytes"):
+        assert getattr(ours, count) == getattr(flash, count), count
+
+
 def test_without_departures_every_layer_measures_its_theory(published):
-    assert all(row.measured_flops == row.theoretical_flops for row in layer_table(only(published)))
+    assert all(row.measured_flops == row.theoretical_flops for row in only(published).layer_table())
     assert LayerRow("", "", "", 8, 6).difference == Fraction(1, 4)
 
 
@@ -179,15 +187,15 @@ CHANGES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_each_departure_changes_its_own_counts(published, model, name):
     work = published.workload(grid="1x2")
-    one, real = report_counts(only(published, name), work), report_counts(model, work)
+    one, real = only(published, name).counts(work), only(published).counts(work)
     assert {count for count in real if one[count] != real[count]} == CHANGES[name]
 
 
 def test_the_layer_table_departure_is_the_layer_table(published):
-    cut, whole = layer_table(only(published, "layer_table")), layer_table(only(published))
+    cut, whole = only(published, "layer_table").layer_table(), only(published).layer_table()
     assert [row.layer for row in cut] == [row.layer for row in whole] and cut != whole
-    rest = layer_table(replace(published, departures=[name for name in NAMES if name != "layer_table"]))
-    assert rest != layer_table(published)
+    rest = replace(published, departures=[name for name in NAMES if name != "layer_table"]).layer_table()
+    assert rest != published.layer_table()
 
 
 def difference(published, model, name, stage, count, **work):
@@ -216,21 +224,22 @@ def test_each_departure_is_its_formula(published, model, h, w):
     assert tensor("scalar_operations", "decode") == -12 * 2 * 64 * STEPS
 
 
-@pytest.mark.parametrize("attention", ["flash", "eager"])
+@pytest.mark.parametrize("runtime", ["flash", "eager"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_published_traffic_is_activations_and_the_peak_all_that_is_written(published, model, stage, attention):
-    work = model.workload(grid="1x2", attention=attention, decode_steps=1)
+def test_published_traffic_is_activations_and_the_peak_all_that_is_written(published, model, stage, runtime):
+    work = model.workload(grid="1x2", runtime=runtime, batch=2, decode_steps=1)
     cost, real = only(published, "traffic_and_peak").cost(stage, work), model.cost(stage, work)
     assert cost.io_bytes == cost.activation_io_bytes == real.activation_io_bytes
-    ops = [op for op in model.ops(stage, work) if op.kind != "hold"]
-    kept = [(ref, op) for op in ops for ref in op.writes if ref.role == "activation"]
-    kept = [(ref, op) for ref, op in kept if not ref.on_chip or attention == "eager"]
-    seen, inputs = set(), {}
-    for op in ops:
-        inputs |= {r.name: r.stored.value() for r in op.reads if r.role == "activation" and r.name not in seen}
-        seen |= {ref.name for ref in op.writes}
-    written = sum(ref.stored.times(op.times).value() for ref, op in kept)
-    assert cost.peak_activation_bytes == written + sum(inputs.values())
+    graph = model.program(stage, work).graph  # the real one, as the runtime has it
+    hidden, seen, inputs, written = on_chip(graph), set(), {}, []
+    for index, op in enumerate(graph.ops):
+        new = [r for r in op.reads if r.role == "activation" and r.name not in seen]
+        inputs |= {r.name: r.stored * (r.bits or 16) / 8 for r in new}
+        seen |= {w.name for w in op.writes}
+        kept = [w for w in op.writes if w.role == "activation" and (w.name, index) not in hidden]
+        written += [w.stored * op.times * (w.bits or 16) / 8 for w in kept]
+    sizes = model.stage(stage).sizes(work)
+    assert cost.peak_activation_bytes == sum(evaluated([*inputs.values(), *written], sizes))
     assert (cost.kv_cache_bytes, cost.weight_bytes) == (real.kv_cache_bytes, real.weight_bytes)
 
 
@@ -247,20 +256,22 @@ def test_arrays_equal_ints(published, names):
                 assert value == getattr(one, count), (stage, count, grid)
 
 
-def test_the_compiled_model_is_the_published_one(published):
-    sizes = {"batch": 2, "prompt_tokens": 7, "decode_steps": 9}
-    compiled = published.compile()(grid_h=2, grid_w=3, **sizes)
-    work = published.workload(grid="2x3", **sizes)
-    assert compiled == {stage: published.cost(stage, work) for stage in STAGES}
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_published_program_serves_every_grid(published, stage):
+    one, other = only(published, *NAMES), only(published, *NAMES)
+    small, large = one.workload(grid="1x2"), one.workload(grid="2x3", batch=2, prompt_tokens=7, decode_steps=9)
+    one.cost(stage, small)
+    assert one.program(stage, small) is one.program(stage, large)
+    assert one.cost(stage, large) == other.cost(stage, large)
 
 
 @pytest.mark.parametrize("names", [NAMES, NAMES[::-1]], ids=["forward", "backward"])
 @pytest.mark.parametrize("grid", ["1x2", "1x29"])
 def test_effects_add_up_to_published_less_real(published, model, grid, names):
     work = published.workload(grid=grid)
-    found = effects(replace(published, departures=names), work)
+    found = replace(published, departures=names).effects(work)
     assert tuple(found) == names
-    shown, real = report_counts(published, work), report_counts(model, work)
+    shown, real = published.counts(work), only(published).counts(work)
     for count in real:
         assert sum(effect[count] for effect in found.values()) == shown[count] - real[count], count
 
@@ -281,10 +292,12 @@ def test_the_published_vision_of_29_crops_is_5_percent_too_much(published, model
     assert f"{shown / real - 1:+.1%}" == "+5.4%"
 
 
-def test_a_prefill_is_not_a_decode_step():
-    assert decode_context(Sizes({"s": 1, "t": 494})).t == 493
-    assert decode_context(Sizes({"s": 493, "t": 493})).t == 493
-    assert decode_context(Sizes({"s": 1, "t": 1})).t == 1
+@pytest.mark.parametrize("causal", ["full", "exact"])
+def test_a_published_decode_is_the_real_one_of_a_context_shorter_by_one(published, model, causal):
+    ours = only(published, "decode_context")
+    work, shorter = (model.text(tokens, decode_steps=7, causal=causal) for tokens in (494, 493))
+    assert ours.cost("decode", work) == model.cost("decode", shorter)
+    assert ours.cost("prefill", work) == model.cost("prefill", work)
 
 
 def test_departures_are_said_in_two_sentences():
@@ -296,16 +309,16 @@ def test_departures_are_said_in_two_sentences():
 
 def test_departures_are_chosen_in_the_configuration(model):
     work = model.workload(grid="1x2")
-    real = modelmeter.load_model("deepseek_ocr_published", ["departures=[]"])
+    real = modelmeter.load_model("deepseek_ocr_published", ["model.departures=[]"])
     assert real.cost("vision", work) == model.cost("vision", work)
-    some = modelmeter.load_model("deepseek_ocr_published", ["departures=[weights,mixtures,weights]"])
+    some = modelmeter.load_model("deepseek_ocr_published", ["model.departures=[weights,mixtures,weights]"])
     assert some.departures == ("weights", "mixtures")
     for value, message in (
         ("[mixture]", "unknown departure 'mixture', did you mean 'mixtures'? Valid: " + ", ".join(sorted(NAMES))),
         ("mixtures", "departures must be a list of names, not 'mixtures'"),
     ):
         with pytest.raises(InputError) as error:
-            modelmeter.load_model("deepseek_ocr_published", [f"departures={value}"])
+            modelmeter.load_model("deepseek_ocr_published", [f"model.departures={value}"])
         assert message in str(error.value) and "\n" not in str(error.value)
 
 

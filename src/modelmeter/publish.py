@@ -109,16 +109,12 @@ def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ..
     from modelmeter.report.figures import figures
     from modelmeter.report.reconciliation import SWEEPS, Reconciliation
 
-    other = config.load_model(published)
-    module = importlib.import_module(type(other).__module__)
-    layers = importlib.import_module(f"{type(other).__module__}_layers").layer_table
     names = (*SWEEPS, "ttft", "tpot", "per_layer")
     printed = {table: catalogue.published_table(model.name, table) for table in names}
     ours, real = (
         {table.name: table for sweep in SWEEPS for table in _run(sweep, name, {}, "runtime=flash")}
         for name in (published, model.name)
     )
-    counts = (module.effects, module.report_counts)
-    found = Reconciliation(model, other, command, ours, real, printed, *counts, layers)
+    found = Reconciliation(model, config.load_model(published), command, ours, real, printed)
     drawn = figures(found.error_table, formats)
     return {"reconciliation.md": found.page()} | {f"figures/{file}": content for file, content in drawn.items()}

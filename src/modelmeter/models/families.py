@@ -51,6 +51,7 @@ from modelmeter.layers import (
 )
 from modelmeter.layers.base import require_divisible
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
+from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
@@ -212,5 +213,7 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
     inputs = values.pop("inputs", None)
     width = tower.d if inputs is None else inputs
     projector = _made("projector", MlpProjector, {"c": width, "d": decoder.d} | values)
-    join = JOINS[choose("model.join", str(model.get("join")), JOINS)]
-    return VLM(name, planner, tower, projector, join(projector.d if projector.kind != "identity" else width), decoder)
+    layout = JOINS[choose("model.join", str(model.get("join")), JOINS)]
+    join = layout(projector.d if projector.kind != "identity" else width)
+    real = VLM(name, planner, tower, projector, join, decoder)
+    return PublishedDeepSeekOCR(real, model["departures"]) if "departures" in model else real

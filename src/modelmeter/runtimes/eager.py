@@ -22,7 +22,9 @@ def taken_apart(graph: Graph) -> Graph:
 
 def _grouped(op: Op) -> Op:
     """A product over experts reads where the rows of each end."""
-    if op.kind != "matmul" or not any(r.role == "weight" and r.stored is not r.touched for r in op.reads):
+    if op.kind != "matmul" or not any(
+        t.role == "weight" and t.stored != t.touched for t in op.equation.factors
+    ):
         return op
     return op._replace(reads=(*op.reads, ref(op.n, Tensor("ends", "activation", 32, ("E",), ("E",)))))
 
@@ -31,6 +33,7 @@ def _steps(op: Op) -> Iterator[Op]:
     """The kernels of a form; they do the op's FLOPs, what pairs or rows leave over in the last that computes."""
     assert op.form is not None
     names, left = _names(op), op.cuda
+    weights = {r.name: r for r in op.reads if r.role == "weight"}
     computing = [step for step in op.form.steps if step.flops]
     for step in op.form.steps:
         kind = "pointwise" if step.flops else "copy"
@@ -45,7 +48,8 @@ def _steps(op: Op) -> Iterator[Op]:
         writes = tuple(r._replace(frame=known[r.name].frame) if r.name in known else r for r in made.writes)
         if step.rebinds:
             writes = (*writes, op.reads[0]._replace(stored=0, touched=0))
-        yield made._replace(writes=writes, cuda=work, composite=op.composite, kernel=op.kernel, again=again, grad=op.grad)
+        reads = tuple(weights.get(r.name, r) for r in made.reads)
+        yield made._replace(reads=reads, writes=writes, cuda=work, composite=op.composite, kernel=op.kernel, again=again, grad=op.grad)
 
 
 def _names(op: Op) -> dict[str, str]:

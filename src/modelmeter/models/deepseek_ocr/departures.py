@@ -1,8 +1,8 @@
 """The departures of the published ModelMeter report from the real DeepSeek-OCR, one small function each.
 
-A function changes the real model, its sizes or its ops, and nothing in the layers knows of it. DEPARTURES
-names them with the evidence for the real count. The model that applies them is in `published.py`, the
-published tables in configs/published/deepseek_ocr.
+A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime, and
+nothing in the layers knows of it. DEPARTURES names them with the evidence for the real count. The model that applies
+them is in `published.py`, the published tables in configs/published/deepseek_ocr.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from fractions import Fraction
-from typing import TypeVar
+from itertools import accumulate
 
-from modelmeter.equations import parse
-from modelmeter.layer import BaseLayer, rebuild, walk
-from modelmeter.layers import DeepseekV2DecoderLayer, DeepseekV2MoE, MlpProjector
-from modelmeter.models.deepseek_ocr.model import DeepSeekOCR
-from modelmeter.ops import NOTHING, Op, Ref, Sizes
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.ops import Op, Ref
+from modelmeter.layers import BaseLayer, DeepseekV2DecoderLayer, DeepseekV2MoE, MlpProjector
+from modelmeter.layers.base import rebuild, walk
+from modelmeter.models.model import Stage
+from modelmeter.runtimes.lifetimes import Bytes, Hidden
+from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Size, ratio
-
-T = TypeVar("T")
+from modelmeter.workload import Workload
 
 PUBLISHED_SCALARS = {
     "sam*mlp pointwise h": 4,  # gelu
     "sam.neck*norm norm y": 5,  # LayerNorm2d
     "clip*mlp pointwise h": 5,  # quick-gelu
     "clip.norm norm y": 5,  # the one LayerNorm outside the blocks
-    "projector* pointwise y": 8,  # gelu of the two-layer projector
+    "projector.mlp pointwise x": 8,  # gelu of the two-layer projector
     "decoder.layers*mlp* pointwise _g": 4,  # silu and the product with the other half
     "decoder.layers*gate softmax _p": 6,  # the whole router, by expert and token
     "decoder.layers*norm? norm y": 3,  # RMSNorm; the final one is left out
@@ -38,56 +38,52 @@ PUBLISHED_SCALARS = {
 def relative_positions(ops: Iterable[Op]) -> Iterator[Op]:
     """The two einsums q Rh and q Rw with an eighth of their FLOPs."""
     for op in ops:
-        if op.tensor is not None and op.equation.startswith(("bh[", "bw[")):
-            op = op._replace(tensor=op.tensor.times(Fraction(1, 8)))
-        yield op
+        yield op._replace(tensor=ratio(op.tensor, 8)) if op.output.name in ("bh", "bw") else op
 
 
 def projector(ops: Iterable[Op]) -> Iterator[Op]:
     """Two linear layers on every row with its newline; the rows of all crops again for each crop."""
     ops = list(ops)
-    rows = {op.reads[0].name: op.n.axes[_tokens(op)] for op in ops if "W_newline" in op.equation}
+    rows = {op.reads[0].name: op.n.elements(op.output.stored[1:2]) for op in ops if "W_newline" in op.equation.text}
     for op in ops:
-        if op.path.partition(".")[0] != "projector" or op.equation.startswith("joined_"):
+        if op.path.partition(".")[0] != "projector" or op.kind == "copy":
             yield op
-        elif "W_0[" in op.equation:
+        elif "W_0[" in op.equation.text:
             two = MlpProjector("mlp_gelu", op.n.c, op.n.d, depth=2)
-            place = op.n.bind(s=rows.get(op.writes[0].name, op.n.s), **two.axes)
-            yield from _scalars(two.ops(place))
+            yield from _scalars(two.ops(op.n.bind(s=rows.get(op.writes[0].name, op.n.s), **two.axes)))
 
 
-def _tokens(op: Op) -> str:
-    """The axis of the tokens that an op writes, its second."""
-    return parse(op.equation).outputs[0].stored[1]
-
-
-def mixtures(model: DeepSeekOCR) -> DeepSeekOCR:
+def mixtures(stage: Stage) -> Stage:
     """Every decoder layer with the mixture of the others."""
-    mixture = next((layer for layer in walk(model.decoder) if isinstance(layer, DeepseekV2MoE)), None)
+    mixture = next((layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)), None)
 
     def mixed(layer: BaseLayer) -> BaseLayer:
         return replace(layer, mlp=mixture) if mixture and isinstance(layer, DeepseekV2DecoderLayer) else layer
 
-    return replace(model, decoder=rebuild(model.decoder, mixed))
+    return replace(stage, layer=rebuild(stage.layer, mixed))
 
 
-def decode_context(n: Sizes) -> Sizes:
-    """A decode step whose query does not see its own key; a prefill as it is."""
-    one_query, one_key = (isinstance(size, int) and size == 1 for size in (n.s, n.t))
-    return n.bind(t=n.t - 1) if one_query and not one_key else n
+def decode_context(stage: Stage) -> Stage:
+    """Steps whose query does not see its own key; a stage that runs once as it is."""
+
+    def sizes(work: Workload) -> dict[str, Size]:
+        real = dict(stage.sizes(work))
+        return real | {stage.grows: real[stage.grows] - 1}
+
+    return replace(stage, sizes=sizes) if stage.grows else stage
 
 
 def scalar_operations(ops: Iterable[Op]) -> Iterator[Op]:
     """CUDA-core FLOPs by PUBLISHED_SCALARS, attention without the matmul of its rotary table."""
     for op in _scalars(ops):
-        yield op._replace(tensor=None) if op.path.endswith(".rotary") else op
+        yield op._replace(tensor=0) if op.path.endswith(".rotary") else op
 
 
 def _scalars(ops: Iterable[Op]) -> Iterator[Op]:
     for op in ops:
-        place = f"{op.path} {op.kind} {parse(op.equation).outputs[0].name}" if op.cuda else ""
+        place = f"{op.path} {op.kind} {op.output.name}"
         flops = next((f for pattern, f in PUBLISHED_SCALARS.items() if fnmatchcase(place, pattern)), 0)
-        yield op._replace(cuda=(op.writes[0].elements.times(flops),) if flops else ())
+        yield op._replace(cuda=op.writes[0].stored * flops if flops else 0)
 
 
 def weights(ops: Iterable[Op]) -> Iterator[Op]:
@@ -95,60 +91,55 @@ def weights(ops: Iterable[Op]) -> Iterator[Op]:
 
     Published are three digits, so parts below 0.2 % (CLIP's unused convolution) are undetermined.
     """
-    left_out = ("embedding", "projector", "join")
+    copies = {"sam": 2, "clip": 2, "embedding": 0, "projector": 0, "join": 0}
     for op in ops:
-        stage = op.path.partition(".")[0]
-        copies: Size = 2 if stage in ("sam", "clip") else 1
-        if stage in left_out or op.kind == "unused":
-            copies = 0
-        elif op.path.endswith(".experts"):
-            copies = ratio(1, op.n.E)
-        yield op._replace(reads=tuple(_stored(ref, copies) for ref in op.reads))
+        held = 0 if op.kind == "unused" else copies.get(op.path.partition(".")[0], 1)
+        held = ratio(1, op.n.E) if op.path.endswith(".experts") else held
+        yield op._replace(
+            reads=tuple(r._replace(stored=r.stored * held) if r.role == "weight" else r for r in op.reads)
+        )
 
 
-def _stored(ref: Ref, copies: Size) -> Ref:
-    if ref.role != "weight":
-        return ref
-    return ref._replace(elements=ref.elements.times(copies), stored=ref.stored.times(copies))
-
-
-def traffic_and_peak(ops: Iterable[Op]) -> Iterator[Op]:
+def traffic_and_peak(runtime: Runtime) -> Runtime:
     """Only activations cross between memory and chip, and no layer frees what it wrote."""
-    newest: dict[str, str] = {}
-    for index, op in enumerate(op for op in ops if op.kind != "hold"):
-        reads = tuple(_unmoved(ref)._replace(name=newest.get(ref.name, ref.name)) for ref in op.reads)
-        writes = []
-        for ref in map(_unmoved, op.writes):
-            if ref.role == "activation":
-                newest[ref.name] = f"{ref.name}.{index}"
-                stored = ref.stored.times(op.times)
-                ref = ref._replace(name=newest[ref.name], frame="", temporary=False, stored=stored)
-            writes.append(ref)
-        yield op._replace(reads=reads, writes=tuple(writes))
+    return replace(runtime, passes=(*runtime.passes, activations_alone), lifetimes=never_freed)
 
 
-def _unmoved(ref: Ref) -> Ref:
-    return ref if ref.role == "activation" else ref._replace(touched=NOTHING)
+def activations_alone(graph: Graph) -> Graph:
+    """Weights and the KV cache do not cross between memory and chip."""
+
+    def moved(refs: tuple[Ref, ...]) -> tuple[Ref, ...]:
+        return tuple(r if r.role == "activation" else r._replace(touched=0) for r in refs)
+
+    return graph.with_ops(op._replace(reads=moved(op.reads), writes=moved(op.writes)) for op in graph.ops)
 
 
-def _as_it_is(real: T) -> T:
-    return real
+def never_freed(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
+    """A rule of lifetimes: all that was written up to an op, each time that it was."""
+    given = [read for reads in graph.reads() for read in reads if read.writer < 0 and read.ref.role == "activation"]
+    inputs = {read.ref.name: size(read.ref) for read in given}
+    written: list[Size] = [sum(inputs.values(), start=0)]
+    for index, op in enumerate(graph.ops):
+        kept = [w for w in op.writes if w.role == "activation" and (w.name, index) not in hidden]
+        written.append(sum((size(w) * op.times for w in kept), start=0))
+    _, *totals = accumulate(written)
+    return iter(totals)
 
 
 @dataclass(frozen=True)
 class Departure:
     """One way in which the published counts differ from the real ones.
 
-    `what` the report does, `evidence` why the real count is right; `model`, `sizes` (of a language
-    stage) and `ops` turn the real thing into the published one.
+    `what` the report does, `evidence` why the real count is right; `stage`, `ops` (of a stage's graph) and `runtime`
+    turn the real thing into the published one.
     """
 
     name: str
     what: str
     evidence: str
-    model: Callable[[DeepSeekOCR], DeepSeekOCR] = _as_it_is
-    sizes: Callable[[Sizes], Sizes] = _as_it_is
-    ops: Callable[[Iterable[Op]], Iterable[Op]] = _as_it_is
+    stage: Callable[[Stage], Stage] = lambda real: real
+    ops: Callable[[Iterable[Op]], Iterable[Op]] = lambda real: real
+    runtime: Callable[[Runtime], Runtime] = lambda real: real
 
 
 DEPARTURES = (
@@ -175,14 +166,14 @@ DEPARTURES = (
         "mixtures",
         "The first decoder layer is a mixture of experts like the others.",
         "The checkpoint's config.json says first_k_dense_replace 1, and its layer 0 holds one MLP of width 6848.",
-        model=mixtures,
+        stage=mixtures,
     ),
     Departure(
         "decode_context",
         "A decoded token attends to the tokens before it and not to itself.",
         "LlamaAttention appends the new key and value to the cache before it multiplies, so S + t + 1 "
         "positions are read at step t = 0, 1, ...",
-        sizes=decode_context,
+        stage=decode_context,
     ),
     Departure(
         "scalar_operations",
@@ -202,7 +193,7 @@ DEPARTURES = (
         "Traffic is activations alone, and peak memory the sum of all that all layers write.",
         "A decoded token reads every active weight and the whole KV cache, and torch frees a layer's "
         "tensors when it returns, as tracking live storages on the modules shows.",
-        ops=traffic_and_peak,
+        runtime=traffic_and_peak,
     ),
 )
 """All departures, in the order in which they are applied."""

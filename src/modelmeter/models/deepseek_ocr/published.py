@@ -7,36 +7,34 @@ layers is made in `published_layers.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
+from itertools import pairwise
 from typing import final
 
 from modelmeter.errors import InputError, choose
-from modelmeter.layers import CausalLM, ImageEncoderViT, MlpProjector, VitModel
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.ops import Op
 from modelmeter.models.deepseek_ocr.departures import DEPARTURES, Departure
-from modelmeter.models.deepseek_ocr.model import DeepSeekOCR
-from modelmeter.models.deepseek_ocr.preprocess import CropRule
-from modelmeter.models.model import STAGES, Model
-from modelmeter.ops import Op, Sizes
+from modelmeter.models.deepseek_ocr.published_layers import LayerRow, layer_table
+from modelmeter.models.model import BaseModel, Stage
+from modelmeter.models.planner import Planner
+from modelmeter.models.vlm import VLM
+from modelmeter.programs.counting import Counting
 from modelmeter.sizes import Size
-from modelmeter.workload import ImagePlan, Workload
+from modelmeter.workload import Workload
 
 
 @final
 @dataclass(frozen=True)
-class PublishedDeepSeekOCR(Model):
-    """DeepSeek-OCR with the departures that `departures` names; its other fields are those of DeepSeekOCR.
+class PublishedDeepSeekOCR(BaseModel):
+    """The real model with the departures that `departures` names.
 
     Raises InputError for a name that is not in DEPARTURES.
     """
 
-    name: str
-    preprocess: CropRule
-    sam: ImageEncoderViT
-    clip: VitModel
-    projector: MlpProjector
-    decoder: CausalLM
+    real: VLM
     departures: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -45,83 +43,63 @@ class PublishedDeepSeekOCR(Model):
         for name in self.departures:
             choose("departure", name, [departure.name for departure in DEPARTURES])
         object.__setattr__(self, "departures", tuple(dict.fromkeys(self.departures)))
-        _ = self.base
 
     @property
     def chosen(self) -> tuple[Departure, ...]:
         """The departures by name, in the order in which they are applied."""
         return tuple(departure for departure in DEPARTURES if departure.name in self.departures)
 
-    @cached_property
-    def base(self) -> DeepSeekOCR:
-        """The real model, but for the departures that change its layers."""
-        model = DeepSeekOCR(self.name, self.preprocess, self.sam, self.clip, self.projector, self.decoder)
-        for departure in self.chosen:
-            model = departure.model(model)
-        return model
-
-    def plan(
-        self, *, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None
-    ) -> ImagePlan:
-        return self.base.plan(mode=mode, image_size=image_size, grid=grid)
-
-    def grids(self, largest: int) -> list[tuple[int, int]]:
-        return self.base.grids(largest)
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.real.name
 
     @property
-    def modes(self) -> tuple[str, ...]:
-        return self.base.modes
+    def planner(self) -> Planner:  # type: ignore[override]
+        return self.real.planner
 
     @property
     def positions(self) -> Size | None:
-        return self.base.positions
+        return self.real.positions
 
-    def has_crops(self, mode: str | None) -> bool:
-        return self.base.has_crops(mode)
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(reduce(lambda stage, d: d.stage(stage), self.chosen, real) for real in self.real.stages)
 
-    def vision(self, n: Sizes, image: ImagePlan) -> Iterator[Op]:
-        return self.published(self.base.vision(n, image))
+    def changed(self, graph: Graph) -> Graph:
+        ops: Iterable[Op] = graph.ops
+        return graph.with_ops(reduce(lambda ops, d: d.ops(ops), self.chosen, ops))
 
-    def language(self, n: Sizes) -> Iterator[Op]:
-        for departure in self.chosen:
-            n = departure.sizes(n)
-        return self.published(self.base.language(n))
+    def counted(self, counting: Counting) -> Counting:
+        return replace(counting, runtime=reduce(lambda runtime, d: d.runtime(runtime), self.chosen, counting.runtime))
 
-    def published(self, ops: Iterable[Op]) -> Iterator[Op]:
-        """The ops as the chosen departures count them."""
-        for departure in self.chosen:
-            ops = departure.ops(ops)
-        return iter(ops)
+    def counts(self, work: Workload) -> dict[str, Size]:
+        """What the report tells of a page: FLOPs by stage and engine; bytes of weights, I/O and peak.
 
+        I/O is that of vision and prefill together and that of decode, the peak the larger of the first two.
+        """
+        costs = {stage.name: self.cost(stage.name, work) for stage in self.stages}
+        engines = ("tensor_core_flops", "cuda_core_flops")
+        flops = {f"{stage}_{engine}": getattr(cost, engine) for stage, cost in costs.items() for engine in engines}
+        both = costs["vision"] + costs["prefill"]
+        return flops | {
+            "weight_bytes": self.storage(work).weight_bytes,
+            "io_bytes": both.io_bytes,
+            "decode_io_bytes": costs["decode"].io_bytes,
+            "peak_activation_bytes": both.peak_activation_bytes,
+        }
 
-def report_counts(model: Model, work: Workload) -> dict[str, Size]:
-    """What the report tells of a page: FLOPs by stage and engine; bytes of weights, I/O and peak.
+    def effects(self, work: Workload) -> dict[str, dict[str, Size]]:
+        """What each departure adds to each of the `counts` (FLOPs, bytes) when it joins those before it.
 
-    I/O is that of vision and prefill together and that of decode, the peak the larger of the first two.
-    """
-    costs = {stage: model.cost(stage, work) for stage in STAGES}
-    flops = {
-        f"{stage}_{engine}_core_flops": getattr(cost, f"{engine}_core_flops")
-        for stage, cost in costs.items()
-        for engine in ("tensor", "cuda")
-    }
-    both = costs["vision"] + costs["prefill"]
-    return flops | {
-        "weight_bytes": model.storage(work).weight_bytes,
-        "io_bytes": both.io_bytes,
-        "decode_io_bytes": costs["decode"].io_bytes,
-        "peak_activation_bytes": both.peak_activation_bytes,
-    }
+        In the order of `departures`; the sums over departures are published less real, exactly.
+        """
+        names = self.departures
+        steps = [replace(self, departures=names[:many]).counts(work) for many in range(len(names) + 1)]
+        return {
+            name: {count: after[count] - before[count] for count in after}
+            for name, (before, after) in zip(names, pairwise(steps), strict=True)
+        }
 
-
-def effects(model: PublishedDeepSeekOCR, work: Workload) -> dict[str, dict[str, Size]]:
-    """What each departure adds to each of the `report_counts` (FLOPs, bytes) when it joins those before it.
-
-    In the order of `model.departures`; the sums over departures are published less real, exactly.
-    """
-    names = model.departures
-    steps = [report_counts(replace(model, departures=names[:many]), work) for many in range(len(names) + 1)]
-    return {
-        name: {count: after[count] - before[count] for count in after}
-        for name, before, after in zip(names, steps, steps[1:], strict=False)
-    }
+    def layer_table(self) -> list[LayerRow]:
+        """The published rows of layers, in FLOPs."""
+        return layer_table(self.real, self.changed, as_published="layer_table" in self.departures)

@@ -6,29 +6,32 @@ are those of the same layers as the chosen departures count them. Without depart
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from modelmeter.cost import measure
-from modelmeter.layer import BaseLayer, walk
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.place import Node, Root, Sizes
 from modelmeter.layers import (
+    BaseLayer,
     Block,
+    DeepEncoder,
     DeepseekV2DecoderLayer,
     DeepseekV2MLP,
     DeepseekV2MoE,
+    LlamaAttention,
     LlamaFlashAttention2,
+    LlamaRotaryEmbedding,
     MlpProjector,
+    NoTPTransformer,
 )
-from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
-from modelmeter.ops import Op, Options, Sizes
+from modelmeter.layers.base import walk
+from modelmeter.models.vlm import VLM
 from modelmeter.sizes import Size, ceil_div, ratio
 
 DECODER_TOKENS = 512  # of the published rows of decoder and llama
 CLIP_SIDE = 16  # a CLIP image of 224 pixels has 16 patches of 14 a side
 PROJECTOR_TOKENS = 577  # of the published row: 24 x 24 patches and a class token, of no view of the model
 STACKED = 2  # blocks of the published rows that stand for CLIP's 24
-VENDOR = Options()
-WITHOUT_ROTARY = Options(rotary="transformers")  # the rotary table is then made outside the layers
 MODULES = {
     "vision": "deepencoder",
     "decoder": "modeling_deepseekv2",
@@ -59,8 +62,8 @@ class LayerRow:
 class _Row:
     """A layer, its path in the model (`place`) and workload sizes.
 
-    `measured` stands in for it on the measured side, which ran under `options`; without `core` both
-    sides leave out what attention fuses: scores, softmax and weighted sum.
+    `measured` stands in for it on the measured side; without `core` both sides leave out what an attention kernel
+    does: scores, softmax and weighted sum.
     """
 
     group: str
@@ -69,37 +72,42 @@ class _Row:
     layer: BaseLayer
     sizes: dict[str, Size]
     measured: BaseLayer | None = None
-    options: Options = VENDOR
     core: bool = True
 
+    def graph(self, layer: BaseLayer) -> Graph:
+        """The ops of a layer at the place."""
+        ops = layer.ops(
+            Sizes(self.sizes | layer.axes, Node(self.place, self.name), Root(), bound=frozenset(self.sizes))
+        )
+        kept = (op for op in ops if self.core or not op.composite or op.composite.kind != "attention")
+        return Graph(tuple(kept), frozenset())
 
-def layer_table(model: PublishedDeepSeekOCR) -> list[LayerRow]:
-    """The 21 published rows, in FLOPs; which departures they show are those of the model.
 
-    Of these, `layer_table` cuts layers as the report did and adds CUDA-core FLOPs to the theory.
+def layer_table(real: VLM, changed: Callable[[Graph], Graph], *, as_published: bool) -> list[LayerRow]:
+    """The 21 published rows, in FLOPs, of a model whose graphs are `changed` for the theory.
+
+    `as_published` cuts layers as the report did and adds CUDA-core FLOPs to the theory.
     """
-    as_published = "layer_table" in model.departures
     rows = []
-    for row in [*_vision(model, as_published), *_decoder(model, as_published)]:
-        measured = measure(_trace(row, row.measured or row.layer, row.options)).tensor_core_flops
-        counted = measure(model.published(_trace(row, row.layer, VENDOR)))
-        theoretical = counted.flops if as_published else counted.tensor_core_flops
+    for row in [*_vision(real, as_published), *_decoder(real, as_published)]:
+        measured = sum(op.tensor * op.times for op in row.graph(row.measured or row.layer).ops)
+        counted = changed(row.graph(row.layer)).ops
+        theoretical = sum((op.tensor + (op.cuda if as_published else 0)) * op.times for op in counted)
         implementation = f"{MODULES[row.group]}.{type(row.layer).__name__}"
         rows.append(LayerRow(row.group, row.name, implementation, measured, theoretical))
     return rows
 
 
-def _trace(row: _Row, layer: BaseLayer, options: Options) -> list[Op]:
-    ops = layer.ops(Sizes(row.sizes | layer.axes, options, path=row.place))
-    return [op for op in ops if row.core or not op.group]
-
-
-def _vision(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
-    sam, clip, projector = model.sam, model.clip, model.projector
+def _vision(model: VLM, as_published: bool) -> Iterator[_Row]:
+    tower, projector = model.tower, model.projector
+    assert isinstance(tower, DeepEncoder)
+    sam, clip = tower.sam, tower.clip
     blocks = [block for block in walk(sam) if isinstance(block, Block)]
     window = next(block for block in blocks if block.w is not None)
     full = next(block for block in blocks if block.w is None)
-    attention, block, stack = window.attention, clip.transformer.block, clip.transformer
+    attention, stack = window.attention, clip.transformer
+    assert isinstance(stack, NoTPTransformer)
+    block = stack.block
     if as_published:
         stack = replace(stack, l=STACKED)
         projector = MlpProjector("mlp_gelu", projector.c, projector.d, depth=2)
@@ -123,19 +131,22 @@ def _vision(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
     yield _Row("vision", "MlpProjector", "projector", projector, {"b": 1, "s": PROJECTOR_TOKENS})
 
 
-def _decoder(model: PublishedDeepSeekOCR, as_published: bool) -> Iterator[_Row]:
+def _decoder(model: VLM, as_published: bool) -> Iterator[_Row]:
     layers = [layer for layer in walk(model.decoder) if isinstance(layer, DeepseekV2DecoderLayer)]
     dense = next(layer for layer in layers if isinstance(layer.mlp, DeepseekV2MLP))
     moe, mixture = next((layer, layer.mlp) for layer in layers if isinstance(layer.mlp, DeepseekV2MoE))
     sizes = {"b": 1, "s": DECODER_TOKENS, "t": DECODER_TOKENS}
-    run = WITHOUT_ROTARY if as_published else VENDOR
     a = dense.attention
-    flash = LlamaFlashAttention2(a.d, a.g, a.r, a.e, a.rotary, a.fused_qkv)
+    assert isinstance(a, LlamaAttention)
+    given = replace(a, rotary=None) if as_published else a  # the rotary table is made outside the measured layers
+    rotary = a.rotary or LlamaRotaryEmbedding(a.e)
+    flash = LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary)
     yield _Row("decoder", "DeepseekV2MLP", "decoder.layers.mlp", dense.mlp, sizes)
     yield _Row("decoder", "MoEGate", "decoder.layers.mlp.gate", mixture.gate, sizes)
     yield _Row("decoder", "DeepseekV2MoE", "decoder.layers.mlp", mixture, sizes)
     yield _Row("decoder", "DeepseekV2RMSNorm", "decoder.layers.norm1", dense.norm, sizes)
-    yield _Row("decoder", "DeepseekV2DecoderLayer_dense", "decoder.layers", dense, sizes, options=run)
-    yield _Row("decoder", "DeepseekV2DecoderLayer_moe", "decoder.layers", moe, sizes, options=run)
+    for name, layer in (("dense", dense), ("moe", moe)):
+        measured = replace(layer, attention=given)
+        yield _Row("decoder", f"DeepseekV2DecoderLayer_{name}", "decoder.layers", layer, sizes, measured)
     yield _Row("llama", "LlamaFlashAttention2", "decoder.layers.attn", flash, sizes, core=not as_published)
-    yield _Row("llama", "LlamaRotaryEmbedding", "rotary", a.rotary, sizes)
+    yield _Row("llama", "LlamaRotaryEmbedding", "rotary", rotary, sizes)
