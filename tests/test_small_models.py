@@ -241,4 +241,4 @@ def test_the_cache_of_the_source_is_written_by_the_encoder_and_read_at_each_step
     assert encode.kv_io_bytes == source * position or runtime == "eager"
     own = sum(range(1, steps + 1)) + steps  # read at each step, and one position written
     assert decode.kv_io_bytes == (steps * source + own) * position or runtime == "eager"
-    assert set(model.breakdown("decode", work)) == {"embedding", "", "decoder", "head"}
+    assert set(model.breakdown("decode", work)) == {"embedding", "Side", "decoder", "head"}

@@ -194,9 +194,14 @@ class BaseModel(ABC):
         return program.kernels(**sizes)
 
     @final
+    def costs(self, work: Workload) -> dict[str, StageCost]:
+        """The StageCost of every stage."""
+        return {stage.name: self.cost(stage.name, work) for stage in self.stages}
+
+    @final
     def request(self, work: Workload) -> StageCost:
         """All stages together, weights stored once, the KV cache that of the last."""
-        costs = [self.cost(stage.name, work) for stage in self.stages]
+        costs = list(self.costs(work).values())
         stored = self.storage(work)
         return replace(
             sum(costs, start=StageCost()),
@@ -265,7 +270,7 @@ class Model(BaseModel):
 def _part(op: Op, depth: int) -> str:
     if not depth:
         return ""
-    name = ".".join(op.path.split(".")[:depth])
+    name = ".".join(op.path.split(".")[:depth]) or op.node.layer  # an op of the stage's own layer
     repeated = depth > 1 and isinstance(op.times, int) and op.times > 1
     return f"{name} x{op.times}" if repeated else name
 
