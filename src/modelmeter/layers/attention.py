@@ -137,7 +137,7 @@ class GridAttention(BaseLayer):
 
     a = scale q k + q Rh + q Rw, y = W_proj softmax(a) v. The bias is a tensor of its own that attention kernels
     read. The checkpoint has one matrix for q, k and v; code merges the batch axis with the heads.
-    Paper: arXiv 2112.01526 (MViTv2).
+    Vendor: SamVisionAttention in transformers. Paper: arXiv 2112.01526 (MViTv2).
     Omits: the interpolation of the tables to other grids, the layout copies of the bias halves.
     Axes: b windows or images, u x v their patches, h heads, e head width, `side` of the trained grid.
 

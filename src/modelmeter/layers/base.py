@@ -43,8 +43,6 @@ class BaseLayer(ABC):
     """Inputs that the layer brings along: constants that are no parameters."""
     keeps: ClassVar[str] = ""
     """Tensors of its own that the caller holds: it is code of the caller."""
-    means: ClassVar[Mapping[str, str]] = {}
-    """What axes of its own mean, beside those of docs/glossary.md."""
 
     @abstractmethod
     def ops(self, n: Sizes) -> Iterator[Op]:
