@@ -104,6 +104,7 @@ COLUMNS = (
     Column("stage", curve="{}"),
     Column("component"),
     Column("execution", curve="{} execution"),
+    Column("engine", curve="{} cores"),
     Column("tensor_core_flops", "tensor-core TFLOP", 1e12, 7),
     Column("cuda_core_flops", "CUDA-core TFLOP", 1e12, 7),
     Column("io_bytes", "I/O GB", 1e9, 5),
@@ -123,4 +124,5 @@ MEASURES = (
     Measure("arithmetic_intensity", "arithmetic intensity (FLOP per byte)", ("arithmetic_intensity_flop_per_byte",)),
     Measure("activations_gb", "peak activations (GB = 1e9 bytes)", ("peak_activation_bytes",), 1e9),
     Measure("kv_gb", "KV cache at the end (GB = 1e9 bytes)", ("kv_cache_bytes",), 1e9),
+    Measure("error_percent", "published less real (%)", ("error_percent",)),
 )

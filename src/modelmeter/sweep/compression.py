@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
+from modelmeter.models.planner import Planner
+from modelmeter.programs.cost import StageCost
 from modelmeter.settings import (
     BATCH,
     COUNTING,
@@ -23,14 +24,13 @@ from modelmeter.settings import (
     WORD,
     Setting,
     joined,
-    kind_columns,
     options_of,
     whole,
-)  # fmt: skip
+)
 from modelmeter.sweep.columns import Column, Measure
 from modelmeter.sweep.findings import Finding, ranges, rows_of, span, spoken
-from modelmeter.sweep.pages import counted, main_kind
-from modelmeter.sweep.table import Chart, Table
+from modelmeter.sweep.pages import counted, main_kind, require_images
+from modelmeter.sweep.table import Chart, Table, number, runtime_columns
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
@@ -64,22 +64,29 @@ MEASURES = (
 )
 
 
+Decoded = tuple[StageCost, StageCost]
+"""Prefill and decode."""
+
+
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """One row a page length, mode and runtime.
 
     `settings["published"]` are rows with text_tokens, mode, compression and precision of a paper.
     """
-    lengths, prompt, modes = settings["text_tokens"], settings["prompt_tokens"], _modes(model, settings)
+    planner = require_images(model)
+    lengths, prompt, modes = settings["text_tokens"], settings["prompt_tokens"], _modes(planner, settings)
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
     rows = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind, BATCH, DECODE_STEPS)
         texts = {n: _decoder(model, model.text(n + prompt, **options)) for n in lengths}
         for mode in modes:
-            grid = settings["grid"] if model.planner.has_crops(mode) else None
+            grid = settings["grid"] if planner.has_crops(mode) else None
             page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
-            read, vision = _decoder(model, page), model.cost("vision", page)
-            rows += [_row(model, page, kind, n, vision, read, texts[n], known.get((mode, n))) for n in lengths]
+            vision, read = model.cost("vision", page).flops, _decoder(model, page)
+            for n in lengths:
+                head = _head(model, page, n, known.get((mode, n)))
+                rows.append(head | _saved(vision, read, texts[n]) | _marks(model, page, n))
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
     grid = "" if settings["grid"] is None else f", grid {'x'.join(map(str, settings['grid']))}"
@@ -88,10 +95,8 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     return [Table("compression", title, counted(page), rows, dict(settings), _charts(main), kind=main)]
 
 
-def _modes(model: BaseModel, settings: Mapping[str, Any]) -> list[str]:
-    planner, modes, grid = model.planner, settings["modes"], settings["grid"]
-    if planner is None:
-        raise InputError(f"{model.name} takes no image, so compression has nothing to compare")
+def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:
+    modes, grid = settings["modes"], settings["grid"]
     if modes is None:
         return [mode for mode in planner.modes if grid is not None or not planner.has_crops(mode)]
     modes = [choose("modes", mode, planner.modes) for mode in modes]
@@ -103,19 +108,12 @@ def _modes(model: BaseModel, settings: Mapping[str, Any]) -> list[str]:
     return modes
 
 
-def _decoder(model: BaseModel, work: Workload) -> tuple[StageCost, StageCost]:
+def _decoder(model: BaseModel, work: Workload) -> Decoded:
     return model.cost("prefill", work), model.cost("decode", work)
 
 
-def _row(
-    model: BaseModel, page: Workload, kind: str, text_tokens: int, vision: StageCost,
-    read: tuple[StageCost, StageCost], text: tuple[StageCost, StageCost],
-    paper: Mapping[str, Any] | None,
-) -> dict[str, Any]:  # fmt: skip
+def _head(model: BaseModel, page: Workload, text_tokens: int, paper: Mapping[str, Any] | None) -> dict[str, Any]:
     image = page.image
-    (prefill, decode), (text_prefill, text_decode) = read, text
-    longest = page.prompt_tokens + max(text_tokens, image.tokens)
-    saved = text_prefill.flops - prefill.flops
     return {
         "text_tokens": text_tokens,
         "mode": image.mode,
@@ -123,33 +121,46 @@ def _row(
         "image_tokens": image.tokens,
         "prompt_tokens": page.prompt_tokens,
         "decode_steps": page.decode_steps,
-        **kind_columns(kind),
+        **runtime_columns(page),
         "compression": text_tokens / image.valid_tokens,
         "compression_in_decoder": text_tokens / image.tokens,
-        "published_compression": paper["compression"] if paper else "",
-        "published_precision_percent": paper["precision_percent"] if paper else "",
-        "text_prefill_flops": text_prefill.flops,
-        "image_prefill_flops": prefill.flops,
-        "vision_flops": vision.flops,
-        "saved_prefill_flops": saved,
-        "saved_flops_less_vision": saved - vision.flops,
-        "saved_decode_flops": text_decode.flops - decode.flops,
-        "saved_decode_io_bytes": text_decode.io_bytes - decode.io_bytes,
-        "text_kv_cache_bytes": text_decode.kv_cache_bytes,
-        "image_kv_cache_bytes": decode.kv_cache_bytes,
-        "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
-        "beyond_positions": model.is_beyond(longest + page.decode_steps),
-        "extrapolated": not image.produced,
+        **{f"published_{key}": paper[key] if paper else "" for key in ("compression", "precision_percent")},
     }
 
 
+def _saved(vision_flops: Any, read: Decoded, text: Decoded) -> dict[str, Any]:
+    """What the decoder does for the text beside what it does for the picture."""
+    (prefill, decode), (text_prefill, text_decode) = read, text
+    saved = text_prefill.flops - prefill.flops
+    return {
+        "text_prefill_flops": text_prefill.flops,
+        "image_prefill_flops": prefill.flops,
+        "vision_flops": vision_flops,
+        "saved_prefill_flops": saved,
+        "saved_flops_less_vision": saved - vision_flops,
+        "saved_decode_flops": text_decode.flops - decode.flops,
+        "saved_decode_io_bytes": number(text_decode.io_bytes - decode.io_bytes),
+        "text_kv_cache_bytes": text_decode.kv_cache_bytes,
+        "image_kv_cache_bytes": decode.kv_cache_bytes,
+        "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
+    }
+
+
+def _marks(model: BaseModel, page: Workload, text_tokens: int) -> dict[str, Any]:
+    longest = page.prompt_tokens + max(text_tokens, page.image.tokens) + page.decode_steps
+    return {"beyond_positions": model.is_beyond(longest), "extrapolated": not page.image.produced}
+
+
 def _charts(kind: str) -> list[Chart]:
-    where, x, by = {"execution": kind}, "text_tokens", "mode"
+    drawn = (
+        ("ratio", ("compression", "published_compression"), ""),
+        ("saved_prefill", ("saved_prefill_tflops",), "decoder alone"),
+        ("net", ("net_saved_tflops",), "vision tower included"),
+        ("kv", ("saved_kv_gb",), ""),
+    )
     return [
-        Chart("compression_ratio", ("compression", "published_compression"), x, by, where),
-        Chart("compression_saved_prefill", ("saved_prefill_tflops",), x, by, where, note="decoder alone"),
-        Chart("compression_net", ("net_saved_tflops",), x, by, where, note="vision tower included"),
-        Chart("compression_kv", ("saved_kv_gb",), x, by, where),
+        Chart(f"compression_{name}", measures, "text_tokens", ("mode",), {"execution": kind}, note=note)
+        for name, measures, note in drawn
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from modelmeter.models.model import BaseModel
@@ -12,7 +13,7 @@ from modelmeter.sweep.columns import Column, flops_of, significant
 from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
 from modelmeter.sweep.pages import PageSweep, component_charts, run_pages, with_total
 from modelmeter.sweep.requirements import TPOT, requirements
-from modelmeter.sweep.table import TOTAL, Table
+from modelmeter.sweep.table import TOTAL, Table, number
 from modelmeter.workload import Workload
 
 SETTINGS = (*pages.SETTINGS, TPOT.setting)
@@ -23,10 +24,10 @@ COLUMNS = (
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
-def per_token(tokens: int, costs: Mapping[str, Any]) -> dict[str, Any]:
+def per_token(work: Workload, costs: Mapping[str, Any]) -> dict[str, Any]:
     """The mean over all output tokens: one a step and page."""
-    means = {column: Fraction(costs[name]) / tokens for column, name in PER_TOKEN.items()}
-    return {column: int(mean) if mean.denominator == 1 else float(mean) for column, mean in means.items()}
+    tokens = work.decode_steps * work.batch
+    return {column: number(Fraction(costs[name]) / tokens) for column, name in PER_TOKEN.items()}
 
 
 def _before(work: Workload) -> dict[str, Any]:
@@ -34,8 +35,7 @@ def _before(work: Workload) -> dict[str, Any]:
 
 
 def _after(model: BaseModel, work: Workload, part: str, costs: Mapping[str, Any]) -> dict[str, Any]:
-    beyond = model.is_beyond(work.context_tokens + work.decode_steps)
-    return per_token(work.decode_steps * work.batch, costs) | {"beyond_positions": beyond}
+    return per_token(work, costs) | {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -52,15 +52,12 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from eager(table, component=TOTAL)
 
 
-FINDINGS = {"e2e_decode": _findings}
+NAME = "e2e_decode"
+FINDINGS = {NAME: _findings}
 SWEEP = PageSweep(
-    "e2e_decode",
-    lambda work: f"{work.decode_steps} decode steps",
-    lambda model, work: with_total(model.breakdown("decode", work)),
-    lambda kind: component_charts("e2e_decode", kind),
-    _before,
-    _after,
-)
+    NAME, lambda work: f"{work.decode_steps} decode steps",
+    lambda model, work: with_total(model.breakdown("decode", work)), partial(component_charts, NAME), _before, _after,
+)  # fmt: skip
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:

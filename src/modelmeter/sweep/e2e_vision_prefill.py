@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from modelmeter.models.model import BaseModel
@@ -18,14 +19,10 @@ from modelmeter.workload import Workload
 SETTINGS = (*pages.SETTINGS, TTFT.setting)
 
 
-def _parts(model: BaseModel, work: Workload) -> dict[str, StageCost]:
+def _parts(model: BaseModel, work: Workload) -> Mapping[str, StageCost]:
     """The stages before the first step: the last by component, those before it whole."""
     *before, last = (stage.name for stage in model.stages if stage.steps is None)
     return with_total({name: model.cost(name, work) for name in before} | model.breakdown(last, work))
-
-
-def _before(work: Workload) -> dict[str, Any]:
-    return {"context_tokens": work.context_tokens, "logits": work.logits}
 
 
 def _after(model: BaseModel, work: Workload, part: str, costs: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,8 +38,7 @@ def _findings(table: Table) -> Iterator[Finding]:
         yield from over_grids("prefill_range", tiled)
     yield from trends("prefill_trend", points)
     if vision:
-        shares = [100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)]
-        yield from ranges("vision_share", shares)
+        yield from ranges("vision_share", [100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)])
     yield from engines(rows)
     yield from eager(table, component=TOTAL)
     yield from intensity(rows)
@@ -51,15 +47,12 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from ranges("kv", [row["kv_cache_bytes"] for row in rows], 1e6, each=f"{each:,.0f}", batch=batch)
 
 
-FINDINGS = {"e2e_vision_prefill": _findings}
+NAME = "e2e_vision_prefill"
+FINDINGS = {NAME: _findings}
 SWEEP = PageSweep(
-    "e2e_vision_prefill",
-    lambda work: "vision and prefill" if work.image.views else "prefill",
-    _parts,
-    lambda kind: component_charts("e2e_vision_prefill", kind),
-    _before,
-    _after,
-)
+    NAME, lambda work: "vision and prefill" if work.image.views else "prefill", _parts, partial(component_charts, NAME),
+    lambda work: {"context_tokens": work.context_tokens, "logits": work.logits}, _after,
+)  # fmt: skip
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:

@@ -6,7 +6,7 @@ computed from the rows. A sweep's module says what is found in its tables (FINDI
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from modelmeter.sweep.columns import Row, flops_of, grid_of, significant
@@ -20,6 +20,14 @@ SAME, STRAIGHT, NEARLY = 1e-12, 1e-9, 0.02
 """What is off a shape by this share of the largest value still has it: constant, linear, nearly linear."""
 TIMES = 1.1
 """From this ratio on a difference is told in times, below in percent."""
+
+
+def grouped(rows: Iterable[Row], *keys: str) -> list[tuple[tuple[Any, ...], list[Row]]]:
+    """Rows by what they have in some columns, in the order of the first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
 
 
 def trend(points: Sequence[tuple[float, float]]) -> str:

@@ -5,14 +5,15 @@ A sweep says which parts it shows (`PageSweep`); `run_pages` makes its Table.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
-from modelmeter.models.planner import Points
+from modelmeter.models.planner import Planner, Points
 from modelmeter.programs.cost import StageCost
-from modelmeter.settings import COUNTING, PAGE, SIZES, SWEPT, Setting, joined, kind_columns, options_of, whole
+from modelmeter.settings import COUNTING, PAGE, SIZES, SWEPT, Setting, joined, options_of, whole
 from modelmeter.sweep.table import TOTAL, Chart, Table, cost_columns
 from modelmeter.workload import ImagePlan, Workload
 
@@ -30,18 +31,16 @@ class PageSweep:
     subject: Callable[[Workload], str]
     parts: Callable[[BaseModel, Workload], Mapping[str, StageCost]]
     charts: Callable[[str], Sequence[Chart]]
-    before: Callable[[Workload], Mapping[str, Any]] = lambda work: {}
-    after: Callable[[BaseModel, Workload, str, Mapping[str, Any]], Mapping[str, Any]] = lambda *place: {}
+    before: Callable[[Workload], dict[str, Any]] = lambda work: {}
+    after: Callable[[BaseModel, Workload, str, Mapping[str, Any]], dict[str, Any]] = lambda *place: {}
 
-    def rows(self, model: BaseModel, work: Workload) -> list[dict[str, Any]]:
+    def rows(self, model: BaseModel, work: Workload) -> Iterator[dict[str, Any]]:
         """A row a part of one page."""
-        found = []
+        head = page_columns(model, work.image) | {"image_tokens": work.image.tokens} | self.before(work)
         for part, cost in self.parts(model, work).items():
-            head = page_columns(model, work.image) | {"image_tokens": work.image.tokens} | self.before(work)
-            head |= ({"component": part} if part else {}) | kind_columns(work.execution)
-            costs = cost_columns(cost)
-            found.append(head | costs | self.after(model, work, part, costs) | {"extrapolated": not work.image.produced})
-        return found
+            own, costs = {"component": part} if part else {}, cost_columns(work, cost)
+            further = self.after(model, work, part, costs) | {"extrapolated": not work.image.produced}
+            yield head | own | costs | further
 
 
 STAGECOST = ("flops_tflops", "io_tb", "arithmetic_intensity", "activations_gb", "kv_gb")
@@ -52,14 +51,21 @@ def component_charts(name: str, kind: str) -> list[Chart]:
     """The figures of a sweep with components: the whole by execution, then a curve a component."""
     whole, one = {"component": TOTAL}, {"execution": kind}
     charts = [Chart(name, ("flops_tflops",), where=whole)]
-    charts += [Chart(f"{name}_stagecost_{m}", (m,), by="component", where=one) for m in STAGECOST]
+    charts += [Chart(f"{name}_stagecost_{m}", (m,), by=("component",), where=one) for m in STAGECOST]
     engines = ("tensor_tflops", "cuda_tflops")
-    return [*charts, Chart(f"{name}_flops_split_log", engines, by="", where=whole | one, log="y")]
+    return [*charts, Chart(f"{name}_flops_split_log", engines, by=(), where=whole | one, log="y")]
 
 
 def with_total(parts: Mapping[str, StageCost]) -> dict[str, StageCost]:
     """Components and their whole: parts add up to it, its peak is their largest."""
     return {**parts, TOTAL: sum(parts.values(), start=StageCost())}
+
+
+def require_images(model: BaseModel) -> Planner:
+    """The planner of a model. Raises InputError if it reads no images."""
+    if model.planner is None:
+        raise InputError(f"{model.name} takes no image, which this sweep is about; e2e_decode and sequence need none")
+    return model.planner
 
 
 def page_columns(model: BaseModel, image: ImagePlan) -> dict[str, Any]:

@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, kind_columns, options_of
+from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, options_of
 from modelmeter.sizes import as_size
 from modelmeter.sweep.columns import Column, flops_of, significant
 from modelmeter.sweep.findings import Finding, spoken
-from modelmeter.sweep.pages import counted, main_kind, page_columns
+from modelmeter.sweep.pages import counted, main_kind, page_columns, require_images
 from modelmeter.sweep.table import Chart, Table, cost_columns
 from modelmeter.workload import Workload
 
@@ -55,7 +54,7 @@ class Profile:
         """One page of it; other keywords are those of Workload."""
         mode = self.mode.get(model.name) if isinstance(self.mode, Mapping) else self.mode
         if mode is not None:
-            choose(f"mode of profile {self.name}", str(mode), model.planner.modes if model.planner else ())
+            choose(f"mode of profile {self.name}", str(mode), require_images(model).modes)
         options |= {"prompt_tokens": self.prompt_tokens, "decode_steps": self.output_tokens}
         return model.workload(image_size=self.image_size, mode=mode, **options)
 
@@ -69,8 +68,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     for profile in settings["profiles"]:
         for kind in settings["runtime"]:
             work = profile.workload(model, **options_of(settings, kind, BATCH))
-            stages = _stages(model, profile, work).items()
-            rows += [_row(model, profile, work, stage, cost) for stage, cost in stages]
+            rows += _rows(model, profile, work)
     count = len(settings["profiles"])
     title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"
     main = main_kind(settings)
@@ -78,39 +76,34 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     return [Table("profiles", title, counted(work), rows, dict(settings), charts, kind=main)]
 
 
-def _stages(model: BaseModel, profile: Profile, work: Workload) -> dict[str, StageCost]:
+def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[dict[str, Any]]:
     page = model.request(work)
     stored = {key: getattr(page, key) for key in ("parameters", "weight_bytes", "kv_cache_bytes")}
-    costs = {stage.name: model.cost(stage.name, work) for stage in model.stages}
-    return {**costs, "page": page, "all pages": replace(page * profile.pages, **stored)}
-
-
-def _row(model: BaseModel, profile: Profile, work: Workload, stage: str, cost: StageCost) -> dict[str, Any]:
-    reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
-    return {
-        "profile": profile.name,
-        "title": profile.title,
-        "image_size": profile.image_size,
-        "mode": work.image.mode,
-        **page_columns(model, work.image),
-        "image_tokens": work.image.tokens,
-        "context_tokens": work.context_tokens,
-        "decode_steps": work.decode_steps,
-        "pages": profile.pages,
-        "stage": stage,
-        **kind_columns(work.execution),
-        **cost_columns(cost),
-        "beyond_positions": stage != "vision" and model.is_beyond(reach),
-    }
+    costs = model.costs(work) | {"page": page, "all pages": replace(page * profile.pages, **stored)}
+    for stage, cost in costs.items():
+        reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
+        yield {
+            "profile": profile.name,
+            "title": profile.title,
+            "image_size": profile.image_size,
+            "mode": work.image.mode,
+            **page_columns(model, work.image),
+            "image_tokens": work.image.tokens,
+            "context_tokens": work.context_tokens,
+            "decode_steps": work.decode_steps,
+            "pages": profile.pages,
+            "stage": stage,
+            **cost_columns(work, cost),
+            "beyond_positions": stage != "vision" and model.is_beyond(reach),
+        }
 
 
 def _charts(kind: str, stages: tuple[str, ...]) -> list[Chart]:
-    bars = [
-        Chart(f"profiles_{name}", (measure,), "title", "stage", {"execution": kind, "stage": stages}, bars=True)
-        for name, measure in (("flops", "flops_tflops"), ("io", "io_gb"))
+    drawn = (("flops", "flops_tflops", stages), ("io", "io_gb", stages), ("kv", "kv_gb", ("page",)))
+    return [
+        Chart(f"profiles_{name}", (measure,), "title", ("stage",), {"execution": kind, "stage": some}, bars=True)
+        for name, measure, some in drawn
     ]
-    page = {"execution": kind, "stage": ("page",)}
-    return [*bars, Chart("profiles_kv", ("kv_gb",), "title", "stage", page, bars=True)]
 
 
 def _findings(table: Table) -> Iterator[Finding]:

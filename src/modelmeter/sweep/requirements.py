@@ -30,36 +30,24 @@ def _seconds(key: str, budget: Any) -> float:
 
 @dataclass(frozen=True)
 class Target:
-    """A latency target: its `name` and what it waits for, one decode step of many or all that a row counts."""
+    """A latency target: its `name` and what it waits for."""
 
     name: str
     waits_for: str
-    a_step: bool = False
+
+    @property
+    def key(self) -> str:
+        """The name of the setting of its budgets."""
+        return self.name.lower()
 
     @property
     def setting(self) -> Setting:
-        """The setting of its budgets in seconds."""
-        help = f"budgets for {self.waits_for}, seconds, each above 0"
-        return Setting(self.name.lower(), Kind(_seconds, lambda: "budgets in seconds"), help, several=True)
-
-    def pages(self, table: Table) -> Iterator[tuple[float, Row]]:
-        """Each budget with the totals of each point of a sweep."""
-        budgets = self.setting.check(table.settings[self.setting.name])
-        yield from ((budget, row) for budget in budgets for row in table.select(component=TOTAL))
-
-    def place(self, row: Row, budget: float) -> dict[str, Any]:
-        """The columns of a target at a point: all but its costs and marks."""
-        others = (*COST_COLUMNS, "component", *MARKS)
-        place = {k: v for k, v in row.items() if k not in others and not k.endswith("_per_token")}
-        return {"target": self.name, "budget_s": budget} | place
-
-    def seconds(self, row: Row, budget: float) -> float:
-        """The time that the costs of a row are given."""
-        return budget * (row["decode_steps"] if self.a_step else 1)
+        """Its budgets in seconds."""
+        kind = Kind(_seconds, lambda: "budgets in seconds")
+        return Setting(self.key, kind, f"budgets for {self.waits_for}, seconds, each above 0", several=True)
 
 
-TTFT = Target("TTFT", "vision and prefill")
-TPOT = Target("TPOT", "one decode step", a_step=True)
+TTFT, TPOT = Target("TTFT", "vision and prefill"), Target("TPOT", "one decode step")
 COLUMNS = (
     Column("target"),
     Column("budget_s", "budget s", curve="{} s"),
@@ -70,30 +58,38 @@ MEASURES = (
     Measure("required_tflops_per_s", "required rate (TFLOP/s)", ("required_flops_per_s",), 1e12),
     Measure("required_gb_per_s", "required bandwidth (GB/s)", ("required_bytes_per_s",), 1e9),
 )
-MARKS = ("beyond_positions", "extrapolated", "marked")
+MARKS = ("extrapolated", "marked")
+
+
+def budgeted(target: Target, table: Table) -> Iterator[tuple[Row, float, dict[str, Any]]]:
+    """Each whole of a sweep with each budget: its row, the seconds that its cost may take, the columns of its place."""
+    left = (*COST_COLUMNS, "component", "beyond_positions", *MARKS)
+    for budget in target.setting.check(table.settings[target.key]):
+        for row in table.select(component=TOTAL):
+            place = {k: v for k, v in row.items() if k not in left and not k.endswith("_per_token")}
+            seconds = budget * (row["decode_steps"] if target is TPOT else 1)
+            yield row, seconds, {"target": target.name, "budget_s": budget} | place
 
 
 def requirements(target: Target, table: Table) -> Table:
     """The rates that the budgets of a sweep's settings require at each of its points (its totals are used)."""
-    key = target.setting.name
-    rows = [_required(target, row, budget) for budget, row in target.pages(table)]
-    by, axis = ("budget_s", "execution"), table.points.axis if table.points else ""
+    rows = []
+    for row, seconds, place in budgeted(target, table):
+        tensor, cuda, moved = (row[k] for k in ("tensor_core_flops", "cuda_core_flops", "io_bytes"))
+        work = {"tensor_flops": tensor, "cuda_flops": cuda, "flops": tensor + cuda, "bytes": moved}
+        rates = {f"required_{what}_per_s": value / seconds for what, value in work.items()}
+        rows.append(place | rates | {k: row[k] for k in ("beyond_positions", *MARKS)})
+    axis = table.points.axis if table.points else ""
     charts = [
-        Chart(f"responsive_tflops_by_{key}", ("required_tflops_per_s",), by=by, axis=axis),
-        Chart(f"responsive_gb_by_{key}", ("required_gb_per_s",), by=by, axis=axis),
+        Chart(
+            f"responsive_{unit}_by_{target.key}", (f"required_{unit}_per_s",), by=("budget_s", "execution"), axis=axis
+        )
+        for unit in ("tflops", "gb")
     ]
     title = table.title_of(f"what a {target.name} budget requires ({target.waits_for})")
     digest = [row for row in rows if row["execution"] == table.kind]
-    name, kind = f"responsive_by_{key}", table.kind
-    return Table(name, title, table.basis, rows, table.settings, charts, digest, kind, table.points)
-
-
-def _required(target: Target, row: Row, budget: float) -> dict[str, Any]:
-    seconds = target.seconds(row, budget)
-    tensor, cuda, moved = (row[k] for k in ("tensor_core_flops", "cuda_core_flops", "io_bytes"))
-    rates = {"tensor_flops": tensor, "cuda_flops": cuda, "flops": tensor + cuda, "bytes": moved}
-    required = {f"required_{what}_per_s": amount / seconds for what, amount in rates.items()}
-    return target.place(row, budget) | required | {mark: row[mark] for mark in MARKS}
+    name = f"responsive_by_{target.key}"
+    return Table(name, title, table.basis, rows, table.settings, charts, digest, table.kind, table.points)
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -107,4 +103,4 @@ def _findings(table: Table) -> Iterator[Finding]:
         }  # fmt: skip
 
 
-FINDINGS = {f"responsive_by_{target.setting.name}": _findings for target in (TTFT, TPOT)}
+FINDINGS = {f"responsive_by_{target.key}": _findings for target in (TTFT, TPOT)}

@@ -10,15 +10,13 @@ from typing import Any
 from modelmeter.errors import InputError
 from modelmeter.layers.attention import attention_layers, with_heads
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import COUNTING, SWEPT, Setting, joined, kind_columns, options_of, pair, whole
+from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pair, whole
 from modelmeter.sweep.columns import Column, Measure, Row, flops_of, significant
 from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
 from modelmeter.sweep.findings import Finding, ranges, spoken, trends
 from modelmeter.sweep.pages import counted, main_kind
 from modelmeter.sweep.table import Chart, Table, cost_columns
-from modelmeter.workload import Workload
 
-LISTS = ("prefill_tokens", "decode_tokens", "batch")
 SETTINGS = joined(
     Setting("prefill_tokens", whole(), "beyond the model's positions is allowed and marked", several=True),
     Setting("decode_tokens", whole(), "tokens generated after the prefill", several=True),
@@ -35,6 +33,7 @@ COLUMNS = (
 )
 MEASURES = (Measure("io_gb_per_token", "traffic an output token (GB = 1e9 bytes)", ("io_bytes_per_token",), 1e9),)
 MOST_POINTS = 1_000_000
+SIZES = ("prefill_tokens", "decode_steps", "batch", "heads", "kv_heads")
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
@@ -42,49 +41,40 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     Raises InputError for heads that do not divide the hidden width.
     """
-    (own, *_), lists = attention_layers(model), [settings[key] for key in LISTS]
-    pairs = [(own.g * own.r, own.g)] if settings["heads"] is None else settings["heads"]
-    models = {pair: with_heads(model, *pair) for pair in pairs}
-    count = len(pairs) * prod(map(len, lists))
+    lists = [settings[key] for key in ("batch", "decode_tokens", "prefill_tokens")]
+    own = attention_layers(model)[0]
+    pairs = settings["heads"] or [(own.g * own.r, own.g)]
+    count = prod(map(len, (pairs, *lists)))
     if count > MOST_POINTS:
-        raise InputError(f"{', '.join(LISTS)} and heads make {count} points; at most {MOST_POINTS}")
+        raise InputError(f"prefill_tokens, decode_tokens, batch and heads make {count} points; at most {MOST_POINTS}")
+    models = [(heads, with_heads(model, *heads)) for heads in pairs]
     rows: list[dict[str, Any]] = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind)
-        for heads, batch, steps, prefill in product(pairs, *reversed(lists)):
-            work = model.text(prefill, batch=batch, decode_steps=steps, **options)
-            rows += [_row(models[heads], work, heads, stage) for stage in ("prefill", "decode")]
-    main = main_kind(settings)
+        for (heads, changed), batch, steps, prefill in product(models, *lists):
+            work = changed.text(prefill, batch=batch, decode_steps=steps, **options)
+            point = dict(zip(SIZES, (prefill, steps, batch, *heads), strict=True))
+            for stage, reach in (("prefill", prefill), ("decode", prefill + steps)):
+                costs = cost_columns(work, changed.cost(stage, work))
+                means = per_token(work, costs) if stage == "decode" else dict.fromkeys(PER_TOKEN, "")
+                beyond = {"beyond_positions": model.is_beyond(reach)}
+                rows.append({**point, "stage": stage, **costs, **means, **beyond})
+    first, main = {size: rows[0][size] for size in SIZES}, main_kind(settings)
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
-    digest = [row for row in rows if row["execution"] == main and row["decode_steps"] == rows[0]["decode_steps"]]
-    return [Table("sequence", title, counted(work), rows, dict(settings), _charts(rows[0], main), digest, main)]
+    digest = [r for r in rows if r["execution"] == main and r["decode_steps"] == first["decode_steps"]]
+    return [Table("sequence", title, counted(work), rows, dict(settings), _charts(first, main), digest, main)]
 
 
-def _row(model: BaseModel, work: Workload, heads: tuple[int, int], stage: str) -> dict[str, Any]:
-    costs, decodes = cost_columns(model.cost(stage, work)), stage == "decode"
-    return {
-        "prefill_tokens": work.prompt_tokens,
-        "decode_steps": work.decode_steps,
-        "batch": work.batch,
-        "heads": heads[0],
-        "kv_heads": heads[1],
-        "stage": stage,
-        **kind_columns(work.execution),
-        **costs,
-        **(per_token(work.decode_steps * work.batch, costs) if decodes else dict.fromkeys(PER_TOKEN, "")),
-        "beyond_positions": model.is_beyond(work.prompt_tokens + decodes * work.decode_steps),
-    }
-
-
-def _charts(first: Row, kind: str) -> list[Chart]:
+def _charts(first: Mapping[str, int], kind: str) -> list[Chart]:
     """Against the prefill length; whatever is no curve is held at its first value."""
-    x, batch, heads = "prefill_tokens", ("batch",), ("heads", "kv_heads")
     fixed = {"execution": kind, "decode_steps": first["decode_steps"]}
-    own = {column: first[column] for column in heads}
-    decode, one = fixed | own | {"stage": "decode"}, fixed | {"stage": "decode", "batch": first["batch"]}
+    own = {key: first[key] for key in ("heads", "kv_heads")}
+    decode = fixed | own | {"stage": "decode"}
+    x, batch = "prefill_tokens", ("batch",)
+    one = fixed | {"stage": "decode", "batch": first["batch"]}
     return [
         Chart("sequence_prefill_flops", ("flops_tflops",), x, batch, fixed | own | {"stage": "prefill"}, "xy"),
-        Chart("sequence_kv_cache", ("kv_gb",), x, heads, one, "xy"),
+        Chart("sequence_kv_cache", ("kv_gb",), x, tuple(own), one, "xy"),
         Chart("sequence_decode_io", ("io_gb_per_token",), x, batch, decode, "xy"),
         Chart("sequence_decode_intensity", ("arithmetic_intensity",), x, batch, decode, "xy"),
     ]
@@ -92,23 +82,22 @@ def _charts(first: Row, kind: str) -> list[Chart]:
 
 def _findings(table: Table) -> Iterator[Finding]:
     """At the first of every size that a sentence does not speak of."""
-    sizes = ("prefill_tokens", "decode_steps", "batch", "heads", "kv_heads")
-    first = {key: table.rows[0][key] for key in sizes}
+    first = {key: table.rows[0][key] for key in SIZES}
 
-    def along(stage: str, *free: str) -> list[Row]:
-        fixed = {key: value for key, value in first.items() if key not in free}
-        return table.select(execution=table.kind, stage=stage, **fixed)
+    def along(stage: str, free: str) -> dict[Any, Row]:
+        fixed = {key: value for key, value in first.items() if key != free}
+        return {row[free]: row for row in table.select(execution=table.kind, stage=stage, **fixed)}
 
     yield from spoken(table)
-    lengths = {row["prefill_tokens"]: flops_of(row) for row in along("prefill", "prefill_tokens")}
+    lengths = {length: flops_of(row) for length, row in along("prefill", "prefill_tokens").items()}
     if len(lengths) > 1:
         ends = (str(min(lengths)), str(max(lengths)))
         yield from ranges("sequence_prefill", list(lengths.values()), 1e12, **first, lengths=ends)
     yield from trends("sequence_trend", lengths)
-    batches = {row["batch"]: row for row in along("decode", "batch")}
+    batches = along("decode", "batch")
     if len(batches) > 1:
         yield from _batches(batches, first)
-    caches = {row["kv_heads"]: row["kv_cache_bytes"] for row in along("decode", "kv_heads")}
+    caches = {kv_heads: row["kv_cache_bytes"] for kv_heads, row in along("decode", "kv_heads").items()}
     if len(caches) > 1:
         low, high = min(caches), max(caches)
         yield "sequence_kv", first | {"low": low, "high": high, "times": significant(caches[high] / caches[low])}

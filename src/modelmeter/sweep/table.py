@@ -12,22 +12,15 @@ from typing import Any
 from modelmeter.models.planner import Points
 from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import whole
+from modelmeter.workload import Workload
 
 TOTAL = "total"
 """The component that is the whole: sums of the others, its peak their largest."""
 
 COST_COLUMNS = (
-    "tensor_core_flops",
-    "cuda_core_flops",
-    "weight_io_bytes",
-    "activation_io_bytes",
-    "kv_io_bytes",
-    "io_bytes",
-    "arithmetic_intensity_flop_per_byte",
-    "weight_bytes",
-    "peak_activation_bytes",
-    "kv_cache_bytes",
-)
+    "tensor_core_flops", "cuda_core_flops", "weight_io_bytes", "activation_io_bytes", "kv_io_bytes", "io_bytes",
+    "arithmetic_intensity_flop_per_byte", "weight_bytes", "peak_activation_bytes", "kv_cache_bytes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -42,26 +35,21 @@ class Chart:
     name: str
     measures: tuple[str, ...]
     x: str = "image_tokens"
-    by: str | tuple[str, ...] = "execution"
+    by: tuple[str, ...] = ("execution",)
     where: Mapping[str, Any] = field(default_factory=dict)
     log: str = ""
     bars: bool = False
     note: str = ""
     axis: str = ""
 
-    @property
-    def curves(self) -> tuple[str, ...]:
-        """The columns of `by`."""
-        return (self.by,) if isinstance(self.by, str) and self.by else tuple(self.by)
-
 
 @dataclass(frozen=True)
 class Table:
     """Rows by column name; `title` says what was swept and `basis` how it was counted.
 
-    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of where
-    there are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's own
-    page that a report begins with.
+    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of
+    where there are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's
+    own page that a report begins with.
     """
 
     name: str
@@ -99,7 +87,19 @@ class Table:
         return f"{model}: {subject} over {rest.partition(' over ')[2]}"
 
 
-def cost_columns(cost: StageCost) -> dict[str, Any]:
-    """The columns of a StageCost, whole numbers as ints."""
+def runtime_columns(work: Workload) -> dict[str, Any]:
+    """The columns that name a runtime: its kind of attention, and itself."""
+    return {"attention": work.attention, "execution": work.execution}
+
+
+def cost_columns(work: Workload, cost: StageCost) -> dict[str, Any]:
+    """The runtime and the columns of a StageCost, whole numbers as ints."""
     counts = cost.as_dict()
-    return {name: counts[name] if "intensity" in name else whole(counts[name]) for name in COST_COLUMNS}
+    costs = {name: counts[name] if "intensity" in name else whole(counts[name]) for name in COST_COLUMNS}
+    return runtime_columns(work) | costs
+
+
+def number(value: Any) -> int | float:
+    """A size as a table has it: an int where it is whole, else a float."""
+    value = whole(value)
+    return value if isinstance(value, int) else float(value)

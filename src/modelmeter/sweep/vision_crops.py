@@ -6,21 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelmeter.models.model import BaseModel
+from modelmeter.sweep import findings as found
 from modelmeter.sweep.columns import flops_of, significant
-from modelmeter.sweep.findings import (
-    Finding,
-    eager,
-    engines,
-    intensity,
-    over_grids,
-    ranges,
-    rows_of,
-    spoken,
-    trend,
-    trends,
-)  # fmt: skip
 from modelmeter.sweep.pages import SETTINGS as SETTINGS
-from modelmeter.sweep.pages import STAGECOST, PageSweep, run_pages
+from modelmeter.sweep.pages import STAGECOST, PageSweep, require_images, run_pages
 from modelmeter.sweep.table import Chart, Table
 
 
@@ -29,22 +18,22 @@ def _charts(kind: str) -> list[Chart]:
     return [*charts, Chart("vision_flops_split_log", ("tensor_tflops", "cuda_tflops"), log="y")]
 
 
-def _findings(table: Table) -> Iterator[Finding]:
-    rows = rows_of(table)
+def _findings(table: Table) -> Iterator[found.Finding]:
+    rows = found.rows_of(table)
     tiled = {row["crops"]: row for row in rows if row.get("crops")}
-    yield from spoken(table)
+    yield from found.spoken(table)
     if len(tiled) > 1:
-        yield from over_grids("vision_range", list(tiled.values()))
+        yield from found.over_grids("vision_range", list(tiled.values()))
         few, many = min(tiled), max(tiled)
         each = significant((flops_of(tiled[many]) - flops_of(tiled[few])) / (many - few) / 1e12, 4)
         flops = {crops: flops_of(row) for crops, row in tiled.items()}
-        same = trend(list(flops.items())) == "linear"
+        same = found.trend(list(flops.items())) == "linear"
         yield "vision_per_crop" if same else "vision_per_crop_mean", {"each": each}
-        yield from trends("vision_trend", flops)
-    yield from engines(rows)
-    yield from eager(table)
-    yield from intensity(rows)
-    yield from ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
+        yield from found.trends("vision_trend", flops)
+    yield from found.engines(rows)
+    yield from found.eager(table)
+    yield from found.intensity(rows)
+    yield from found.ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
     if len(tiled) > 1:
         fewer, many = sorted(tiled)[-2:]
         more = tiled[many]["peak_activation_bytes"] - tiled[fewer]["peak_activation_bytes"]
@@ -59,7 +48,6 @@ SWEEP = PageSweep(
 
 
 def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
-    """The Table of the sweep; see `run_pages`. Raises InputError for a model that takes no image."""
-    if model.planner is None:
-        raise InputError(f"{model.name} takes no image, so vision_crops has nothing to sweep")
+    """The Table of the sweep; see `run_pages`."""
+    require_images(model)
     return [run_pages(SWEEP, model, settings, reference)]
