@@ -65,11 +65,6 @@ class Reconciliation:
         """The layer table with all departures."""
         return self.published.layer_table()
 
-    @property
-    def basis(self) -> str:
-        """How both models are counted."""
-        return next(iter(self.tables.values())).basis
-
     def page(self) -> str:
         """The page as Markdown; its figures are those of `error_table`."""
         return render(
@@ -77,7 +72,7 @@ class Reconciliation:
             {
                 "command": self.command,
                 "version": modelmeter.__version__,
-                "basis": self.basis,
+                "basis": self.error_table.basis,
                 "cells": dict(zip(("equal", "all"), self.cells(), strict=True)),
                 "layer_cells": dict(zip(("equal", "all"), self.layer_cells(), strict=True)),
                 "departures": self.published.chosen,
@@ -107,7 +102,7 @@ class Reconciliation:
         kinds = {"tensor": "tensor-core FLOPs", "cuda": "CUDA-core FLOPs"}
         charts = [Chart(f"reconciliation_{e}", **drawn, where={"engine": e}, note=kind) for e, kind in kinds.items()]
         title = f"{self.real.name}: error of the published FLOPs"
-        return Table("reconciliation", title, self.basis, rows, charts=charts)
+        return Table("reconciliation", title, next(iter(self.tables.values())).basis, rows, charts=charts)
 
     def cells(self) -> tuple[int, int]:
         """(cells reproduced to the printed digit, all cells) of the sweep and target tables."""
@@ -152,8 +147,8 @@ class Reconciliation:
         real, found, published = self._changes[place]
         rows = [["real", *_row(real)], *([name, *_row(change, "+")] for name, change in found.items())]
         rows.append(["published", *_row(published)])
-        errors = (100 * float(published[key] / real[key] - 1) for key in _QUANTITIES)
-        rows.append(["published less real, %", *(f"{error:+.2f}" for error in errors)])
+        errors = (f"{100 * float(published[key] / real[key] - 1):+.2f}" for key in _QUANTITIES)
+        rows.append(["published less real, %", *errors])
         return grid(["", *_QUANTITIES.values()], rows)
 
     def _by_table(self) -> str:
@@ -161,11 +156,13 @@ class Reconciliation:
         real, found, _ = self._changes[self._places[-1]]
         rows = []
         for name, change in found.items():
-            shares = (_share(change, real, keys) for keys in _TABLES.values())
+            sums = ((sum(change[key] for key in keys), sum(real[key] for key in keys)) for keys in _TABLES.values())
             others = tuple(d for d in self.published.departures if d != name)
             without = replace(self.published, departures=others).layer_table()
             layers = sum(a != b for a, b in zip(self.layers, without, strict=True))
-            rows.append([name, *(signed(share) for share in shares), f"{layers} of {len(without)}"])
+            rows.append(
+                [name, *(signed(float(100 * added / whole)) for added, whole in sums), f"{layers} of {len(without)}"]
+            )
         return grid(["departure", *_TABLES, "layers changed in the layer table"], rows)
 
     def _errors(self) -> str:
@@ -226,10 +223,6 @@ def _layer_cells(row: Any) -> tuple[str, str, str]:
     """GFLOP measured and in theory, and their difference, as printed."""
     measured, theory = (f"{float(flops) / _GIGA:.4e}" for flops in (row.measured_flops, row.theoretical_flops))
     return measured, theory, f"{100 * float(row.difference):.4f}%"
-
-
-def _share(change: Mapping[str, Any], real: Mapping[str, Any], keys: Sequence[str]) -> float:
-    return float(100 * sum(change[key] for key in keys) / sum(real[key] for key in keys))
 
 
 def _row(counts: Mapping[str, Any], sign: str = "") -> list[str]:
