@@ -16,6 +16,7 @@ from modelmeter.models.vlm import language_stages, text_model
 from modelmeter.programs.cost import COUNTS
 from modelmeter.sizes import (
     Size,
+    as_size,
     ceil_div,
     evaluated,
     expected_distinct,
@@ -208,6 +209,19 @@ def test_the_largest_step_of_what_rises_beside_a_sawtooth(first, more, c, rise):
     )
     peak = largest(step(T, C), "t", symbol("first"), symbol("last"))
     assert evaluated([peak], {"c": c, "first": first, "last": first + more}) == (loop,)
+
+
+def test_an_extreme_of_sizes_that_are_a_number_apart_is_one_of_them():
+    for gap in (0, 1, 2):
+        assert minimum(T, T - gap) is minimum(T - gap, T) is T - gap
+        assert maximum(T, T + gap) is maximum(T + gap, T) is T + gap
+    assert minimum(T, 1) == maximum(1 - T, 1) == 1  # a named size is at least 1
+    assert minimum(T, 2) is not T and minimum(T * W, T + W) is not T * W
+
+
+def test_whole_floats_are_sizes():
+    assert as_size("d", 1.0) == 1 and type(as_size("d", np.float64(7))) is int
+    assert type(as_size("d", np.int64(7))) is int and as_size("d", 0, least=0) == 0.0
 
 
 @pytest.mark.parametrize("step", [
