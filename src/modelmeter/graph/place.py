@@ -18,7 +18,7 @@ CAUSAL = ("full", "exact")
 
 
 class Node(NamedTuple):
-    """A placed layer: its path, its class, how often it runs in all (`times`).
+    """A placed layer: its path, its class, how often it runs in all (`times`), the classes of the layers around it.
 
     `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave that one
     (the caller holds one while the next is made), `again` is 1 if there is a second round. `serial` tells apart layers
@@ -32,6 +32,7 @@ class Node(NamedTuple):
     held: tuple[str, str] = ("", "")
     again: Size = 0
     serial: int = 0
+    around: tuple[str, ...] = ()
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Sizes:
         if not (isinstance(times, int) and times == 1):  # a repeated layer
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
             around = (path, ends, minimum(times - 1, 1))
-        node = Node(path, layer, outer.times * times, *around, self.root.placed)
+        node = Node(path, layer, outer.times * times, *around, self.root.placed, (*outer.around, outer.layer))
         return Sizes({**workload, **fields}, node, self.root, inner, frozenset(workload))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import matplotlib
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from modelmeter.cost import StageCost
-from modelmeter.models.model import STAGES, Model
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
 from modelmeter.report.figures import COLOURS, SMALL, STYLE, WIDTH, bar_look, saved
 from modelmeter.report.tables import page_parts, si, split
 from modelmeter.workload import Workload
@@ -20,33 +21,30 @@ from modelmeter.workload import Workload
 _WIDTH, _HEIGHT, _GAP, _APART = 2.6, 0.72, 0.22, 1.3
 
 
-def stages_diagram(model: Model, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
+def stages_diagram(model: BaseModel, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
     """The stages of a workload by component, as `stages.svg`."""
-    parts = {stage: model.breakdown(stage, work) for stage in STAGES}
+    found = {stage.name: model.breakdown(stage.name, work) for stage in model.stages}
+    parts = {stage: components for stage, components in found.items() if components}
     whole = sum(float(cost.flops) for stage in parts.values() for cost in stage.values())
-    tallest = max(map(len, parts.values()))
+    tallest, step = max(map(len, parts.values())), _WIDTH + _APART
+    flows = [f"{work.image.tokens}\nimage\ntokens", f"{work.context_tokens}\ntokens of\nKV cache"][1 - len(parts) :]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure, axes = pyplot.subplots(figsize=(WIDTH, 0.8 + 0.4 * tallest), layout="constrained")
         axes.set_axis_off()
-        for column, stage in enumerate(STAGES):
-            steps = f" ({work.decode_steps} steps)" if stage == "decode" else ""
-            _column(axes, column * (_WIDTH + _APART), f"{stage}{steps}", parts[stage], whole, COLOURS[column])
-        flows = (f"{work.image.tokens}\nimage\ntokens", f"{work.context_tokens}\ntokens of\nKV cache")
+        for column, (stage, components) in enumerate(parts.items()):
+            steps = f" ({work.decode_steps} steps)" if model.stage(stage).steps else ""
+            _column(axes, column * step, f"{stage}{steps}", components, whole, COLOURS[column])
         for column, text in enumerate(flows):
-            x = column * (_WIDTH + _APART) + _WIDTH
-            axes.annotate(
-                "", (x + _APART - 0.05, -0.3), (x + 0.05, -0.3), arrowprops={"arrowstyle": "->", "linewidth": 1.2}
-            )
+            x = column * step + _WIDTH
+            arrow = {"arrowstyle": "->", "linewidth": 1.2}
+            axes.annotate("", (x + _APART - 0.05, -0.3), (x + 0.05, -0.3), arrowprops=arrow)
             axes.annotate(text, (x + _APART / 2, -0.36), ha="center", va="top", fontsize=SMALL)
-        axes.set_xlim(-0.1, 3 * _WIDTH + 2 * _APART + 0.1)
+        axes.set_xlim(-0.1, len(parts) * step - _APART + 0.1)
         axes.set_ylim(-tallest * (_HEIGHT + _GAP) - 0.1, 0.75)
-        figure.suptitle(_title(model, work), fontsize=SMALL + 0.5)
-        drawn = {f"stages.{kind}": saved(figure, kind) for kind in formats}
-        pyplot.close(figure)
-    return drawn
+        return _finished(figure, "stages", model, work, formats)
 
 
-def page_overview(model: Model, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
+def page_overview(model: BaseModel, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
     """What a page takes, each as one bar of its parts, as `page.svg`."""
     parts = page_parts(model, work)
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
@@ -63,15 +61,19 @@ def page_overview(model: Model, work: Workload, formats: tuple[str, ...] = ("svg
                 left += share
             text = f"{name} {split(values, 'FLOP' if name == 'work' else 'B')}"
             axes.annotate(text, (0, 0.27 - row), va="bottom", fontsize=SMALL)
-        figure.suptitle(_title(model, work), fontsize=SMALL + 0.5)
         figure.legend(loc="outside lower center", ncols=len(looks), frameon=False, handlelength=1.2)
-        drawn = {f"page.{kind}": saved(figure, kind) for kind in formats}
-        pyplot.close(figure)
+        return _finished(figure, "page", model, work, formats)
+
+
+def _finished(
+    figure: Figure, name: str, model: BaseModel, work: Workload, formats: tuple[str, ...]
+) -> dict[str, str | bytes]:
+    """A figure under the title of its page, in each format."""
+    title = [*textwrap.wrap(f"{model.name}, {work.image.describe()}", 80), work.basis]
+    figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
+    drawn = {f"{name}.{kind}": saved(figure, kind) for kind in formats}
+    pyplot.close(figure)
     return drawn
-
-
-def _title(model: Model, work: Workload) -> str:
-    return "\n".join([*textwrap.wrap(f"{model.name}, {work.image.describe()}", 80), work.basis])
 
 
 def _column(axes: Axes, x: float, title: str, parts: Mapping[str, StageCost], whole: float, color: str) -> None:

@@ -12,23 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import modelmeter
-from modelmeter.cost import StageCost
-from modelmeter.models.model import STAGES, Model
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
 from modelmeter.report.files import markdown_table
-from modelmeter.report.findings import findings
 from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
-from modelmeter.report.measures import MEASURES, significant
 from modelmeter.report.tables import answer, markdown, page_parts
+from modelmeter.sweep.columns import significant
+from modelmeter.sweep.registry import MEASURES, findings
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
 TABLES = "performance-tables"
 PAGES = ("architecture", "performance", TABLES)
-_INTRO = {
-    "device_shares": "targets_intro", "sequence": "sequence_intro", "profiles": "profiles_intro",
-    "compression": "compression_intro",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Report:
     model's numbers with their sources, `validation` rows of `validate.run.comparison_rows` (None: left out).
     """
 
-    model: Model
+    model: BaseModel
     work: Workload
     command: str
     settings: Mapping[str, Any]
@@ -59,21 +55,21 @@ class Report:
         return found
 
     def _common(self, t: Language) -> dict[str, Any]:
-        work, costs = self.work, {stage: self.model.cost(stage, self.work) for stage in STAGES}
-        stored = self.model.storage(work)
+        stored = self.model.storage(self.work)
+        flops, moved, _ = (_parts(parts, t, share=True) for parts in page_parts(self.model, self.work).values())
         return {
             "t": t,
             "title": self.settings["title"],
             "command": self.command,
             "version": modelmeter.__version__,
-            "basis": work.basis,
+            "basis": self.work.basis,
             "prose": self.settings["prose"][t.code],
             "parameters": f"{stored.parameters:,}",
             "weight_bytes": f"{stored.weight_bytes:,}",
             "page": self._page(),
             "stages": self._stages(t),
-            "shares": _shares(costs),
-        }  # fmt: skip
+            "shares": {"work": flops, "traffic": moved},
+        }
 
     def _page(self) -> dict[str, Any]:
         work = self.work
@@ -89,17 +85,17 @@ class Report:
         }
 
     def _stages(self, t: Language) -> str:
-        heads = ["stage", "component", *_COST_HEADS]
+        heads = ["stage", "component", *_HEADS]
         rows = []
-        for stage in STAGES:
-            rows.append([t.word(stage), t.word("total"), *_costs(self.model.cost(stage, self.work))])
+        for stage, cost in self.model.costs(self.work).items():
+            rows.append([t.word(stage), t.word("total"), *_costs(cost)])
             rows += [[t.word(stage), name, *_costs(c)] for name, c in self.model.breakdown(stage, self.work).items()]
         rows.append([t.word("page"), t.word("total"), *_costs(self.model.request(self.work))])
         return grid(map(t.word, heads), rows)
 
     def _architecture(self, t: Language) -> dict[str, Any]:
         found = inventory(self.model, self.work)
-        heads = [t.word(h) for h in ("stage", "layer", *_COST_HEADS[:_WORK], "share %")]
+        heads = [t.word(h) for h in ("stage", "layer", *_HEADS[:_WORK], "share %")]
         rows = [[t.word(i.stage), i.layer, *_costs(i.cost)[:_WORK], significant(100 * i.share)] for i in found]
         layers = [_layer(name, t) for name in dict.fromkeys(item.layer for item in found)]
         dims = grid(map(t.word, ("number", "value", "source (confidence)")), self.dims)
@@ -120,11 +116,11 @@ class Report:
         """What the page costs and what binds it: the first lines of the report."""
         lines = [t.say("page_example", **self._page())]
         for name, parts in page_parts(self.model, self.work).items():
-            key, unit = _ANSWERS[name]
-            shown = {part.replace(" ", "_"): significant(value / unit) for part, value in parts.items()}
-            lines.append(t.say(key, total=significant(sum(parts.values()) / unit), **shown))
-        binding = [_binding(table) for tables in self.tables.values() for table in tables if table.name == _DEVICES]
-        return lines + [t.say("answer_binds", **values) for values in binding]
+            unit = 1e12 if name == "work" else 1e9
+            total = significant(sum(parts.values()) / unit)
+            lines.append(t.say(f"answer_{name}", total=total, parts=_parts(parts, t, unit)))
+        headlines = [table.headline for tables in self.tables.values() for table in tables if table.headline]
+        return [*lines, *map(t.finding, headlines)]
 
 
 def page_name(page: str, code: str) -> str:
@@ -149,34 +145,32 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
     return markdown(heads, rows, numeric)
 
 
-_DEVICES = "device_shares"
-_ANSWERS = {"work": ("answer_work", 1e12), "traffic": ("answer_traffic", 1e9), "memory": ("answer_memory", 1e9)}
-_COST_HEADS = (
-    "tensor-core TFLOP", "CUDA-core TFLOP", "I/O GB", "FLOP/byte", "parameters", "weights MB",
-    "peak activations GB", "KV cache GB",
-)  # fmt: skip
-
+_COSTS = {
+    "tensor-core TFLOP": ("tensor_core_flops", 1e12, 7),
+    "CUDA-core TFLOP": ("cuda_core_flops", 1e12, 5),
+    "I/O GB": ("io_bytes", 1e9, 5),
+    "FLOP/byte": ("arithmetic_intensity", 1, 4),
+    "parameters": ("parameters", 1, 0),
+    "weights MB": ("weight_bytes", 1e6, 5),
+    "peak activations GB": ("peak_activation_bytes", 1e9, 4),
+    "KV cache GB": ("kv_cache_bytes", 1e9, 4),
+}
+"""What a table shows of a StageCost: the count, its unit, significant digits (0: all)."""
+_HEADS = tuple(_COSTS)
 _WORK = 6
 """How many of these are work and storage of a layer; a peak is that of a stage."""
 
 
 def _costs(cost: StageCost) -> list[str]:
-    return [
-        significant(float(cost.tensor_core_flops) / 1e12, 7),
-        significant(float(cost.cuda_core_flops) / 1e12, 5),
-        significant(float(cost.io_bytes) / 1e9, 5),
-        significant(float(cost.arithmetic_intensity), 4),
-        f"{cost.parameters:,}",
-        significant(float(cost.weight_bytes) / 1e6, 5),
-        significant(float(cost.peak_activation_bytes) / 1e9, 4),
-        significant(float(cost.kv_cache_bytes) / 1e9, 4),
-    ]
+    values = ((getattr(cost, count), unit, digits) for count, unit, digits in _COSTS.values())
+    return [significant(float(value) / unit, digits) if digits else f"{value:,}" for value, unit, digits in values]
 
 
-def _shares(costs: Mapping[str, StageCost]) -> dict[str, str]:
-    flops, moved = (sum(float(getattr(c, key)) for c in costs.values()) for key in ("flops", "io_bytes"))
-    shares = {stage: f"{100 * float(c.flops) / flops:.1f}" for stage, c in costs.items()}
-    return shares | {f"{stage}_io": f"{100 * float(c.io_bytes) / moved:.1f}" for stage, c in costs.items()}
+def _parts(parts: Mapping[str, float], t: Language, unit: float = 1, share: bool = False) -> str:
+    """Parts in words, each over `unit`, or as its share in percent."""
+    whole = sum(parts.values())
+    shown = ((name, f"{100 * v / whole:.1f} %" if share else significant(v / unit)) for name, v in parts.items())
+    return t.word(", ").join(f"{t.word(name)} {value}" for name, value in shown)
 
 
 def _layer(name: str, t: Language) -> dict[str, Any]:
@@ -195,13 +189,14 @@ def _layer(name: str, t: Language) -> dict[str, Any]:
 def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
     own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
     command = f"modelmeter sweep {sweep}{own}"
-    several = table.name == _DEVICES  # what binds depends on the execution
+    several = table.headline is not None  # what binds depends on the execution
     shown = [row for row in table.shown if several or row["execution"] == table.kind]
     part = ("ranges_shown" if several else "rows_shown") if len(shown) < len(table.rows) else ""
+    intro = f"{sweep}_intro"
     charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
     return {
         "name": table.name,
-        "intro": _INTRO.get(table.name),
+        "intro": intro if intro in catalogue(t.code)["sentences"] else "",
         "findings": answer([table]),
         "more": [finding for finding in findings(table) if finding not in answer([table])],
         "charts": charts,
@@ -211,18 +206,8 @@ def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> 
     }
 
 
-def _binding(table: Table) -> dict[str, Any]:
-    """On how many devices bandwidth binds the page itself, by target; a budget does not change it."""
-    own = table.select(marked=True, execution=table.kind)
-    found: dict[str, set[str]] = {row["target"]: set() for row in own}
-    for row in own:
-        found[row["target"]] |= {row["device"]} if row["binds"] == "memory bandwidth" else set()
-    devices = len({row["device"] for row in own})
-    return {"kind": table.kind, "devices": devices} | {target: len(some) for target, some in found.items()}
-
-
 def _caption(chart: Chart, t: Language) -> str:
-    words = [MEASURES[chart.measures[0]].label, *(["by component"] if chart.by == "component" else [])]
+    words = [MEASURES[chart.measures[0]].label, *(["by component"] if chart.by == ("component",) else [])]
     return ", ".join(map(t.word, words))
 
 

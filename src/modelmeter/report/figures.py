@@ -1,6 +1,6 @@
 """Figures of sweeps: readable in print and in grey, units on the axes, no time stamps.
 
-A Chart of a table becomes curves or bars; which quantities there are is in `measures.py`. A figure is so
+A Chart of a table becomes curves or bars; which quantities there are is declared by the sweeps. A figure is so
 narrow that two stand side by side in a report, its letters so large that they are read there.
 """
 
@@ -21,7 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from modelmeter.report.measures import CURVES, MEASURES, X_LABELS, Measure, Row, grid_of, significant
+from modelmeter.sweep.columns import Measure, Row, grid_of, significant
+from modelmeter.sweep.registry import COLUMNS, MEASURES
 from modelmeter.sweep.table import Chart, Table
 
 WIDTH, SMALL = 4.6, 6.5
@@ -83,7 +84,12 @@ class _Line:
 
 
 def _words(values: tuple[tuple[str, str], ...]) -> list[str]:
-    return [CURVES.get(column, "{}").format(value) for column, value in values]
+    return [_word(column, value) for column, value in values]
+
+
+def _word(column: str, value: Any) -> str:
+    """How a value of a column reads in a legend."""
+    return ((column in COLUMNS and COLUMNS[column].curve) or "{}").format(value)
 
 
 def _is_hollow(row: Row) -> bool:
@@ -111,7 +117,7 @@ def saved(figure: Figure, kind: str) -> str | bytes:
 
 def _lines(table: Table, chart: Chart) -> list[_Line]:
     """The curves of a chart; those that coincide are one, with both names, and those of zeros are left out."""
-    columns = chart.curves
+    columns = chart.by
     found: dict[Any, _Line] = {}
     looks = 0
     for name in chart.measures:
@@ -190,12 +196,12 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
 def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     label = MEASURES[chart.measures[0]].label
     scale = ", log scale" if "y" in chart.log else ""
-    axes.set_xlabel(chart.axis or X_LABELS[chart.x])
+    axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
     axes.set_ylabel(textwrap.fill(f"{label}{scale}{', ' + chart.note if chart.note else ''}", _HIGH))
     held = [
-        CURVES.get(k, "{}").format(v)
+        _word(k, v)
         for k, v in chart.where.items()
-        if k not in ("component", "grid_h", "grid_w", *chart.curves) and not isinstance(v, tuple)
+        if k not in ("component", "grid_h", "grid_w", *chart.by) and not isinstance(v, tuple)
     ]
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")

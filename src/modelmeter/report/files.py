@@ -19,10 +19,10 @@ from typing import Any
 
 import modelmeter
 from modelmeter.errors import InputError
-from modelmeter.report.findings import findings
 from modelmeter.report.language import Language
-from modelmeter.report.measures import COLUMNS, notes_of
 from modelmeter.report.tables import markdown
+from modelmeter.sweep.columns import notes_of
+from modelmeter.sweep.registry import COLUMNS, findings
 from modelmeter.sweep.table import Table
 
 SCHEMA_VERSION = 1

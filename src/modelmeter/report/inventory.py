@@ -13,10 +13,17 @@ from functools import cache
 from typing import Any
 
 from modelmeter import layers
-from modelmeter.cost import StageCost, measure
-from modelmeter.models.model import STAGES, Model
-from modelmeter.report.formulas import FORMULAS, formula, latex, variants
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
+from modelmeter.programs.program import program_of
+from modelmeter.report.formulas import formulas, latex
 from modelmeter.workload import Workload
+
+KNOWN = set(layers.__all__) - {"Repeat", "Sequence"}
+WORK = {
+    "flops_formula": "tensor_core_flops", "cuda_formula": "cuda_core_flops", "parameters_formula": "parameters",
+}  # fmt: skip
+"""The counts whose formulas are told with a layer, by the key of their name."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +36,20 @@ class LayerCost:
     share: float
 
 
-def inventory(model: Model, work: Workload) -> list[LayerCost]:
+def inventory(model: BaseModel, work: Workload) -> list[LayerCost]:
     """Every layer class of every stage, in order of first use; decode is its first step."""
     found = []
-    for stage in STAGES:
-        ops = model.ops(stage, work)
-        whole = measure(ops, str(work.execution)).flops
-        names = dict.fromkeys(name for op in ops for name in op.n.layers if name in layers.__all__)
-        for name in names:
-            cost = measure([op for op in ops if name in op.n.layers], str(work.execution))
-            found.append(LayerCost(stage, name, cost, cost.flops / whole if whole else 0.0))
+    for stage in model.stages:
+        graph, names = stage.graph(stage.structure(work), work.causal)
+        program = program_of(
+            model.changed(graph), names, work.counting, lambda op: " ".join((*op.node.around, op.node.layer))
+        )
+        sizes = stage.sizes(work)
+        parts = {tuple(part.split()): cost for part, cost in program.at([sizes[name] for name in names]).items()}
+        whole = sum(cost.flops for cost in parts.values())
+        for name in dict.fromkeys(name for part in parts for name in part if name in KNOWN):
+            cost = sum((cost for part, cost in parts.items() if name in part), start=StageCost())
+            found.append(LayerCost(stage.name, name, cost, cost.flops / whole if whole else 0.0))
     return found
 
 
@@ -57,16 +68,13 @@ def vendor_of(layer: str) -> str:
 @cache
 def formulas_of(layer: str) -> tuple[tuple[str, str, str], ...]:
     """(key of the text catalogue, form, LaTeX) of a layer's work and parameters; nothing for a stack of layers."""
-    return tuple(_formulas(layer)) if layer in FORMULAS else ()
+    return tuple(_formulas(layer))
 
 
 def _formulas(layer: str) -> Iterator[tuple[str, str, str]]:
-    for form, chosen in variants(layer).items():
-        cost: Any = formula(getattr(layers, layer), chosen=chosen)
-        for key, field in (
-            ("flops_formula", "tensor_core_flops"),
-            ("cuda_formula", "cuda_core_flops"),
-            ("parameters_formula", "parameters"),
-        ):
-            if getattr(cost, field) != 0:
-                yield key, form.removeprefix("with "), latex(getattr(cost, field))
+    for title, cost in formulas().items():
+        name, _, form = title.partition(" with ")
+        for key, count in WORK.items():
+            value: Any = getattr(cost, count)
+            if name == layer and value != 0:
+                yield key, form, latex(value)

@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from modelmeter.errors import choose
-from modelmeter.report.findings import Finding
+from modelmeter.sweep.findings import Finding
 
 LANGUAGES = ("en", "zh")
 _WORDS = ("trend", "kind", "title")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from modelmeter.cost import StageCost
+from modelmeter.programs.cost import StageCost
 from modelmeter.device import Device
-from modelmeter.models.model import STAGES, Model
-from modelmeter.report.findings import Finding, findings
+from modelmeter.models.model import BaseModel
+from modelmeter.sweep.findings import Finding
+from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
 
@@ -28,26 +29,25 @@ def si(value: float, unit: str) -> str:
     return f"{value:.4g} {unit}".rstrip()
 
 
-_COLUMNS = (
-    "part", "tensor cores", "CUDA cores", "weight I/O", "activation I/O", "KV I/O", "FLOP/byte",
-    "parameters", "weights", "peak activ.", "KV cache",
-)  # fmt: skip
+_COLUMNS = {
+    "tensor cores": ("tensor_core_flops", "FLOP"),
+    "CUDA cores": ("cuda_core_flops", "FLOP"),
+    "weight I/O": ("weight_io_bytes", "B"),
+    "activation I/O": ("activation_io_bytes", "B"),
+    "KV I/O": ("kv_io_bytes", "B"),
+    "FLOP/byte": ("arithmetic_intensity", ""),
+    "parameters": ("parameters", ""),
+    "weights": ("weight_bytes", "B"),
+    "peak activ.": ("peak_activation_bytes", "B"),
+    "KV cache": ("kv_cache_bytes", "B"),
+}
+"""What a table of a page shows of a StageCost, and its unit."""
 
 
 def _row(name: str, cost: StageCost) -> list[str]:
-    return [
-        name,
-        si(cost.tensor_core_flops, "FLOP"),
-        si(cost.cuda_core_flops, "FLOP"),
-        si(cost.weight_io_bytes, "B"),
-        si(cost.activation_io_bytes, "B"),
-        si(cost.kv_io_bytes, "B"),
-        f"{float(cost.arithmetic_intensity):.1f}",
-        si(cost.parameters, ""),
-        si(cost.weight_bytes, "B"),
-        si(cost.peak_activation_bytes, "B"),
-        si(cost.kv_cache_bytes, "B"),
-    ]
+    counts = {head: (float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items()}
+    cells = (f"{v:.1f}" if head == "FLOP/byte" else si(v, unit) for head, (v, unit) in counts.items())
+    return [name, *cells]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -78,9 +78,9 @@ def answer(tables: Iterable[Table]) -> list[Finding]:
     return [finding for *_, finding in sorted(chosen, key=lambda item: item[:3])]
 
 
-def page_parts(model: Model, work: Workload) -> dict[str, dict[str, float]]:
+def page_parts(model: BaseModel, work: Workload) -> dict[str, dict[str, float]]:
     """What a page takes, by part: `work` (FLOPs) and `traffic` (bytes) by stage, `memory` (bytes) by what it holds."""
-    costs, page = {stage: model.cost(stage, work) for stage in STAGES}, model.request(work)
+    costs, page = model.costs(work), model.request(work)
     held = {"weights": page.weight_bytes, "peak activations": page.peak_activation_bytes}
     return {
         "work": {stage: float(cost.flops) for stage, cost in costs.items()},
@@ -102,13 +102,13 @@ def memory_bound(cost: StageCost, devices: Iterable[Device]) -> int:
     return sum(max(taken, key=lambda name: float(taken[name])) == "memory bandwidth" for taken in shares)
 
 
-def page_answer(model: Model, work: Workload, devices: Sequence[Device]) -> str:
+def page_answer(model: BaseModel, work: Workload, devices: Sequence[Device]) -> str:
     """What a page costs and what binds it, in five lines."""
-    parts, costs = page_parts(model, work), {stage: model.cost(stage, work) for stage in STAGES}
+    parts = page_parts(model, work)
     bound = (
         f"{stage} on {memory_bound(cost, devices)} of {len(devices)} devices"
         f" ({float(cost.arithmetic_intensity):.1f} FLOP/byte)"
-        for stage, cost in costs.items()
+        for stage, cost in model.costs(work).items()
         if cost.flops
     )
     return "\n".join(
@@ -122,12 +122,12 @@ def page_answer(model: Model, work: Workload, devices: Sequence[Device]) -> str:
     )
 
 
-def page_table(model: Model, work: Workload, depth: int = 1) -> str:
+def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
     """The costs of one page by stage, component and (depth 2) layer, as text."""
-    rows = [list(_COLUMNS)]
-    for stage in STAGES:
-        steps = f" ({work.decode_steps} steps)" if stage == "decode" else ""
-        rows.append(_row(f"{stage}{steps}", model.cost(stage, work)))
+    rows = [["part", *_COLUMNS]]
+    for stage, cost in model.costs(work).items():
+        steps = f" ({work.decode_steps} steps)" if model.stage(stage).steps else ""
+        rows.append(_row(f"{stage}{steps}", cost))
         rows += [_row(f"  {name}", part) for name, part in model.breakdown(stage, work, depth).items()]
     rows.append(_row("page", model.request(work)))
     reach = work.context_tokens + work.decode_steps

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,8 @@ from modelmeter.sweep import (
     targets,
     vision_crops,
 )  # fmt: skip
+from modelmeter.sweep.findings import Finding, Reader
+from modelmeter.sweep.table import Table
 
 SWEEPS: dict[str, ModuleType] = {
     "compression": compression,
@@ -30,11 +31,17 @@ SWEEPS: dict[str, ModuleType] = {
 }
 
 
-@cache
-def declared(what: str) -> dict[str, Any]:
-    """All COLUMNS or MEASURES (objects with a name) or FINDINGS (a mapping) of the sweeps and of what they share."""
-    found: dict[str, Any] = {}
+def _declared(what: str) -> Iterator[Any]:
+    """What the sweeps declare under a name, and what they share."""
     for module in (columns, requirements, *SWEEPS.values()):
-        some = getattr(module, what, ())
-        found |= some if isinstance(some, Mapping) else {one.name: one for one in some}
-    return found
+        yield getattr(module, what, ())
+
+
+COLUMNS: dict[str, columns.Column] = {column.name: column for some in _declared("COLUMNS") for column in some}
+MEASURES: dict[str, columns.Measure] = {measure.name: measure for some in _declared("MEASURES") for measure in some}
+_READERS: dict[str, Reader] = {table: read for some in _declared("FINDINGS") for table, read in dict(some).items()}
+
+
+def findings(table: Table) -> list[Finding]:
+    """What the rows of a table say: the findings that its sweep declares; none for another table."""
+    return list(_READERS[table.name](table)) if table.name in _READERS else []
