@@ -62,7 +62,7 @@ SOFTMAX = Form(5, -2)  # a row of n: max n-1, sub n, exp n, sum n-1, div n = 5n 
 SOFTMAX_IN_FP32 = Form(5, -2, (
     Step("_wide:32[{all}] = {x}"),
     Step("_soft:32[{all}] = _wide:32[{all}]", 5),
-    Step("{y} = _soft:32[{all}]"),
+    Step("{y} = _soft:32[{all}]", rebinds=True),
 ))  # fmt: skip
 LAYER_NORM = Form(7, 2, (  # mean n, sub n, square n, mean n, eps + sqrt 2, div n, weight n, bias n
     Step("{y} _mean:32[{rest}] _rstd:32[{rest}] = {x} * {w} + {b}", 7),
@@ -96,7 +96,9 @@ ROTATE = Form(7, 0, (  # a pair: (x, y) -> x*cos + rotate_half(x)*sin: 4 mul, 2 
     Step("_sin[{all}] = _turned[{all}] * {v}", 1),
     Step("{y} = _cos[{all}] * _sin[{all}]", 1),
 ))  # fmt: skip
-ANGLES = Form(1, 0, (Step("_pos:32[b s] = pos:64[b s]"), Step("{y} = {x} * _pos:32[b s]", 1)))  # position times frequency
+ANGLES = Form(
+    1, 0, (Step("_pos:32[b s] = pos:64[b s]"), Step("{y} = {x} * _pos:32[b s]", 1))
+)  # position times frequency
 ROTARY_TABLE = Form(4, 0, (  # cos, sin and the scaling of each: four operations an element of the table
     Step("angles:32[{all}] = {x}"),
     Step("_cos:32[{all}] = angles:32[{all}]", 1),
