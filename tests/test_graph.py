@@ -8,7 +8,7 @@ from examples import RUNTIMES, every_example
 from modelmeter import BaseLayer, InputError, Runtime, symbol
 from modelmeter import layers as mm
 from modelmeter.graph.forms import RMS_NORM
-from modelmeter.graph.ops import build, composite, conv2d, copy, lookup, matmul, norm, pointwise, softmax
+from modelmeter.graph.ops import build, composite, conv2d, copy, lookup, matmul, norm, pointwise, softmax, unused
 from modelmeter.sizes import Size
 
 
@@ -77,6 +77,31 @@ def test_what_one_layer_writes_another_reads_in_its_size():
 ])  # fmt: skip
 def test_an_axis_of_an_output_is_on_the_right(make):
     refused(lambda n: [make("y[b s f d] = x[b s d]", n)], "axis 'f'", "output of equation 'y[b s f d] = x[b s d]")
+
+
+def test_what_moves_elements_may_bind_the_axes_that_it_moves_them_to():
+    moved = layer(lambda n: [copy("y[b s q] = x[b s d]", n.bind(q=2 * n.d))], "d")(3)
+    assert moved.cost(b=1, s=2).io_bytes == 2 * (2 * 3 + 2 * 6)
+    for make, words in (
+        (copy, "to its right, nor bound by the layer"),
+        (lambda text, n: pointwise(text, 1, n), "its right"),
+    ):
+        with pytest.raises(InputError) as error:
+            layer(lambda n: [make("y[b s f] = x[b s d]", n)])(3, 4).graph()
+        assert str(error.value).endswith(words)
+
+
+def test_a_weight_that_nobody_reads_is_stored_and_nothing_else_of_its_op_is_there():
+    def ops(n):
+        yield from unused([matmul("h[b s f] = x[b s d] * W_1[d f] + W_b[f]", n)])
+        yield matmul("y[b s f] = x[b s d] * W_1[d f]", n)
+
+    example = layer(ops)(3, 4)
+    dead = example.graph().ops[0]
+    assert {r.role for r in dead.reads} == {"weight"} and not dead.writes
+    cost = example.cost(b=1, s=2)
+    assert (cost.parameters, cost.weight_io_bytes) == (3 * 4 + 4, 2 * 3 * 4)
+    assert (cost.flops, cost.peak_activation_bytes) == (2 * 2 * 3 * 4, 2 * (2 * 3 + 2 * 4))
 
 
 def test_an_axis_of_a_product_is_on_the_right_even_if_it_is_bound():

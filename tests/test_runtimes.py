@@ -10,6 +10,7 @@ from test_graph import layer
 from examples import CASES, IDS, RUNTIMES
 from modelmeter import InputError, Repeat, Runtime, Sequence
 from modelmeter import layers as mm
+from modelmeter.graph import forms
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Ref, pointwise
 from modelmeter.programs.cost import COUNTS
@@ -221,6 +222,38 @@ def test_repeating_is_a_sequence_of_copies_in_every_runtime_but_the_least(runtim
     same = COUNTS if runtime in ("eager", "flash") else (*COUNTS[:3], *COUNTS[5:7])
     for count in (c for c in same if runtime != "fused" or c != "activation_io_bytes"):
         assert getattr(repeated, count) == getattr(copies, count), count
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_attention_costs_the_scale_and_the_softmax_of_each_row_in_every_runtime(runtime):
+    b, s, t, d, g, r, e = 2, 3, 5, 6, 2, 3, 4
+    rotated = 7 * b * s * (g * r + g) * e // 2
+    rows = b * g * r * s
+    causal = mm.LlamaAttention(d, g, r, e).cost(b=b, s=s, t=t, runtime=runtime)
+    assert causal.cuda_core_flops == rotated + rows * (t + 5 * t - 2)
+    biases, rows = 4 * b * s * d, b * 2 * s
+    both = mm.SelfAttention(d, 2, 3).cost(b=b, s=s, runtime=runtime)
+    assert both.cuda_core_flops == biases + rows * (s + 5 * s - 2)
+
+
+def written_out():
+    return {name: form for name, form in vars(forms).items() if isinstance(form, forms.Form) and form.steps}
+
+
+@pytest.mark.parametrize("name", written_out())
+def test_the_steps_of_a_form_cost_what_the_form_costs(name):
+    """Each step runs over all elements or over the rows; rotation counts pairs of them, of which one is turned round."""
+    form = written_out()[name]
+    outputs = [step.equation.partition(" = ")[0] for step in form.steps]
+    pair = 2 if any("{half}" in output for output in outputs) else 1
+    row = sum(
+        s.flops for s, y in zip(form.steps, outputs, strict=True) if "{rest}" in y and "{y}" not in y and not s.over
+    )
+    element = (
+        sum(s.flops * (1 if "{half}" in y else pair) for s, y in zip(form.steps, outputs, strict=True)) - row * pair
+    )
+    assert element == form.element
+    assert row == form.row or name in ("SOFTMAX_IN_FP32", "LAYER_NORM")  # one kernel each, rows included
 
 
 @pytest.mark.parametrize(("value", "message"), [
