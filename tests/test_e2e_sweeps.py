@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from modelmeter import cli
-from modelmeter.cost import COUNTS
+from modelmeter.programs.cost import COUNTS
 from modelmeter.sweep.table import COST_COLUMNS, TOTAL
 
 CURVES = ("flops_tflops", "io_tb", "arithmetic_intensity", "activations_gb", "kv_gb")
@@ -31,9 +31,9 @@ def points(rows):
 
 def test_every_row_is_the_models_own_cost(swept, model):
     name, _, rows = swept
-    assert len(points(rows)) == 2 * (len(model.grids(7)) + 1)
+    assert len(points(rows)) == 2 * (len(model.planner.grids(7)) + 1)
     for (h, w, kind), parts in points(rows).items():
-        work = model.workload(grid=f"{h}x{w}", attention=kind, decode_steps=30)
+        work = model.workload(grid=f"{h}x{w}", runtime=kind, decode_steps=30)
         if name == "e2e_decode":
             exact = {**model.breakdown("decode", work), TOTAL: model.cost("decode", work)}
             assert all(row["decode_steps"] == "30" for row in parts.values())

@@ -1,60 +1,26 @@
 """Planners: two rules, one protocol; sweeps go over whatever they offer."""
 
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 
+import modelmeter
 from modelmeter import config
-from modelmeter import layers as mm
 from modelmeter.errors import InputError
-from modelmeter.models.model import Model
 from modelmeter.models.planner import FixedSize
 from modelmeter.publish import sweep_tables
 from modelmeter.report.figures import figures
-from modelmeter.report.findings import findings
 from modelmeter.report.language import LANGUAGES, Language
-
-
-@dataclass(frozen=True)
-class OneView(Model):
-    """A patch convolution, a projector and a decoder behind a planner without crops."""
-
-    name: str
-    preprocess: FixedSize
-    patch: mm.PatchEmbed
-    projector: mm.MlpProjector
-    decoder: mm.CausalLM
-
-    def plan(self, *, mode, image_size, grid):
-        return self.preprocess.plan(mode, image_size, grid)
-
-    def vision(self, n, image):
-        rows = self.preprocess.side // self.preprocess.patch
-        yield from self.patch.at(n, "patch", u=rows, v=rows, x="pixels", y="features")
-        yield from self.projector.at(n, "projector", s=rows * rows, x="features", y="image")
-
-    def language(self, n):
-        yield from self.decoder.at(n, "", y="logits")
-
-    def grids(self, largest):
-        return []
-
-    def has_crops(self, mode):
-        return False
-
-    modes = ("fixed",)
-    positions = 4096
+from modelmeter.sweep.registry import findings
 
 
 @pytest.fixture(scope="module")
 def one_view():
-    norm, rotary = mm.DeepseekV2RMSNorm(d=32), mm.LlamaRotaryEmbedding(e=8)
-    attention = mm.LlamaAttention(d=32, g=2, r=2, e=8, rotary=rotary)
-    block = mm.DeepseekV2DecoderLayer(attention, mm.DeepseekV2MLP(d=32, f=64), norm)
-    decoder = mm.CausalLM(mm.TokenEmbedding(100, 32), (block, block), norm, mm.LMHead(100, 32), rotary)
-    patch, projector = mm.PatchEmbed(c=3, d=16, p=14), mm.MlpProjector("linear", 16, 32)
-    return OneView("one_view", FixedSize(side=224, patch=14), patch, projector, decoder)
+    """A tower behind a planner without crops: 16 x 16 patches of 14 pixels."""
+    return modelmeter.load_model("vlm", ["planner=fixed_224"])
+
+
+@pytest.fixture(scope="module")
+def text():
+    return modelmeter.load_model("text")
 
 
 @pytest.mark.parametrize(("side", "patch", "class_token"), [(224, 14, True), (336, 14, False), (224, 32, False)])
@@ -74,23 +40,10 @@ def test_one_view_refuses_what_it_has_not():
         FixedSize(225, 14)
 
 
-@pytest.mark.parametrize("largest", [2, 7])
-def test_points_together_are_the_points_one_by_one(model, one_view, largest):
-    for some in (model, one_view):
-        points = some.planner.points(None, largest)
-        plan: Any = some.workload(**points.together).image
-        for i, place in enumerate(points.places):
-            one = some.workload(**place).image
-            columns = some.planner.columns(one)
-            assert set(points.keys) <= columns.keys()
-            tokens = plan.tokens[i] if hasattr(plan.tokens, "shape") else plan.tokens
-            assert one.tokens == tokens
-
-
 def test_points_are_the_models_grids_and_the_users_own(model):
     own = model.workload(grid="3x2").image
-    assert [p["grid"] for p in model.planner.points(None, 6).places] == model.grids(6)
-    assert [p["grid"] for p in model.planner.points(None, 6, own).places] == [*model.grids(6), (3, 2)]
+    assert [p["grid"] for p in model.planner.points(None, 6).places] == model.planner.grids(6)
+    assert [p["grid"] for p in model.planner.points(None, 6, own).places] == [*model.planner.grids(6), (3, 2)]
     with pytest.raises(InputError, match="mode 'tiny' has no crops"):
         model.planner.points("tiny", 6)
 
@@ -99,10 +52,8 @@ def test_points_are_the_models_grids_and_the_users_own(model):
 @pytest.mark.parametrize("page", [{}, {"image_size": "600x400"}])
 def test_every_sweep_runs_on_a_model_without_crops(one_view, name, page):
     settings = config.compose("run_sweep", [f"sweep@_global_={name}"])
-    small = {"heads": ["4x2"], "profiles": ["receipt"], "runtime": ["eager", "flash"]}
+    small = {"heads": None, "profiles": ["receipt"], "runtime": ["eager", "flash"]}
     settings |= {key: value for key, value in (small | page).items() if key in settings}
-    if name == "profiles":
-        settings["profiles"] = ["receipt"]
     for table in sweep_tables(name, one_view, settings):
         assert table.rows and "grid_h" not in table.columns
         if "image_tokens" in table.columns:
@@ -114,6 +65,26 @@ def test_every_sweep_runs_on_a_model_without_crops(one_view, name, page):
             assert figures(table)
         if page and "marked" in table.columns:
             assert all(row["marked"] for row in table.rows)
+
+
+@pytest.mark.parametrize("name", config.config_names("sweep"))
+def test_a_sweep_runs_on_a_text_model_or_says_what_it_needs(text, name):
+    settings = config.compose("run_sweep", [f"sweep@_global_={name}"]) | {"heads": None}
+    if name in ("vision_crops", "profiles", "compression"):
+        with pytest.raises(InputError, match="text takes no image"):
+            sweep_tables(name, text, settings)
+        return
+    table, *_ = sweep_tables(name, text, settings)
+    stages = {"e2e_vision_prefill": ("prefill",), "targets": ("prefill",)}.get(name, ("decode",))
+    row = table.rows[-1]
+    options = {key: settings[key] for key in ("batch", "decode_steps") if key in settings}
+    if name == "sequence":
+        options = {key: row[key] for key in ("batch", "decode_steps")}
+    work = text.text(row.get("prefill_tokens", settings.get("prompt_tokens")), runtime=row["execution"], **options)
+    flops = sum(text.cost(stage, work).flops for stage in stages)
+    counted = row.get("required_flops_per_s") or row["tensor_core_flops"] + row["cuda_core_flops"]
+    assert counted == flops  # the budget of TTFT is one second
+    assert not any("None" in Language("en").finding(finding) for finding in findings(table))
 
 
 def test_a_page_of_one_view_costs_what_the_model_says(one_view):

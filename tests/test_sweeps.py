@@ -10,7 +10,7 @@ import modelmeter
 from modelmeter import catalogue, cli
 from modelmeter.device import RESOURCES, Device
 from modelmeter.errors import InputError
-from modelmeter.layers.llama import attention_layers, with_heads
+from modelmeter.layers.attention import attention_layers, with_heads
 from modelmeter.sweep.profiles import Profile
 from modelmeter.sweep.targets import SHARES
 
@@ -45,12 +45,11 @@ def test_required_rate_times_budget_is_the_cost_of_the_stage(targets, model):
     for name, budgets in (("responsive_by_ttft", {1.0, 0.25}), ("responsive_by_tpot", {0.05, 0.02})):
         rows = tables[name]
         assert {float(row["budget_s"]) for row in rows} == budgets
-        assert len(rows) == 2 * 4 * (len(model.grids(6)) + 1)
+        assert len(rows) == 2 * 4 * (len(model.planner.grids(6)) + 1)
         for row in rows:
             work = model.workload(
                 grid=f"{row['grid_h']}x{row['grid_w']}",
-                attention=row["attention"],
-                execution=row["execution"],
+                runtime=row["execution"],
                 decode_steps=40,
             )
             if name.endswith("ttft"):
@@ -71,8 +70,7 @@ def test_what_binds_is_the_resource_whose_time_is_longest(targets, model):
             devices[row["device"]],
             model.workload(
                 grid=f"{row['grid_h']}x{row['grid_w']}",
-                attention=row["attention"],
-                execution=row["execution"],
+                runtime=row["execution"],
                 decode_steps=40,
             ),
         )
@@ -165,13 +163,13 @@ def test_a_sequence_row_is_the_cost_of_the_model_built_with_those_heads(sequence
     models = {}
     for row in sequence:
         heads, kv = row["heads"], row["kv_heads"]
-        overrides = [f"dims.decoder.heads={heads}", f"dims.decoder.kv_heads={kv}"]
+        overrides = [f"decoder.heads={heads}", f"decoder.kv_heads={kv}"]
         other = models.setdefault((heads, kv), modelmeter.load_model("deepseek_ocr", overrides))
         work = other.text(
             int(row["prefill_tokens"]),
             batch=int(row["batch"]),
             decode_steps=int(row["decode_steps"]),
-            attention=row["attention"],
+            runtime=row["execution"],
         )
         exact = other.cost(row["stage"], work)
         assert whole(row, "tensor_core_flops", "cuda_core_flops", "peak_activation_bytes", "kv_cache_bytes") == [
@@ -248,7 +246,7 @@ def test_every_named_document_goes_through_its_stages(profiles, model):
         mode = "gundam_m" if row["profile"] == "newspaper" else None
         work = model.workload(
             image_size=profile.image_size, mode=mode, prompt_tokens=profile.prompt_tokens,
-            decode_steps=profile.output_tokens, attention=row["attention"],
+            decode_steps=profile.output_tokens, runtime=row["execution"],
         )  # fmt: skip
         cost = model.request(work) if "page" in row["stage"] else model.cost(row["stage"], work)
         times = profile.pages if row["stage"] == "all pages" else 1

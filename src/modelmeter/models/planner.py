@@ -1,13 +1,13 @@
 """Planners: how an image becomes views and tokens, and over which pages a sweep can go.
 
 A planner is part of a model. `Points` are what it offers to a sweep: places, the columns that describe them
-and the words of the axis. One with crops is in `deepseek_ocr/preprocess.py`; here is the plainest.
+and the words of the axis. One with crops is beside its model; here is the plainest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 from modelmeter.errors import InputError, choose
@@ -17,7 +17,7 @@ from modelmeter.workload import ImagePlan, View
 
 @dataclass(frozen=True)
 class Points:
-    """Pages to sweep over: keywords of `model.workload` one by one (`places`), and all as arrays (`together`).
+    """Pages to sweep over: `places` are keywords of `model.workload`.
 
     `noun` names them, `axis` labels an axis of their image tokens, `keys` are the columns that
     tell them apart.
@@ -27,7 +27,6 @@ class Points:
     axis: str
     keys: tuple[str, ...]
     places: Sequence[Mapping[str, Any]]
-    together: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Planner(Protocol):

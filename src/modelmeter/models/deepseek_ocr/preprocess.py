@@ -143,21 +143,17 @@ class CropRule:
 
     def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
         """All crop grids of up to `largest` crops, and the user's own."""
-        import numpy as np
-
         grids: list[Any] = self.grids(largest)
         if not grids:
             raise InputError(f"largest must be at least min_crops = {self.min_crops}, not {largest}")
         self.plan(mode, None, grids[0])  # refuses a mode without crops
         if own is not None and own.grid is not None and own.grid not in grids:
             grids.append(own.grid)
-        rows, columns = (np.array(side, dtype=np.float64) for side in zip(*grids, strict=True))
         return Points(
             "crop grids" if len(grids) > 1 else "crop grid",
             "image tokens (grid of crops written rows x columns)",
             ("grid_h", "grid_w"),
             [{"grid": grid} for grid in grids],
-            {"grid": (rows, columns)},
         )
 
     def columns(self, plan: ImagePlan) -> dict[str, Any]:
