@@ -189,7 +189,7 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.set_yscale("log")
     low = 10 ** floor(log10(min(v for v in values if v > 0)))
     axes.set_ylim(low, 1.6 * max(values) * (max(values) / low) ** 0.2)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -197,7 +197,7 @@ def _titles(axes: Axes, table: Table, chart: Chart) -> None:
     label = MEASURES[chart.measures[0]].label
     scale = ", log scale" if "y" in chart.log else ""
     axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
-    axes.set_ylabel(textwrap.fill(f"{label}{scale}{', ' + chart.note if chart.note else ''}", _HIGH))
+    axes.set_ylabel(_wrapped(f"{label}{scale}{', ' + chart.note if chart.note else ''}"))
     held = [
         _word(k, v)
         for k, v in chart.where.items()
@@ -207,6 +207,12 @@ def _titles(axes: Axes, table: Table, chart: Chart) -> None:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
     title = (textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join([table.basis, *held])))
     axes.figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
+
+
+def _wrapped(label: str) -> str:
+    """The label of a y axis in lines that fit, its unit in brackets not torn apart."""
+    words, _, unit = label.partition(" (")
+    return label if len(label) <= _HIGH else "\n".join(filter(None, (textwrap.fill(words, _HIGH), unit and f"({unit}")))
 
 
 def _curve(axes: Axes, line: _Line) -> None:
