@@ -14,19 +14,7 @@ from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
-from modelmeter.settings import (
-    BATCH,
-    COUNTING,
-    DECODE_STEPS,
-    GRID,
-    PROMPT_TOKENS,
-    SWEPT,
-    WORD,
-    Setting,
-    joined,
-    options_of,
-    whole,
-)
+from modelmeter.settings import COUNTING, GRID, SIZES, SWEPT, WORD, Setting, joined, options_of, whole
 from modelmeter.sweep.columns import Column, Measure
 from modelmeter.sweep.findings import Finding, ranges, rows_of, span, spoken
 from modelmeter.sweep.pages import counted, main_kind, require_images
@@ -37,7 +25,7 @@ SETTINGS = joined(
     Setting("text_tokens", whole(), "page lengths", several=True),
     Setting("modes", WORD, "as [tiny,small]; null: those without crops, or all if a grid is given", True, True),
     replace(GRID, help="ROWSxCOLUMNS of crops, for the modes that have crops"),
-    BATCH, DECODE_STEPS, replace(PROMPT_TOKENS, help="text tokens beside the page's"), *COUNTING, *SWEPT,
+    *SIZES, *COUNTING, *SWEPT,
 )  # fmt: skip
 COLUMNS = (
     Column("text_tokens", "text tokens", axis="text tokens of the page"),
@@ -64,29 +52,26 @@ MEASURES = (
 )
 
 
-Decoded = tuple[StageCost, StageCost]
-"""Prefill and decode."""
-
-
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """One row a page length, mode and runtime.
 
     `settings["published"]` are rows with text_tokens, mode, compression and precision of a paper.
     """
-    planner = require_images(model)
-    lengths, prompt, modes = settings["text_tokens"], settings["prompt_tokens"], _modes(planner, settings)
+    planner, lengths = require_images(model), settings["text_tokens"]
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
     rows = []
     for kind in settings["runtime"]:
-        options = options_of(settings, kind, BATCH, DECODE_STEPS)
-        texts = {n: _decoder(model, model.text(n + prompt, **options)) for n in lengths}
-        for mode in modes:
+        options = options_of(settings, kind, *SIZES)
+        prompt = options.pop("prompt_tokens")
+        texts = {n: model.costs(model.text(n + prompt, **options)) for n in lengths}
+        for mode in _modes(planner, settings):
             grid = settings["grid"] if planner.has_crops(mode) else None
             page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
-            vision, read = model.cost("vision", page).flops, _decoder(model, page)
+            read = model.costs(page)
             for n in lengths:
-                head = _head(model, page, n, known.get((mode, n)))
-                rows.append(head | _saved(vision, read, texts[n]) | _marks(model, page, n))
+                longest = prompt + max(n, page.image.tokens) + page.decode_steps
+                marks = {"beyond_positions": model.is_beyond(longest), "extrapolated": not page.image.produced}
+                rows.append(_head(page, n, known.get((mode, n))) | _saved(read, texts[n]) | marks)
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
     grid = "" if settings["grid"] is None else f", grid {'x'.join(map(str, settings['grid']))}"
@@ -108,11 +93,7 @@ def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:
     return modes
 
 
-def _decoder(model: BaseModel, work: Workload) -> Decoded:
-    return model.cost("prefill", work), model.cost("decode", work)
-
-
-def _head(model: BaseModel, page: Workload, text_tokens: int, paper: Mapping[str, Any] | None) -> dict[str, Any]:
+def _head(page: Workload, text_tokens: int, paper: Mapping[str, Any] | None) -> dict[str, Any]:
     image = page.image
     return {
         "text_tokens": text_tokens,
@@ -128,27 +109,22 @@ def _head(model: BaseModel, page: Workload, text_tokens: int, paper: Mapping[str
     }
 
 
-def _saved(vision_flops: Any, read: Decoded, text: Decoded) -> dict[str, Any]:
+def _saved(read: Mapping[str, StageCost], text: Mapping[str, StageCost]) -> dict[str, Any]:
     """What the decoder does for the text beside what it does for the picture."""
-    (prefill, decode), (text_prefill, text_decode) = read, text
+    (vision, prefill, decode), (text_prefill, text_decode) = read.values(), (text["prefill"], text["decode"])
     saved = text_prefill.flops - prefill.flops
     return {
         "text_prefill_flops": text_prefill.flops,
         "image_prefill_flops": prefill.flops,
-        "vision_flops": vision_flops,
+        "vision_flops": vision.flops,
         "saved_prefill_flops": saved,
-        "saved_flops_less_vision": saved - vision_flops,
+        "saved_flops_less_vision": saved - vision.flops,
         "saved_decode_flops": text_decode.flops - decode.flops,
         "saved_decode_io_bytes": number(text_decode.io_bytes - decode.io_bytes),
         "text_kv_cache_bytes": text_decode.kv_cache_bytes,
         "image_kv_cache_bytes": decode.kv_cache_bytes,
         "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
     }
-
-
-def _marks(model: BaseModel, page: Workload, text_tokens: int) -> dict[str, Any]:
-    longest = page.prompt_tokens + max(text_tokens, page.image.tokens) + page.decode_steps
-    return {"beyond_positions": model.is_beyond(longest), "extrapolated": not page.image.produced}
 
 
 def _charts(kind: str) -> list[Chart]:
