@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from modelmeter.validate.counters import Watch, tensors
+from modelmeter.validate.counters import Watch, tensors_in
 
 _WRITES_ONLY = frozenset(["copy_", "fill_", "zero_", "normal_", "uniform_"])
 _GATHERS = frozenset(["embedding", "index", "index_select", "gather"])
@@ -81,7 +81,7 @@ def _operands(tensors: Iterable[torch.Tensor]) -> list[Operand]:
     return [_operand(t) for t in once.values()]
 
 
-class Operators(_Watch):
+class Operators(Watch):
     """Records every kernel in order; `kernels` are those that depend on `inputs`, `seen` are all.
 
     >>> x = torch.ones(2, 3)
@@ -95,7 +95,7 @@ class Operators(_Watch):
         super().__init__()
         self.seen: list[Kernel] = []
         self._tainted: set[StorageWeakRef] = set()
-        self._taint(_tensors(inputs))
+        self._taint(tensors_in(inputs))
 
     @property
     def kernels(self) -> list[Kernel]:
@@ -123,7 +123,7 @@ class Operators(_Watch):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        name, inputs, out = func.overloadpacket.__name__, _tensors((args, kwargs)), _tensors(result)
+        name, inputs, out = func.overloadpacket.__name__, tensors_in((args, kwargs)), tensors_in(result)
         owners = {StorageWeakRef(t.untyped_storage()) for t in inputs}
         aliases = all(StorageWeakRef(t.untyped_storage()) in owners for t in out)  # true where there is no result
         if func.is_view or "empty" in name or (aliases and not func._schema.is_mutable):
@@ -143,7 +143,7 @@ class Operators(_Watch):
         return result
 
 
-class LiveStorages(_Watch):
+class LiveStorages(Watch):
     """The largest sum of live storages, those of `weights` apart, with attention as one kernel.
 
     `at_peak` lists the shapes alive then.
@@ -164,7 +164,7 @@ class LiveStorages(_Watch):
     def _track(self, result: Any) -> None:
         for key in [k for k, (ref, _, _) in self._live.items() if ref.expired()]:
             del self._live[key]
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
             if storage._cdata not in self._known and storage._cdata not in self._live:
                 self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes(), tuple(tensor.shape))

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from modelmeter.validate.operators import Operators, live_at_peak  # noqa: E402
+from operators import Operators, live_at_peak  # noqa: E402
 
 HALF = torch.bfloat16
 DEVICES = pytest.mark.parametrize("device", ["meta", "cpu"])

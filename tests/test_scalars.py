@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from modelmeter import constants
 from modelmeter import layers as mm
+from modelmeter.graph import forms
 
 
 class Counting:
@@ -99,13 +99,13 @@ def rotate(x, y, cos, sin):
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])
 def test_norms_and_softmax(n):
-    for function, (slope, offset) in (
-        (layer_norm, constants.LAYER_NORM),
-        (lambda x: layer_norm(x, True), constants.LAYER_NORM_2D),
-        (rms_norm, constants.RMS_NORM),
-        (softmax, constants.SOFTMAX),
+    for function, form in (
+        (layer_norm, forms.LAYER_NORM),
+        (lambda x: layer_norm(x, True), forms.LAYER_NORM_2D),
+        (rms_norm, forms.RMS_NORM),
+        (softmax, forms.SOFTMAX),
     ):
-        assert cost(function, row(n)) == slope * n + offset
+        assert cost(function, row(n)) == form.element * n + form.row
     assert mm.LayerNorm(n).forward_cuda_core_flops(b=2, s=3) == 6 * cost(layer_norm, row(n))
     assert mm.DeepseekV2RMSNorm(n).forward_cuda_core_flops(b=2, s=3) == 6 * cost(rms_norm, row(n))
     two = cost(lambda x: layer_norm(x, True), row(n))
@@ -114,10 +114,12 @@ def test_norms_and_softmax(n):
 
 def test_activations_and_rotary():
     x = Counting(0.3)
-    assert cost(sigmoid, x) == constants.SIGMOID
-    assert cost(lambda v: v * sigmoid(v), x) == constants.SILU
-    assert cost(lambda v: v * sigmoid(v * 1.702), x) == constants.QUICK_GELU
-    assert cost(lambda v: (v / 2) * ((v / math.sqrt(2)).apply(math.erf) + 1), x) == constants.GELU
-    assert cost(rotate, x, x, x, x) == constants.ROTATE_PAIR
-    table = cost(lambda a: (a.apply(math.cos) * 1.0, a.apply(math.sin) * 1.0), x)
-    assert table == constants.ROTARY_TABLE
+    for function, form in (
+        (sigmoid, forms.SIGMOID),
+        (lambda v: v * sigmoid(v), forms.SILU),
+        (lambda v: v * sigmoid(v * 1.702), forms.QUICK_GELU),
+        (lambda v: (v / 2) * ((v / math.sqrt(2)).apply(math.erf) + 1), forms.GELU),
+        (lambda a: (a.apply(math.cos) * 1.0, a.apply(math.sin) * 1.0), forms.ROTARY_TABLE),
+    ):
+        assert cost(function, x) == form.element
+    assert cost(rotate, x, x, x, x) == forms.ROTATE.element  # of a pair

@@ -12,7 +12,7 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.kernels import Kernel
-from modelmeter.validate.counters import OperandBytes, ScalarOperations, tensor_core_flops
+from modelmeter.validate.counters import ScalarOperations, tensor_core_flops
 from modelmeter.workload import Workload
 
 
@@ -61,8 +61,8 @@ class Case:
 
     `unseen` says that torch's counter sees no FLOPs by nature (norms, lookups): then the scalar
     operations are what is compared. `known` is by how much the reference differs for a stated reason;
-    `skip` names quantities that the reference computes otherwise, with the reason. `device` is where
-    its operators are counted.
+    `skip` names quantities that the reference computes otherwise, with the reason: without scalar operations
+    (`cuda_core_flops`) no operator is watched. `device` is where its operators are counted.
     """
 
     group: str
@@ -110,17 +110,14 @@ def compare(case: Case) -> Comparison:
         with torch.no_grad():
             case.run(module, *inputs)
 
-    measured, theoretical = {"tensor_core_flops": tensor_core_flops(run)}, case.ours.cost().as_dict()
+    products = (k for k in case.ours.kernels() if k.loops)  # matmuls, convolutions and flash attention
+    theoretical = case.ours.cost().as_dict() | {"kernel_io_bytes": sum(k.io_bytes * k.runs for k in products)}
+    measured = {"tensor_core_flops": tensor_core_flops(run)}
     if "cuda_core_flops" not in case.skip:
-        with ScalarOperations(inputs) as scalars:
+        with ScalarOperations(inputs) as seen:
             run()
-        measured["cuda_core_flops"] = scalars.flops
-    if "kernel_io_bytes" not in case.skip:
-        with OperandBytes() as kernels:
-            run()
-        products = (k for k in case.ours.kernels() if k.loops)  # matmuls, convolutions and flash attention
-        measured["kernel_io_bytes"] = kernels.bytes
-        theoretical["kernel_io_bytes"] = sum(k.io_bytes * k.runs for k in products)
+        measured |= {"cuda_core_flops": seen.flops, "kernel_io_bytes": seen.bytes}
+    measured = {quantity: count for quantity, count in measured.items() if quantity not in case.skip}
     if module is not None:
         measured["parameters"] = sum(p.numel() for p in module.parameters())
     for quantity, (amount, _) in case.known.items():

@@ -11,7 +11,6 @@ from math import prod
 from typing import Any, Self
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -47,7 +46,7 @@ def _rows(form: forms.Form, many: int, width: int) -> int:
     return many * (form.element * width + form.row)
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
+def tensors_in(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
@@ -73,7 +72,7 @@ class _AttentionMode(TorchFunctionMode):
         return out
 
 
-class _Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):
     """Sees every operator, and attention as one kernel."""
 
     def __init__(self) -> None:
@@ -94,8 +93,27 @@ class _Watch(TorchDispatchMode):
         super().__exit__(*error)
 
 
-class ScalarOperations(_Watch):
-    """Counts CUDA-core FLOPs of the unfused graph by the convention of docs/counting.md.
+class OperandBytes(Watch):
+    """Bytes that matmuls, convolutions and attention kernels read and write."""
+
+    _KERNELS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        self.bytes += _bytes([*reads, out])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket.__name__ in self._KERNELS:
+            self.bytes += _bytes(tensors_in((args, kwargs)) + tensors_in(result))
+        return result
+
+
+class ScalarOperations(OperandBytes):
+    """Counts, beside them, CUDA-core FLOPs of the unfused graph by the convention of docs/counting.md.
 
     Only arithmetic on data that depends on the inputs counts: what depends on weights and shapes
     alone (interpolated position tables, index arithmetic) is the same for every call.
@@ -104,24 +122,25 @@ class ScalarOperations(_Watch):
     def __init__(self, inputs: Any) -> None:
         super().__init__()
         self.flops = 0
-        self._storages = [t.untyped_storage() for t in _tensors(inputs)]
+        self._storages = [t.untyped_storage() for t in tensors_in(inputs)]
         self._tainted = {s._cdata for s in self._storages}
 
     def _taint(self, result: Any) -> None:
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
             self._storages.append(storage)  # kept alive, so that its address is not reused
             self._tainted.add(storage._cdata)
 
     def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
+        super().attention(reads, out)
         rows, keys = prod(reads[0].shape[:-1]), reads[1].shape[-2]
         bias = len(reads) > 3 and reads[3].dtype is not torch.bool
         self.flops += _rows(forms.SOFTMAX, rows, keys) + rows * keys * (2 if bias else 1)
         self._taint(out)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if any(t.untyped_storage()._cdata in self._tainted for t in _tensors((args, kwargs))):
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if any(t.untyped_storage()._cdata in self._tainted for t in tensors_in((args, kwargs))):
             self._taint(result)
             self.flops += self._cost(func.overloadpacket.__name__, args, result)
         return result
@@ -131,7 +150,7 @@ class ScalarOperations(_Watch):
         name = name.rstrip("_") if name not in _FREE else name
         if name in _FREE:
             return 0
-        out = _tensors(result)[0]
+        out = tensors_in(result)[0]
         if name in _PER_ELEMENT:
             return _PER_ELEMENT[name] * out.numel()
         if name in ("addmm", "baddbmm"):
@@ -151,22 +170,3 @@ class ScalarOperations(_Watch):
         if name == "topk":
             return int(out.numel() * args[0].shape[-1])
         raise NotImplementedError(f"no counting rule for operator {name!r}")
-
-
-class OperandBytes(_Watch):
-    """Bytes that matmuls, convolutions and attention kernels read and write."""
-
-    _KERNELS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
-        self.bytes += _bytes([*reads, out])
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in self._KERNELS:
-            self.bytes += _bytes(_tensors((args, kwargs)) + _tensors(result))
-        return result

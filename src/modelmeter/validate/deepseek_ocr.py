@@ -218,7 +218,9 @@ def _projector_cases(model: Any, at: At, case: _Rows, depth: int = 3) -> Iterato
         others = [part for _ in range(depth - 1) for part in (nn.GELU(), nn.Linear(linear.d, linear.d))]
         return nn.Sequential(nn.Linear(linear.c, linear.d), *others)
 
-    yield case("MlpProjector (linear)", "multi_modal_projector", lambda: nn.Linear(linear.c, linear.d), linear, place, *shape)
+    yield case(
+        "MlpProjector (linear)", "multi_modal_projector", lambda: nn.Linear(linear.c, linear.d), linear, place, *shape
+    )
     yield case("MlpProjector (mlp_gelu)", "torch.nn.Sequential", stacked, deep, place, *shape)
 
 
@@ -290,7 +292,10 @@ def _rotary_cases(model: Any, at: At, dtype: torch.dtype) -> Iterator[Case]:
         return torch.zeros(at.b, at.s, dtype=torch.long)
 
     def build() -> tuple[nn.Module, tuple[Any, ...]]:
-        return ocr.UnlimitedOcrTextRotaryEmbedding(cfg), (torch.randn(at.b, at.s, model.decoder.d, dtype=dtype), positions())
+        return ocr.UnlimitedOcrTextRotaryEmbedding(cfg), (
+            torch.randn(at.b, at.s, model.decoder.d, dtype=dtype),
+            positions(),
+        )
 
     yield Case("llama", "LlamaRotaryEmbedding (transformers)", "TextRotaryEmbedding", LayerAt(RotaryEmbedding(e), text),
                build, unseen=True)  # fmt: skip

@@ -38,7 +38,9 @@ def vision_case(model: Any, work: Workload, label: str = "") -> Case:
         for view in pixels:
             whole.multi_modal_projector(whole.vision_tower(view).last_hidden_state)
 
-    patches = sum(many * (height // model.tower.patch) * (width // model.tower.patch) for many, _, height, width in views)
+    patches = sum(
+        many * (height // model.tower.patch) * (width // model.tower.patch) for many, _, height, width in views
+    )
     return Case("stage", f"vision {label or work.image.mode}", "UnlimitedOcrModel", StageAt(model, "vision", work),
                 build, run, known=two_norms(model, patches))  # fmt: skip
 

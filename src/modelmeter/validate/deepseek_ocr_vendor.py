@@ -37,7 +37,11 @@ def _sam_recipes(sam: Any) -> Iterator[Recipe]:
         use_rel_pos=True, global_attn_indexes=tuple(range(many[0], sum(many))), window_size=windowed.w,
         out_chans=sam.neck_norm.c,
     )  # fmt: skip
-    grid, square, image = {"b": BATCH, "u": side, "v": side}, (BATCH, side, side, hidden), (BATCH, 3, side * p, side * p)
+    grid, square, image = (
+        {"b": BATCH, "u": side, "v": side},
+        (BATCH, side, side, hidden),
+        (BATCH, 3, side * p, side * p),
+    )
     line, channels = {"b": BATCH, "s": side * side}, (BATCH, sam.neck_norm.c, side, side)
     yield Recipe("PatchEmbed", lambda c: c((p, p), (p, p), in_chans=3, embed_dim=hidden), sam.patch, grid, image)
     yield Recipe("Attention", lambda c: c(hidden, **relative), full.attention, grid, square)
