@@ -60,11 +60,11 @@ def test_the_main_job_writes_tables_and_figures(swept):
 def test_the_csv_is_tidy_and_exact(swept, model):
     rows = read(swept)
     assert set(COLUMNS) <= set(rows[0])
-    grids = model.grids(29)
+    grids = model.planner.grids(29)
     assert len(grids) == 53 and all(h <= w and 2 <= h * w <= 29 for h, w in grids)
     assert len(rows) == 2 * (53 + 1)  # the page's own grid, 3x2, is one more
     for row in rows:
-        page = model.workload(grid=f"{row['grid_h']}x{row['grid_w']}", attention=row["attention"])
+        page = model.workload(grid=f"{row['grid_h']}x{row['grid_w']}", runtime=row["execution"])
         exact = model.cost("vision", page).as_dict()
         for name in COLUMNS[5:15]:
             assert float(row[name]) == exact[name], (row["crops"], name)
@@ -108,7 +108,7 @@ def test_counts_beyond_float64_stay_exact(tmp_path, model):
     batch = 10**6
     assert run("sweep", "vision_crops", f"out={tmp_path}", f"batch={batch}", "largest=3", "figures=false") == 0
     row = read(tmp_path)[0]
-    exact = model.cost("vision", model.workload(grid="1x2", batch=batch, attention=row["attention"]))
+    exact = model.cost("vision", model.workload(grid="1x2", batch=batch, runtime=row["execution"]))
     assert exact.tensor_core_flops > 2**53 and row["tensor_core_flops"] == str(exact.tensor_core_flops)
 
 
@@ -131,12 +131,12 @@ def test_keys_override_and_multirun_works(tmp_path):
 
 
 def test_jobs_of_a_multirun_say_what_was_theirs(tmp_path):
-    arguments = ["--multirun", "model.dims.clip.layers=12,24", "largest=2", "figures=false", f"out={tmp_path}"]
+    arguments = ["--multirun", "tower.clip.layers=12,24", "largest=2", "figures=false", f"out={tmp_path}"]
     assert shell("-m", "modelmeter.sweep", "vision_crops", *arguments).returncode == 0
     for job, layers in enumerate((12, 24)):
         content = json.loads((tmp_path / f"job{job}" / "vision_crops" / "vision_crops.json").read_text())
-        assert f"model.dims.clip.layers={layers}" in content["command"]
-        assert content["config"]["model"]["dims"]["clip"]["layers"] == layers
+        assert f"tower.clip.layers={layers}" in content["command"]
+        assert content["config"]["tower"]["clip"]["layers"] == layers
 
 
 def test_paths_with_spaces_signs_and_letters_of_all_kinds_work(tmp_path):
@@ -165,7 +165,7 @@ def test_formats_with_fractions_of_bits_print(capsys, tmp_path):
 
 def test_reference_refuses_another_model_than_the_shipped_one(tmp_path, capsys):
     pytest.importorskip("torch")
-    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "model.dims.clip.layers=12") == 2
+    assert run("sweep", "vision_crops", f"out={tmp_path}", "reference=true", "tower.clip.layers=12") == 2
     assert "counts the model as shipped" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
@@ -189,6 +189,21 @@ def test_cost_prints_stages_components_and_layers(capsys):
     text = capsys.readouterr().out
     for word in ("vision", "prefill", "decode (100 steps)", "sam.blocks1 x4", "decoder.layers1 x11", "head", "page"):
         assert word in text
+
+
+def test_any_tower_stands_before_any_decoder(capsys):
+    assert run("cost", "vlm", "tower=clip_l14", "projector=linear", "decoder=deepseek_3b") == 0
+    text = capsys.readouterr().out
+    assert "fixed: 1 x 224x224 global, 256 tokens" in text and "\n  projector" in text
+    first, *_ = [line.split() for line in text.splitlines() if line.startswith("  projector")]
+    assert first[1:3] == [f"{2 * 256 * 1024 * 1280 / 1e6:.1f}", "MFLOP"]
+
+
+def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
+    assert run("cost", "text", "decoder=minimind2_v", "prompt_tokens=1000") == 0
+    text = capsys.readouterr().out
+    assert "1000 prompt tokens" in text and "prefill" in text
+    assert not any(word in text for word in ("vision", "1000x1000", "global", "projector"))
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -224,10 +239,20 @@ def test_cost_prints_stages_components_and_layers(capsys):
     (["cost", "deepseek_ocr", "image=5"], "image must be the path of a picture file, not 5"),
     (["cost", "deepseek_ocr", "image=tests"], "image 'tests' cannot be read: it is a folder"),
     (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
-    (["cost", "deepseek_ocr", "grid=1x2", "model.decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
-    (["sweep", "vision_crops", "largest=2", "model=null"], "cannot read the configuration (sweep@_global_=vision_crops largest=2 model=null)"),
-    (["cost", "deepseek_ocr", "grid=1x2", "+model.sam._partial_=5"], "model has not the shape of configs/model/deepseek_ocr.yaml"),
-    (["cost", "deepseek_ocr", "grid=1x2", "model.sam=5"], "the configuration of the model is wrong"),
+    (["cost", "deepseek_ocr", "grid=1x2", "decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
+    (["sweep", "vision_crops", "largest=2", "model=null"], "unknown model 'None'; valid: deepseek_ocr"),
+    (["cost", "deepseek_ocr", "grid=1x2", "+tower.sam.partial=5"], "unknown key of tower.sam: 'partial'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "tower.sam=5"], "tower has not the shape of its YAML file"),
+    (["cost", "deepseek_ocr", "grid=1x2", "decoder=minimind"], "unknown decoder 'minimind', did you mean 'minimind2_v'"),
+    (["cost", "deepseek_ocr", "grid=1x2", "runtime=eager,flash"], "only a sweep with --multirun takes several values"),
+    (["cost", "deepseek_ocr", "grid=1x2", "+runtime=eager"], "runtime=eager goes without the plus sign"),
+    (["cost", "deepseek_ocr", "grid=1x2", "batch={"], "'batch={' is not KEY=VALUE"),
+    (["cost", "vlm", "projector.inputs=5"], "projector inputs and the tower's features must be equal, not 5 and 1024"),
+    (["cost", "text", "grid=1x2"], "text takes no image, so no grid"),
+    (["cost", "text", "prompt_tokens=0"], "prompt_tokens must be at least 1 where there is no image"),
+    (["sweep", "vision_crops", "--multirun", "decoder=deepseek_3b,minimind"], "unknown decoder 'minimind'"),
+    (["sweep", "vision_crops", "--multirun", "tower=clip_l14,deepencoder", "tower.layers=3"], "unknown key 'tower.layers', did you mean 'tower.clip.layers'"),
+    (["sweep", "vision_crops", "--multirun", "runtime=eager,fast"], "unknown runtime 'fast', did you mean 'flash'"),
     (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
     (["cost", "deepseek_ocr", "image_size=5x99999999999"], "two whole numbers from 1 to 10**9"),
     (["sweep", "batch=2"], "unknown sweep ''; valid: compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops"),
@@ -348,6 +373,10 @@ def test_help_lists_sweeps_and_keys(capsys):
         text = capsys.readouterr().out
         assert all(f"\n  {key}=" in text for key in keys), name
         assert ("\n  image=" in text) == (name in ("vision_crops", "targets"))
+    assert run("cost", "deepseek_ocr", "--help") == 0
+    text = capsys.readouterr().out
+    assert "\n  decoder.experts=64             [json] n_routed_experts\n" in text
+    assert "\n  tower=deepencoder " in text and "\n  runtime=flash " in text and "1x2" not in text
     assert run("--help") == 0 and run("cost", "--help") == 0 and run("report", "--help") == 0
     assert run() == 2 and run("sweep") == 2 and run("report") == 2
 
@@ -365,7 +394,7 @@ def imported(*arguments):
 
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["sweep", "--help"], ["cost", "--help"], ["report", "--help"], ["report", "nothing"], ["validate", "--help"], ["--version"],
-    ["sweep", "targets", "--help"], ["sweep", "sequence", "--help"], ["sweep", "compression", "--help"],
+    ["sweep", "targets", "--help"], ["cost", "deepseek_ocr", "--help"], ["sweep", "sequence", "--help"], ["sweep", "compression", "--help"],
     ["sweep", "vision_crop"], ["cost", "nothing"], ["nonsense"],
 ])  # fmt: skip
 def test_help_and_wrong_names_import_nothing_heavy(arguments):

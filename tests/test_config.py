@@ -1,16 +1,21 @@
-"""Configuration: what composes, what may be instantiated, what is refused."""
+"""Configuration: what composes, how a model is read, what is refused."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import modelmeter
 from modelmeter import config
 from modelmeter.errors import InputError
-from modelmeter.models.model import Model
+from modelmeter.folders import PARTS, config_names
+from modelmeter.models.model import BaseModel
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
+MODELS = config_names("model")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
@@ -19,34 +24,61 @@ def test_every_yaml_begins_with_the_command_that_runs_it(path):
     assert re.match(r"# (python -m modelmeter\.sweep|modelmeter) \w+", first)
 
 
-@pytest.mark.parametrize("name", config.config_names("model"))
+@pytest.mark.parametrize("name", MODELS)
 def test_every_model_composes_and_runs(name):
     model = modelmeter.load_model(name)
-    assert isinstance(model, Model) and model.name == name
+    assert isinstance(model, BaseModel) and model.name == name
     assert model.storage().parameters > 0
 
 
-@pytest.mark.parametrize("name", config.config_names("sweep"))
+@pytest.mark.parametrize("name", MODELS)
+def test_reading_a_model_directly_is_composing_it(name):
+    direct, composed = config.as_it_stands(name), config.compose("cost", [f"model={name}"])
+    assert direct == {group: composed[group] for group in ("model", *PARTS)}
+    assert modelmeter.load_model(name).storage() == config.build_model(composed).storage()
+
+
+@pytest.mark.parametrize("group", PARTS)
+def test_every_component_stands_in_a_model(group):
+    whole = {"tower": "deepencoder", "projector": "linear", "decoder": "deepseek_3b", "planner": "deepseek_crops"}
+    clip = whole | {"tower": "clip_l14", "planner": "fixed_224"}
+    alone = dict.fromkeys(whole, "none") | {"decoder": "minimind2_v"}
+    fits = {"clip_l14": clip, "fixed_224": clip, "fixed_336": clip, "none": alone}
+    for name in config_names(group):
+        parts = fits.get(name, whole) | {group: name}
+        kind = "text" if name == "none" else "vlm"
+        model = modelmeter.load_model(kind, [f"{key}={value}" for key, value in parts.items()])
+        assert model.storage().parameters > 0
+
+
+def test_a_model_that_nobody_changes_is_read_without_hydra():
+    code = "import sys, modelmeter; modelmeter.load_model('deepseek_ocr'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"hydra", "omegaconf", "numpy", "sympy", "torch", "PIL", "ruamel.yaml"}
+    assert "modelmeter.models.vlm" in loaded and not heavy & set(loaded)
+
+
+@pytest.mark.parametrize("name", config_names("sweep"))
 def test_every_sweep_composes(name):
     assert config.compose("run_sweep", [f"sweep@_global_={name}"])["name"] == name
 
 
-def test_every_number_of_a_model_carries_its_source():
-    for path in Path("configs/model").glob("*.yaml"):
-        text = path.read_text()
-        if "\ndims:" not in text:
-            assert "\n  - deepseek_ocr\n" in text  # the numbers of another model, which carries their sources
-            continue
-        dims = text[text.index("dims:") : text.index("\npreprocess:")]
-        sources = set(re.findall(r"\[(\w+)\]", text[: text.index("_target_")]))
-        for line in dims.splitlines():
-            if re.search(r":\s*[\[\w]", line.partition("#")[0]):
-                named = re.findall(r"\[(\w+)\]", line.partition("#")[2])
-                assert named and set(named) <= sources, line
+@pytest.mark.parametrize(
+    "path", [p for g in ("tower", "decoder", "planner") for p in Path("configs", g).glob("*.yaml")], ids=str
+)
+def test_every_number_of_a_component_carries_its_source(path):
+    sources = set(re.findall(r"\[(\w+)\]", path.read_text().splitlines()[1]))
+    above = ""
+    for line in path.read_text().splitlines()[2:]:
+        value, _, comment = line.partition("#")
+        above = above if value.startswith("  ") else comment
+        if re.search(r":\s*[\[{\w]", value) and not value.startswith("family:"):
+            named = re.findall(r"\[(\w+)\]", above + comment)
+            assert named and set(named) <= sources, line
 
 
 def test_overrides_change_the_model():
-    small = modelmeter.load_model("deepseek_ocr", ["dims.decoder.experts=32", "model.dims.decoder.moe_layers=5"])
+    small = modelmeter.load_model("deepseek_ocr", ["decoder.experts=32", "decoder.moe_layers=5"])
     whole = modelmeter.load_model("deepseek_ocr")
     expert, router = 3 * 1280 * 896, 1280
     rest = 233_720_320 - 64 * (expert + router)
@@ -55,27 +87,53 @@ def test_overrides_change_the_model():
     )
 
 
+def test_a_component_is_chosen_before_its_numbers_are_changed():
+    model = modelmeter.load_model("text", ["decoder.layers=2", "decoder=minimind2_v"])
+    block = 768 * 96 * (8 + 2 + 2 + 8) + 3 * 768 * 2048 + 2 * 768
+    assert model.storage().parameters == 6400 * 768 + 2 * block + 768  # one table: tied
+
+
 @pytest.mark.parametrize(("overrides", "message"), [
-    (["dims.sam.hiden=4"], "unknown key 'model.dims.sam.hiden', did you mean 'model.dims.sam.hidden'"),
-    (["dims.sam.hidden=770"], "sam hidden size 770 is not divisible by heads 12"),
-    (["dims.decoder.hidden=1290", "dims.decoder.heads=11"], "decoder hidden size 1290 is not divisible by heads 11"),
-    (["dims.decoder.kv_heads=3"], "heads 10 is not divisible by KV heads 3"),
-    (["dims.decoder.active=65"], "k=65 cannot exceed routed experts E=64"),
-    (["dims.decoder.experts=0"], "E must be a whole number of at least 1, not 0"),
-    (["dims.projector.kind=mpl_gelu"], "unknown projector kind 'mpl_gelu', did you mean 'mlp_gelu'"),
-    (["preprocess.max_crops=1"], "max_crops must be at least min_crops"),
-    (["dims.projector.inputs=5"], "projector inputs and SAM + CLIP features must be equal, not 5 and 2048"),
-    (["dims.clip.hidden=512"], "SAM features and CLIP hidden size must be equal, not 1024 and 512"),
-    (["dims.projector.kind=identity"], "projector outputs and decoder hidden size must be equal, not 2048 and 1280"),
-    (["decoder.head.d=7"], "CausalLM: embedding is 1280 and head is 7; they must be equal"),
+    (["tower.sam.hiden=4"], "unknown key 'tower.sam.hiden', did you mean 'tower.sam.hidden'"),
+    (["tower.sam.hidden=770"], "sam hidden size 770 is not divisible by heads 12"),
+    (["decoder.hidden=1290", "decoder.heads=11"], "decoder hidden size 1290 is not divisible by heads 11"),
+    (["decoder.kv_heads=3"], "heads 10 is not divisible by KV heads 3"),
+    (["decoder.active=65"], "k=65 cannot exceed routed experts E=64"),
+    (["decoder.experts=0"], "E must be a whole number of at least 1, not 0"),
+    (["projector.kind=mpl_gelu"], "unknown projector kind 'mpl_gelu', did you mean 'mlp_gelu'"),
+    (["planner.max_crops=1"], "max_crops must be at least min_crops"),
+    (["projector.inputs=5"], "projector inputs and the tower's features must be equal, not 5 and 2048"),
+    (["tower.clip.hidden=512"], "SAM features and CLIP hidden size must be equal, not 1024 and 512"),
+    (["projector.kind=identity"], "projector outputs and decoder hidden size must be equal, not 2048 and 1280"),
     (["decoder.tied=no"], "CausalLM.tied must be true or false"),
-    (["dims.sam.patch=17"], "must be a multiple of the patch, 17 pixels"),
-    (["preprocess.modes.gundam.base=-640"], "modes.gundam.base must be a whole number of at least 1, not -640"),
-    (["preprocess.fill=abc"], "fill must be a number of at least 0"),
-    (["preprocess.max_crops=100000"], "max_crops must be at most 4096"),
-    (["+decoder.head.x=1"], "configuration of the model.decoder.head is wrong: LMHead.__init__() got an unexpected keyword argument 'x'"),
-    (["dims.sam.hidden"], "cannot read the configuration"),
-    (["sam._target_=os.system"], "'os.system' is not a class of modelmeter"),
+    (["decoder.gate_up=no"], "unknown gate_up 'no'; valid: merged, split"),
+    (["decoder.rotary=vendor"], "unknown rotary 'vendor'; valid: layer, model"),
+    (["tower.clip.projections=mergd"], "unknown projections 'mergd', did you mean 'merged'? Valid: merged, split"),
+    (["tower.sam.patch=17"], "the tower's patch and the planner's must be equal, not 17 and 16"),
+    (["tower.sam.patch=17", "planner.patch=17"], "must be a multiple of the patch, 17 pixels"),
+    (["planner.modes.gundam.base=-640"], "modes.gundam.base must be a whole number of at least 1, not -640"),
+    (["planner.fill=abc"], "fill must be a number of at least 0"),
+    (["planner.max_crops=100000"], "max_crops must be at most 4096"),
+    (["+decoder.head=1"], "unknown key of decoder: 'head', did you mean 'heads'? Valid: active, dense_layers"),
+    (["~decoder.heads"], "decoder lacks heads; its keys: hidden, heads, kv_heads"),
+    (["+decoder.heads=5"], "decoder.heads=5 goes without the plus sign: the key is there"),
+    (["decoder={heads:5}"], "unknown decoder \"{'heads': 5}\"; valid: deepseek_3b, minimind2_v"),
+    (["planner.modes.base={bse:5}"], "planner.modes.base takes new entries with a leading plus sign"),
+    (["tower.sam=5"], "tower has not the shape of its YAML file"),
+    (["tower.sam.hidden"], "'tower.sam.hidden' is not KEY=VALUE"),
+    (["tower=clip_l14", "tower.sam.hidden=5"], "unknown key 'tower.sam.hidden', did you mean 'tower.hidden'"),
+    (["decoder=deepseek"], "unknown decoder 'deepseek', did you mean 'deepseek_3b'? Valid: deepseek_3b, minimind2_v"),
+    (["decoder=null"], "unknown decoder 'None'; valid: deepseek_3b, minimind2_v"),
+    (["tower=clip"], "unknown tower 'clip', did you mean 'clip_l14'? Valid: clip_l14, deepencoder, none"),
+    (["projector=[linear]"], "projector must be one value, not ['linear']"),
+    (["projector=linear,mlp_gelu"], "projector=linear,mlp_gelu: only a sweep with --multirun takes several values"),
+    (["planner=crops"], "unknown planner 'crops', did you mean 'deepseek_crops'? Valid: deepseek_crops, fixed_224, fixed_336, none"),
+    (["decoder.family=lama"], "unknown family of decoder: 'lama', did you mean 'llama'? Valid: deepseek, llama"),
+    (["tower=none"], "what reads images has tower, projector and planner, not projector and planner alone"),
+    (["planner=fixed_224"], "the tower's patch and the planner's must be equal, not 16 and 14"),
+    (["model.join=rowz"], "unknown model.join 'rowz', did you mean 'rows'? Valid: plain, rows"),
+    (["device=h100_sxm"], "unknown key 'device', did you mean 'decoder'"),
+    (["sweep@_global_=targets"], "cannot read the configuration (model=deepseek_ocr sweep@_global_=targets)"),
 ])  # fmt: skip
 def test_bad_overrides_are_one_sentence(overrides, message):
     with pytest.raises(InputError) as error:
@@ -84,7 +142,7 @@ def test_bad_overrides_are_one_sentence(overrides, message):
 
 
 def test_parameters_do_not_depend_on_the_default_mode():
-    base = modelmeter.load_model("deepseek_ocr", "preprocess.default_mode=base")
+    base = modelmeter.load_model("deepseek_ocr", "planner.default_mode=base")
     assert base.storage() == modelmeter.load_model("deepseek_ocr").storage()
 
 
@@ -93,23 +151,9 @@ def test_an_unknown_model_is_named():
         modelmeter.load_model("deepseek_orc")
 
 
-@pytest.mark.parametrize("target", [
-    "os.system", "builtins.eval", "subprocess.Popen", "modelmeter.cli.sys.exit", "modelmeter.cli.main",
-    "modelmeter.config.Path", "modelmeterx.Layer", "modelmeter_other.layers.Layer", "modelmeter",
-])  # fmt: skip
-def test_only_classes_of_modelmeter_may_be_instantiated(target):
-    for node in ({"_target_": target}, {"_target_": "modelmeter.layers.LMHead", "V": [{"_target_": target}], "d": 2}):
-        with pytest.raises(InputError, match="is not a class of modelmeter; allow others by name"):
-            config.build(node)
-
-
-def test_an_unknown_layer_is_named():
-    with pytest.raises(InputError, match="unknown layer 'LMHaed', did you mean 'LMHead'"):
-        config.build({"_target_": "modelmeter.layers.LMHaed", "V": 3, "d": 2})
-
-
-def test_a_class_that_the_user_allows_is_instantiated():
-    node = {"_target_": "fractions.Fraction", "numerator": 3}
-    with pytest.raises(InputError):
-        config.build(node)
-    assert config.build(node, allow=["fractions.Fraction"]) == 3
+def test_what_is_given_stays_as_it_was():
+    given = ["decoder.experts=32"]
+    modelmeter.load_model("deepseek_ocr", given)
+    assert given == ["decoder.experts=32"]
+    text = yaml.safe_load(Path("configs/decoder/deepseek_3b.yaml").read_text())
+    assert text["experts"] == 64 and config.as_it_stands("deepseek_ocr")["decoder"] == text

@@ -6,7 +6,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelmeter.config import load_model as load_model
+    from modelmeter.errors import InputError as InputError
+    from modelmeter.layers.base import BaseLayer as BaseLayer
+    from modelmeter.layers.base import Repeat as Repeat
+    from modelmeter.layers.base import Sequence as Sequence
+    from modelmeter.programs.cost import StageCost as StageCost
+    from modelmeter.programs.precision import Precision as Precision
+    from modelmeter.runtimes.runtime import Runtime as Runtime
+    from modelmeter.sizes import symbol as symbol
+    from modelmeter.workload import Workload as Workload
 
 __version__ = "0.1.0"
 

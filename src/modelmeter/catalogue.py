@@ -14,8 +14,8 @@ from typing import Any
 from modelmeter.config import chosen, read_yaml
 from modelmeter.device import Device
 from modelmeter.errors import InputError, unknown
-from modelmeter.folders import config_dir, config_names
-from modelmeter.settings import Setting, comment_of, commented_yaml, entry, shown
+from modelmeter.folders import comment_of, commented_yaml, config_dir, config_names
+from modelmeter.settings import Setting, entry, shown
 from modelmeter.sweep.profiles import Profile
 
 
@@ -49,17 +49,18 @@ def published_table(model: str, name: str) -> list[dict[str, str]]:
 
 def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
     """(name, number, source) of every number of a model's components; a source is the comment behind it."""
-    files, _ = chosen(model)
-    nodes = {group: commented_yaml(config_dir() / group / f"{file}.yaml") for group, file in files.items()}
+    nodes = {group: commented_yaml(group, file) for group, file in chosen(model)[0].items()}
     return [row for group, node in nodes.items() for row in _sourced(node, f"{group}.") if row[0] != f"{group}.family"]
 
 
-def _sourced(node: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+def _sourced(node: Any, prefix: str, above: str = "") -> Iterator[tuple[str, str, str]]:
+    """Each value below a node; what stands behind the node itself is the source of all of them."""
     for key, value in node.items():
+        source = "; ".join(filter(None, (above, *comment_of(node, key))))
         if isinstance(value, dict):
-            yield from _sourced(value, f"{prefix}{key}.")
+            yield from _sourced(value, f"{prefix}{key}.", source)
         else:
-            yield f"{prefix}{key}", shown(value), " ".join(comment_of(node, key))
+            yield f"{prefix}{key}", shown(value), source
 
 
 def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:

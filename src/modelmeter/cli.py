@@ -6,24 +6,18 @@ Bad input ends with one sentence on standard error and status 2.
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from modelmeter.errors import InputError, choose, unknown
-from modelmeter.folders import config_dir, config_names
-from modelmeter.settings import (
-    COUNTING,
-    DEPTH,
-    OUTPUT,
-    PAGE,
-    Setting,
-    comment_of,
-    commented_yaml,
-    shown,
-)
+from modelmeter.errors import InputError, choose
+from modelmeter.folders import comment_of, commented_yaml, config_names
+from modelmeter.settings import CHOICES, COUNTING, DEPTH, IN_YAML, OUTPUT, PAGE, REPORT, Setting, checked, shown
+
+if TYPE_CHECKING:
+    from modelmeter.models.model import BaseModel
+    from modelmeter.workload import Workload
 
 COMMANDS = {
     "sweep": "a named sweep: tables and figures over a grid of workloads",
@@ -36,17 +30,14 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None, prog: str = "modelmeter") -> int:
     """Run a command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else ""
     run: dict[str, Callable[[list[str], str], int]] = {
         "sweep": _sweep, "cost": _cost, "report": _report, "validate": _validate,
     }  # fmt: skip
     try:
-        if not command:
-            if arguments and arguments[0] not in ("-h", "--help", "--version"):
-                raise unknown("command", arguments[0], COMMANDS)
+        if not arguments or arguments[0] in ("-h", "--help", "--version"):
             _print(_version() if "--version" in arguments else _overview(prog))
             return 0 if arguments else 2
-        return run[command](arguments, prog)
+        return run[choose("command", arguments[0], COMMANDS)](arguments[1:], prog)
     except InputError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -72,63 +63,71 @@ def _version() -> str:
 
 
 def _overview(prog: str) -> str:
-    lines = [f"usage: {prog} COMMAND ...", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, text in COMMANDS.items()]
+    lines = [f"usage: {prog} COMMAND ...", "", "commands:", *(_line(*command) for command in COMMANDS.items())]
     return "\n".join([*lines, "", f"{prog} COMMAND --help tells more."])
 
 
 def _wants_help(arguments: Sequence[str]) -> bool:
-    return any(a in ("-h", "--help") for a in arguments)
+    return not arguments or any(a in ("-h", "--help") for a in arguments)
 
 
-def _keys(declared: Iterable[Setting], *files: str) -> str:
+def _helped(arguments: Sequence[str], text: str) -> int:
+    """Print a help text; whoever said nothing at all has not asked for it."""
+    _print(text)
+    return 0 if arguments else 2
+
+
+def _line(left: str, right: str) -> str:
+    return f"  {left:30} {right}"
+
+
+def _keys(settings: Iterable[Setting], *files: str) -> str:
     """The keys of a command: defaults from its YAML files, help from the declarations."""
-    defaults: dict[str, Any] = {}
+    defaults: dict[str, Any] = {setting.name: "NAME" for setting in CHOICES}
     for file in files:
-        for key, value in commented_yaml(config_dir() / f"{file}.yaml").items():
+        values = commented_yaml("", file)
+        defaults |= {key: values[stored] for key, stored in IN_YAML.items() if stored in values}
+        for key, value in values.items():
             defaults |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    lines = [
-        f"  {'model=NAME':30} one of: {', '.join(config_names('model'))}",
-        f"  {'model.dims.PART.NAME=NUMBER':30} a number of the model",
-    ]
-    for setting in declared:
-        if setting.name in defaults:
-            lines.append(f"  {f'{setting.name}={shown(defaults[setting.name])}':30} {setting.help}")
+    lines = [_line(f"{s.name}={shown(defaults[s.name])}", s.help) for s in settings if s.name in defaults]
     return "\n".join(["", "keys (any value of the configuration can be overridden as key=value):", *lines])
+
+
+def _require_pairs(arguments: Iterable[str], command: str) -> None:
+    for argument in arguments:
+        if "=" not in argument:
+            raise InputError(f"{argument!r} is not key=value; see {command} --help")
 
 
 def _sweep_help(usage: str, named: str) -> str:
     text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
-    for name in config_names("sweep"):
-        about = comment_of(commented_yaml(config_dir() / "sweep" / f"{name}.yaml"))[1]
-        text.append(f"  {name:18} {about}")
+    text += [_line(name, comment_of(commented_yaml("sweep", name))[1]) for name in config_names("sweep")]
     if named:
-        declared = (*importlib.import_module(f"modelmeter.sweep.{named}").SETTINGS, *OUTPUT)
-        return "\n".join([*text, _keys(declared, "page", "counting", "output", f"sweep/{named}")])
+        from modelmeter.publish import settings_of
+
+        files = ("page", "counting", "output", f"sweep/{named}")
+        return "\n".join([*text, _keys((*CHOICES, *settings_of(named)), *files)])
     more = f"{usage} NAME --help lists the keys of a sweep's own."
-    return "\n".join([*text, _keys((*COUNTING, *OUTPUT), "counting", "output"), "", more])
+    return "\n".join([*text, _keys((*CHOICES, *COUNTING, *OUTPUT), "counting", "output"), "", more])
 
 
 def _sweep(arguments: list[str], prog: str) -> int:
     usage = prog if "modelmeter.sweep" in prog else f"{prog} sweep"
-    sweeps = config_names("sweep")
-    named = arguments.pop(0) if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else ""
-    if named not in sweeps and (named or (arguments and not _wants_help(arguments))):
-        raise unknown("sweep", named, sweeps)
-    if _wants_help(arguments) or not named:
-        _print(_sweep_help(usage, named))
-        return 0 if _wants_help(arguments) else 2
+    named = arguments[0] if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else ""
+    if named or not _wants_help(arguments):
+        choose("sweep", named, config_names("sweep"))
+    if _wants_help(arguments):
+        return _helped(arguments, _sweep_help(usage, named))
     from modelmeter import config
     from modelmeter.publish import settings_of
     from modelmeter.report.files import writable
 
-    fixed, declared = [f"sweep@_global_={named}"], settings_of(named)
-    if not any(a.startswith("-") for a in arguments):
-        settings = config.compose("run_sweep", [*fixed, *arguments], declared)
-        _run_sweep(named, settings, " ".join([usage, named, *arguments]), _folder(settings["out"]))
+    given, fixed, declared = arguments[1:], [f"sweep@_global_={named}"], settings_of(named)
+    if not any(a.startswith("-") for a in given):
+        settings = config.compose("run_sweep", [*fixed, *given], declared)
+        _run_sweep(named, settings, " ".join([usage, named, *given]), _folder(settings["out"]))
         return 0
-    out = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("out=")), None)
-    folder = _folder(out)
+    folder = _folder(next((a.partition("=")[2].strip("'\"") for a in given if a.startswith("out=")), None))
     writable(folder)
     fixed.append("hydra.sweep.dir='{}'".format(str(folder / ".hydra").replace("'", "\\'")))  # its own files
 
@@ -136,7 +135,7 @@ def _sweep(arguments: list[str], prog: str) -> int:
         command = " ".join([usage, named, *overrides])
         _run_sweep(named, settings, command, folder / number if number else _folder(settings["out"]))
 
-    return config.hydra_main("run_sweep", arguments, fixed, job, declared)
+    return config.hydra_main("run_sweep", given, fixed, job, declared)
 
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
@@ -167,37 +166,45 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     _print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
 
-def _folder(out: Any) -> Path:
+def _folder(out: str | None) -> Path:
     from datetime import datetime
 
-    if out is None or out == "":
-        return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path(str(out))
+    return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S") if out is None else Path(out)
+
+
+def _cost_help(prog: str, named: str) -> str:
+    from modelmeter.catalogue import dims_with_sources
+    from modelmeter.config import chosen
+
+    lines = [f"usage: {prog} cost MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}"]
+    lines.append(_keys((*CHOICES[1:], *PAGE, *COUNTING, DEPTH), "page", "counting", "cost"))
+    if not named:
+        return "\n".join([*lines, "", f"{prog} cost MODEL --help lists its numbers and where they come from."])
+    parts = [_line(f"{g}={file}", comment_of(commented_yaml(g, file))[1]) for g, file in chosen(named)[0].items()]
+    numbers = [_line(f"{key}={value}", source) for key, value, source in dims_with_sources(named)]
+    return "\n".join([*lines, "", f"{named} and its numbers:", *parts, *numbers])
 
 
 def _cost(arguments: list[str], prog: str) -> int:
-    if _wants_help(arguments) or not arguments:
-        models = ", ".join(config_names("model"))
-        keys = _keys((*PAGE, *COUNTING, DEPTH), "page", "counting", "cost")
-        _print(f"usage: {prog} cost MODEL [key=value ...]\n\nmodels: {models}\n{keys}")
-        return 0 if arguments else 2
-    name = arguments.pop(0)
-    if name not in config_names("model"):
-        raise unknown("model", name, config_names("model"))
-    for argument in arguments:
-        if "=" not in argument:
-            raise InputError(f"{argument!r} is not key=value; see {prog} cost --help")
+    named = arguments[0] if arguments and not arguments[0].startswith("-") else ""
+    if named:
+        choose("model", named, config_names("model"))
+    if not named or _wants_help(arguments):
+        return _helped(arguments, _cost_help(prog, named))
+    given = arguments[1:]
+    _require_pairs(given, f"{prog} cost")
+    for argument in given:
         if argument.startswith("model="):
-            raise InputError(f"give the model once, not {name} and {argument}")
+            raise InputError(f"give the model once, not {named} and {argument}")
     from modelmeter import config
 
-    settings = config.compose("cost", [f"model={name}", *arguments], (*PAGE, *COUNTING, DEPTH))
+    settings = config.compose("cost", [f"model={named}", *given], (*PAGE, *COUNTING, DEPTH))
     model = config.build_model(settings)
     _print(_page(model, config.build_workload(model, settings), int(DEPTH.check(settings["depth"]))))
     return 0
 
 
-def _page(model: Any, work: Any, depth: int = 1) -> str:
+def _page(model: BaseModel, work: Workload, depth: int = 1) -> str:
     """A page in five lines, then its table."""
     from modelmeter.catalogue import load_devices
     from modelmeter.report.tables import page_answer, page_table
@@ -207,34 +214,20 @@ def _page(model: Any, work: Any, depth: int = 1) -> str:
 
 def _report(arguments: list[str], prog: str) -> int:
     models = config_names("report")
-    keys = {"out": "reports", "png": "false", "validation": "true"}
-    if _wants_help(arguments) or not arguments:
-        lines = [
-            f"usage: {prog} report MODEL [key=value ...]",
-            f"\nmodels: {', '.join(models)}\n",
-            f"  {'out=reports':30} folder of the reports",
-            f"  {'png=false':30} each figure as PNG too",
-            f"  {'validation=true':30} the comparison with the reference modules; needs the extra `validation`",
-        ]
-        _print("\n".join(lines))
-        return 0 if arguments else 2
-    name = arguments.pop(0)
-    if name not in models:
-        raise unknown("model with a report", name, models)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise InputError(f"{argument!r} is not key=value; see {prog} report --help")
-        keys[choose("key", key, keys)] = value
-    flags = {key: choose(key, keys[key], ("true", "false")) == "true" for key in ("png", "validation")}
+    if _wants_help(arguments):
+        usage = f"usage: {prog} report MODEL [key=value ...]\n\nmodels: {', '.join(models)}"
+        return _helped(arguments, f"{usage}\n{_keys(REPORT, 'run_report')}")
+    name, *given = arguments
+    choose("model with a report", name, models)
+    _require_pairs(given, f"{prog} report")
+    from modelmeter import config
     from modelmeter.publish import report_files
     from modelmeter.report.files import writable, write_all
 
-    if not keys["out"]:
-        raise InputError("out must be a folder, not ''")
-    folder = Path(keys["out"])
+    settings = checked(REPORT, config.compose("run_report", given, REPORT))
+    folder = Path(settings.pop("out"))
     writable(folder)
-    contents = report_files(name, f"modelmeter report {name}", **flags)
+    contents = report_files(name, f"modelmeter report {name}", **settings)
     write_all(folder, contents)
     _print(f"{len(contents)} files, {', '.join(n for n in contents if n.endswith('.md'))}\nin {folder}")
     return 0
@@ -253,18 +246,13 @@ def _validate(arguments: list[str], prog: str) -> int:
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
     options = parser.parse_args(arguments)
-    if options.model and options.model not in config_names("model"):
-        raise unknown("model", options.model, config_names("model"))
-    from modelmeter.publish import no_reference
+    if options.model:
+        choose("model", options.model, config_names("model"))
+    from modelmeter.publish import references
 
-    equal = True
-    referenced = [m for m in config_names("model") if (Path(__file__).parent / "validate" / f"{m}.py").is_file()]
-    for name in [options.model] if options.model else referenced:
-        try:
-            run = importlib.import_module("modelmeter.validate.run").run
-            text, same = run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
-        except ModuleNotFoundError as error:
-            raise no_reference(name, error) from None
+    equal, registry = True, references()
+    for name in [options.model] if options.model else registry.REFERENCES:
+        text, same = registry.run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
         _print(text)
         equal = equal and same
     return 0 if equal else 1

@@ -8,43 +8,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelmeter.errors import InputError, choose, unknown
-from modelmeter.folders import config_dir, config_names
-from modelmeter.settings import COUNTING, PAGE, Setting, checked, options_of
+from modelmeter.errors import InputError, choose, near, unknown
+from modelmeter.folders import PARTS, config_dir, config_names
+from modelmeter.settings import CHOICES, COUNTING, IN_YAML, PAGE, Setting, checked, options_of
 
 if TYPE_CHECKING:
     from modelmeter.models.model import BaseModel
     from modelmeter.workload import Workload
 
 
-def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> Any:
+def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> dict[str, Any]:
     """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts.
 
     Overrides of `settings` are checked first. Raises InputError.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [quoted(o) for o in overrides]
+    given = [quoted(o) for o in overrides]
     try:
-        _check(overrides, settings)
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            config = hydra_compose(name, overrides=list(overrides))
-        return _plain(config)
-    except InputError:
-        raise
+        _check(given, settings)
+        for several in (o for o in _parsed(given) if o.is_sweep_override()):
+            raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
+        return _plain(_composed(name, given))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise _explain(error, name, overrides) from None
+        raise _explained(error, name, given) from None
 
 
-HIDDEN = {"runtime": "runtimes"}
-"""Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
+def _composed(name: str, overrides: list[str], **options: Any) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return hydra_compose(name, overrides=overrides, **options)
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -52,29 +52,47 @@ def _plain(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     values: Any = OmegaConf.to_container(config, resolve=True)
-    return {shown: values.pop(key) for shown, key in HIDDEN.items() if key in values} | values
+    return {shown: values.pop(key) for shown, key in IN_YAML.items() if key in values} | dict(values)
+
+
+def quoted(override: str) -> str:
+    """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
+    key, equals, value = override.partition("=")
+    bare = key.lstrip("+~")
+    key = key.removesuffix(bare) + IN_YAML.get(bare, bare)
+    if key in ("image", "out") and re.search(r"[^\w./,:-]", value, re.ASCII) and value[:1] not in tuple("'\"[$"):
+        value = "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))
+    return f"{key}{equals}{value}"
+
+
+def _as_given(override: str) -> str:
+    """The reverse of `quoted`, but for quotes: an override by the name that users know."""
+    key, equals, value = override.partition("=")
+    return {hidden: shown for shown, hidden in IN_YAML.items()}.get(key, key) + equals + value
 
 
 def _parsed(overrides: Sequence[str]) -> list[Any]:
     """Overrides as Hydra reads them: `key_or_group`, `value()` and whether several values are given."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    found: list[Any] = OverridesParser.create().parse_overrides(overrides=list(overrides))
-    return found
+    return list(OverridesParser.create().parse_overrides(overrides=list(overrides)))
+
+
+def _values(override: Any) -> list[Any]:
+    """The value of an override, or all that a multirun gives it."""
+    if override.is_sweep_override():
+        return [override._convert_value(value) for value in getattr(override.value(), "list", ())]
+    return [override.value()]
 
 
 def _check(overrides: Sequence[str], settings: Iterable[Setting]) -> None:
     """Raise InputError for an override that its setting does not take."""
-    declared = {HIDDEN.get(setting.name, setting.name): setting for setting in settings}
+    declared = {IN_YAML.get(setting.name, setting.name): setting for setting in (*CHOICES, *settings)}
     for override in _parsed(overrides):
-        setting = declared.get(override.key_or_group)
-        if setting is None or override.is_delete():
-            continue
-        sweep = override.is_sweep_override()
-        for value in getattr(override.value(), "list", ()) if sweep else [override.value()]:
-            plain = override._convert_value(value) if sweep else value
-            if not (isinstance(plain, str) and "${" in plain):
-                setting.check(plain)
+        if override.key_or_group in declared and not override.is_delete():
+            for value in _values(override):
+                if not (isinstance(value, str) and "${" in value):
+                    declared[override.key_or_group].check(value)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -83,83 +101,69 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _explain(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
-    """Hydra's error as one sentence that names the key."""
-    from hydra.errors import ConfigCompositionException, MissingConfigException
+def _explained(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
+    """What Hydra refuses as one sentence that names the key."""
+    from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+    missing = ""
     for cause in _causes(error):
         if isinstance(cause, InputError):
             return cause
+        if isinstance(cause, OverrideParseException):
+            return InputError(f"{_as_given(cause.override)!r} is not KEY=VALUE; values with signs go in 'quotes'")
         if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
             group, _, wrong = str(cause.missing_cfg_file).rpartition("/")
             return unknown(group, wrong, cause.options)
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-            return _unknown_key(str(cause.full_key), name, overrides)
-    chosen = [o for o in overrides if "@" in o.partition("=")[0]]
-    if isinstance(error, ConfigCompositionException) and chosen != list(overrides):
-        known = compose(
-            name, chosen
-        )  # Hydra takes a key with the name of a folder for a choice, and has no word for it
-        for key in (o.key_or_group for o in _parsed(overrides) if o.package is None):
-            if key.partition(".")[0] not in known and not key.startswith("hydra"):
-                return unknown_key(key, known)
-    first = str(error).strip().partition("\n")[0] or type(error).__name__
-    return InputError(f"cannot read the configuration ({' '.join(overrides) or name}): {first}")
-
-
-def _unknown_key(missing: str, name: str, overrides: Sequence[str]) -> InputError:
-    """Why a key is refused: it is a new entry of a mapping, or the configuration lacks it."""
-    for override in _parsed(overrides):
+            missing = str(cause.full_key)
+    parsed = _parsed(overrides)
+    for override in parsed:
         key = override.key_or_group
         if missing.startswith(f"{key}.") and isinstance(override.value(), dict):
             return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
-        if key.startswith(f"{missing}."):
-            missing = key
-    groups = [o for o in overrides if (config_dir() / o.partition("=")[0].partition("@")[0]).is_dir()]
-    return unknown_key(missing, compose(name, groups))
+    first = str(error).strip().partition("\n")[0] or type(error).__name__
+    otherwise = f"cannot read the configuration ({' '.join(map(_as_given, overrides)) or name}): {first}"
+    return _refused_key(name, parsed) or InputError(otherwise)
 
 
-def unknown_key(given: str, config: Any) -> InputError:
-    """An InputError for a key that the configuration lacks; lists the keys beside it."""
-    keys = list(_keys(config))
-    parent = given.rpartition(".")[0]
-    beside = [k for k in keys if k.rpartition(".")[0] == parent] or [k for k in keys if "." not in k]
-    near = get_close_matches(given, keys, n=1, cutoff=0.5)
-    return unknown("key", given, {*beside, *near})
+def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
+    """Why a key is refused that the configuration lacks, or has and shall get anew; None if none is."""
+    from hydra.errors import HydraException
+
+    changes = [o for o in overrides if not (o.is_add() or o.is_force_add() or o.is_delete())]
+    groups = {"model", *PARTS} & _plain(_composed(name, [])).keys()
+    choices = [o for o in changes if o.package or o.key_or_group in groups]
+    for chosen in product(*([f"{o.get_key_element()}={value}" for value in _values(o)] for o in choices)):
+        try:
+            known = _plain(_composed(name, list(chosen)))
+        except HydraException:
+            return None
+        keys = list(_keys(known))
+        for o in overrides:
+            if o.is_add() and o.key_or_group in (*keys, *IN_YAML.values()):
+                return InputError(f"{_as_given(o.input_line[1:])} goes without the plus sign: the key is there")
+        for key in (o.key_or_group for o in changes if o not in choices):
+            if key not in (*keys, *IN_YAML.values()) and not key.startswith("hydra"):
+                beside = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+                return unknown("key", key, {*(beside or known), *near(key, keys)})
+    return None
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(config, Mapping):
-        for key, value in config.items():
-            if key == "_target_":
-                continue
+    if isinstance(config, (Mapping, list)):
+        for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
             yield f"{prefix}{key}"
             yield from _keys(value, f"{prefix}{key}.")
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from _keys(value, f"{prefix}{index}.")
-
-
-def quoted(override: str) -> str:
-    """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
-    key, equals, value = override.partition("=")
-    key = HIDDEN.get(key, key)
-    override = f"{key}{equals}{value}"
-    if key not in ("image", "out") or not re.search(r"[^\w./,:-]", value, re.ASCII) or value[:1] in "'\"[$":
-        return override
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}{equals}'{escaped}'"
 
 
 def build_model(config: Mapping[str, Any]) -> BaseModel:
     """The model of a composed configuration: its components by group, and what `model` says of them."""
-    from modelmeter.models.families import PARTS, assembled
+    from modelmeter.models.families import assembled
 
-    model = config["model"]
-    if not isinstance(model, Mapping):
-        raise InputError(f"model must be one of {', '.join(config_names('model'))}, not {model!r}")
-    return assembled(model, {group: config[group] for group in PARTS})
+    if not isinstance(config["model"], Mapping):
+        raise InputError(f"model must be one of {', '.join(config_names('model'))}, not {config['model']!r}")
+    return assembled(config["model"], {group: config[group] for group in PARTS})
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
@@ -169,16 +173,20 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
     """
     choose("model", name, config_names("model"))
     if not overrides:
-        return build_model(_as_it_stands(name))
+        return build_model(as_it_stands(name))
     given = [overrides] if isinstance(overrides, str) else list(overrides)
     return build_model(compose("cost", [f"model={name}", *given]))
 
 
+def as_it_stands(name: str) -> dict[str, Any]:
+    """What Hydra composes of a model that nobody changes: its YAML and those of the components that it chooses."""
+    files, values = chosen(name)
+    return {group: _yaml(group, file) for group, file in files.items()} | {"model": values}
+
+
 def chosen(name: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The components that a model's YAML chooses, by group, and what it says itself."""
-    import yaml
-
-    node = yaml.load((config_dir() / "model" / f"{name}.yaml").read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    node = _yaml("model", name)
     files: dict[str, str] = {}
     values: dict[str, Any] = {}
     for choice in node.pop("defaults"):
@@ -189,14 +197,11 @@ def chosen(name: str) -> tuple[dict[str, str], dict[str, Any]]:
     return files, values | node
 
 
-def _as_it_stands(name: str) -> dict[str, Any]:
-    """The configuration of a model that nobody changes: its YAML and those of the components that it chooses."""
+def _yaml(group: str, name: str) -> Any:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    files, values = chosen(name)
-    parts = {g: yaml.load((config_dir() / g / f"{file}.yaml").read_bytes(), loader) for g, file in files.items()}
-    return parts | {"model": values}
+    return yaml.load((config_dir() / group / f"{name}.yaml").read_bytes(), loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -226,20 +231,20 @@ HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p"
 """The flags of Hydra that a sweep passes on."""
 
 
-def _require_plugins(name: str, arguments: Sequence[str]) -> None:
-    """Raise InputError for a launcher or another part of Hydra's own that is not installed."""
-    chosen = [a for a in arguments if a.startswith("hydra/") and "=" in a]
-    if not chosen:
-        return
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+def _require(name: str, overrides: list[str], fixed: Sequence[str], settings: Iterable[Setting]) -> None:
+    """Raise InputError for what Hydra's own command line would refuse in many lines."""
     from hydra.errors import HydraException
 
     try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            hydra_compose(name, overrides=chosen, return_hydra_config=True)
+        _check(overrides, settings)
+        refused = _refused_key(name, _parsed([*fixed, *overrides]))
+        plugins = [o for o in overrides if o.startswith("hydra/")]
+        if not refused and plugins:
+            _composed(name, plugins, return_hydra_config=True)
     except HydraException as error:
-        raise _explain(error, name, chosen) from None
+        raise _explained(error, name, overrides) from None
+    if refused:
+        raise refused
 
 
 def hydra_main(
@@ -254,37 +259,24 @@ def hydra_main(
 
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.errors import HydraException
     from hydra.types import RunMode
 
-    for argument in arguments:
-        flag = argument.partition("=")[0]
-        if argument.startswith("-") and flag not in HYDRA_FLAGS:
-            raise unknown("option", flag, HYDRA_FLAGS)
-    given = [a for a in arguments if "=" in a and not a.startswith("-")]
-    known, overrides = compose(name, fixed), [quoted(a) for a in given]
-    _require_plugins(name, arguments)
-    valid = set(_keys(known))
-    for key in (a.partition("=")[0] for a in given):
-        if not key.startswith(("+", "~", "hydra")) and key.partition("@")[0] not in valid:
-            raise unknown_key(key, known)
-    try:
-        _check(overrides, settings)
-    except HydraException as error:
-        raise _explain(error, name, overrides) from None
+    flags = [a for a in arguments if "=" not in a or a.startswith("-")]
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
+        choose("option", flag, HYDRA_FLAGS)
+    overrides = [quoted(a) for a in arguments if a not in flags]
+    _require(name, overrides, fixed, settings)
 
     def job(config: Any) -> None:
-        plain = _plain(config)
         info = HydraConfig.get()
         try:
             number = f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else ""
-            run(plain, number, [o for o in info.overrides.task if not o.startswith("sweep@")])
+            run(_plain(config), number, [_as_given(o) for o in info.overrides.task if o not in fixed])
         except InputError as error:
             print(f"modelmeter: {error}", file=sys.stderr)
             sys.exit(2)
 
     quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
-    flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *quiet]
     try:
         hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, final
 
-from modelmeter.programs.cost import StageCost
 from modelmeter.errors import InputError, choose
+from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import Size
 
 CONFIDENCE = ("A", "B")

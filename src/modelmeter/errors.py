@@ -6,12 +6,18 @@ The command line prints it and exits with status 2.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 
 class InputError(ValueError):
     """What the user asked for cannot be done; the message is one sentence with the valid choices."""
+
+
+def near(given: object, names: Iterable[str]) -> list[str]:
+    """The name that is most like the given one, if any is."""
+    from difflib import get_close_matches
+
+    return get_close_matches(str(given), list(names), n=1, cutoff=0.5)
 
 
 def unknown(kind: str, given: object, valid: Iterable[str]) -> InputError:
@@ -21,9 +27,9 @@ def unknown(kind: str, given: object, valid: Iterable[str]) -> InputError:
     "unknown mode 'bse', did you mean 'base'? Valid: base, tiny"
     """
     names = sorted(str(v) for v in valid)
-    near = get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f", did you mean {near[0]!r}?" if near else ";"
-    return InputError(f"unknown {kind} {given!r}{hint} {'Valid' if near else 'valid'}: {', '.join(names)}")
+    alike = near(given, names)
+    hint = f", did you mean {alike[0]!r}? Valid" if alike else "; valid"
+    return InputError(f"unknown {kind} {given!r}{hint}: {', '.join(names)}")
 
 
 def choose(kind: str, given: str, valid: Iterable[str]) -> str:

@@ -1,13 +1,16 @@
-"""Where the YAML files of the package are."""
+"""Where the YAML files of the package are, and the comments in them."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from modelmeter.errors import InputError
 
 PACKAGE = Path(__file__).parent
+PARTS = ("tower", "projector", "decoder", "planner")
+"""The groups of configs/ that a model is made of."""
 
 
 @cache
@@ -22,3 +25,17 @@ def config_dir() -> Path:
 def config_names(group: str) -> list[str]:
     """The YAML files of a group, by name."""
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def commented_yaml(group: str, name: str) -> Any:
+    """A YAML file of a group ("": of none) with its comments: mappings whose `ca` holds them. See `comment_of`."""
+    from ruamel.yaml import YAML
+
+    return YAML().load(config_dir() / group / f"{name}.yaml")
+
+
+def comment_of(node: Any, key: str | None = None) -> list[str]:
+    """The comment lines before the first key of a commented mapping, or behind the value of a key."""
+    found = node.ca.items.get(key, (None,) * 3)[2:3] if key else (node.ca.comment or (None, None))[1]
+    lines = "".join(token.value for token in found or () if token is not None).splitlines()
+    return [line.strip().removeprefix("#").strip() for line in lines if line.strip()]

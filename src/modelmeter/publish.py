@@ -6,51 +6,51 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from modelmeter import catalogue, config
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
+from modelmeter.models.model import BaseModel
 from modelmeter.settings import OUTPUT, Setting, checked
+from modelmeter.sweep.registry import SWEEPS
+from modelmeter.sweep.table import Table
 
 
 def settings_of(sweep: str) -> tuple[Setting, ...]:
     """The settings that a sweep takes: those that its module declares, and those of what is written."""
-    return (*importlib.import_module(f"modelmeter.sweep.{sweep}").SETTINGS, *OUTPUT)
+    return (*SWEEPS[sweep].SETTINGS, *OUTPUT)
 
 
-def sweep_tables(name: str, model: Any, settings: Mapping[str, Any]) -> list[Any]:
+def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """The tables of a sweep; devices, profiles and published figures are read from their files."""
-    module = importlib.import_module(f"modelmeter.sweep.{name}")
+    module = SWEEPS[name]
     settings = dict(settings) | checked(settings_of(name), settings)
     model.require_tensors(settings["precision"])
     if settings["reference"] and not getattr(module, "COMPARABLE", False):
-        raise InputError(f"reference=true is not available for {name}; it is for vision_crops")
-    further = (_reference(model.name),) if settings["reference"] else ()
+        comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
+        raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")
+    further = (references().reference_counts,) if settings["reference"] else ()
     if "devices" in settings:
         settings["devices"] = catalogue.load_devices(settings["devices"])
     if "profiles" in settings:
         settings["profiles"] = catalogue.load_profiles(settings["profiles"])
     settings["published"] = catalogue.load_published(model.name).get(name)
-    tables: list[Any] = module.run(model, settings, *further)
+    tables: list[Table] = module.run(model, settings, *further)
     return tables
 
 
-def _reference(model: str) -> Any:
-    """The function that counts a workload on the model's reference modules."""
+def references() -> ModuleType:
+    """The registry of the models' reference modules. Raises InputError where torch is not installed."""
     try:
-        return importlib.import_module(f"modelmeter.validate.{model}_stages").reference_counts
+        from modelmeter.validate import registry
     except ModuleNotFoundError as error:
-        raise no_reference(model, error) from None
-
-
-def no_reference(model: str, error: ModuleNotFoundError) -> InputError:
-    """Why a model cannot be compared: it has no reference modules, or they are not installed."""
-    if error.name and error.name.startswith("modelmeter.validate."):
-        return InputError(f"model {model!r} has no reference modules to compare with")
-    return InputError(f"{error.name} is not installed: in a checkout, pip install -c constraints.txt '.[validation]'")
+        raise InputError(
+            f"{error.name} is not installed: in a checkout, pip install -c constraints.txt '.[validation]'"
+        ) from None
+    return registry
 
 
 def report_files(name: str, command: str, *, validation: bool = True, png: bool = False) -> dict[str, str | bytes]:
@@ -79,17 +79,17 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     return contents
 
 
-def _run(sweep: str, model: str, page: Mapping[str, Any], *overrides: str) -> list[Any]:
+def _run(sweep: str, model: str, page: Mapping[str, Any], *overrides: str) -> list[Table]:
     """The tables of a sweep for the report's page, which marks its grid where the sweep has grids."""
     settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model}", *overrides])
     settings |= {key: value for key, value in page.items() if key in settings}
     return sweep_tables(sweep, config.build_model(settings), settings)
 
 
-def _once(tables: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+def _once(tables: Mapping[str, Sequence[Table]]) -> dict[str, list[Table]]:
     """Each table under the first sweep that has it: two sweeps give the same requirements."""
     seen: set[str] = set()
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[Table]] = {}
     for sweep, some in tables.items():
         found[sweep] = [table for table in some if table.name not in seen]
         seen |= {table.name for table in some}
@@ -98,21 +98,22 @@ def _once(tables: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 def _compared(name: str) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = importlib.import_module("modelmeter.validate.run").comparison_rows(name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{no_reference(name, error)}, or leave the comparison out with validation=false") from None
+        rows: list[dict[str, Any]] = references().comparison_rows(name)
+    except InputError as error:
+        raise InputError(f"{error}, or leave the comparison out with validation=false") from None
     return rows
 
 
-def _reconciled(model: Any, published: str, command: str, formats: tuple[str, ...]) -> dict[str, str | bytes]:
+def _reconciled(model: BaseModel, published: str, command: str, formats: tuple[str, ...]) -> dict[str, str | bytes]:
     """The reconciliation of a model with its published tables, beside the model's own folder."""
     from modelmeter.report.figures import figures
-    from modelmeter.report.reconciliation import SWEEPS, Reconciliation
+    from modelmeter.report.reconciliation import SWEEPS as RECONCILED
+    from modelmeter.report.reconciliation import Reconciliation
 
-    names = (*SWEEPS, "ttft", "tpot", "per_layer")
+    names = (*RECONCILED, "ttft", "tpot", "per_layer")
     printed = {table: catalogue.published_table(model.name, table) for table in names}
     ours, real = (
-        {table.name: table for sweep in SWEEPS for table in _run(sweep, name, {}, "runtime=flash")}
+        {table.name: table for sweep in RECONCILED for table in _run(sweep, name, {}, "runtime=flash")}
         for name in (published, model.name)
     )
     found = Reconciliation(model, config.load_model(published), command, ours, real, printed)

@@ -8,30 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from modelmeter.errors import InputError, choose, one_or_more, unknown
-from modelmeter.folders import config_names
+from modelmeter.folders import PARTS, config_names
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import as_size
 from modelmeter.workload import parse_pair
-
-
-def commented_yaml(path: Path) -> Any:
-    """A YAML file of the package with its comments: mappings whose `ca` holds them. See `comment_of`."""
-    from ruamel.yaml import YAML
-
-    return YAML().load(path)
-
-
-def comment_of(node: Any, key: str | None = None) -> list[str]:
-    """The comment lines before the first key of a commented mapping, or behind the value of a key."""
-    found = node.ca.items.get(key, (None,) * 3)[2:3] if key else (node.ca.comment or (None, None))[1]
-    lines = "".join(token.value for token in found or () if token is not None).splitlines()
-    return [line.strip().removeprefix("#").strip() for line in lines if line.strip()]
 
 
 def shown(value: Any) -> str:
@@ -99,7 +86,6 @@ def joined(*settings: Setting) -> tuple[Setting, ...]:
 
 def whole(least: int = 1) -> Kind:
     """A whole number."""
-
     return Kind(lambda key, value: as_size(key, value, least=least), lambda: "whole numbers", (int, float, str))
 
 
@@ -139,10 +125,26 @@ def _precision(key: str, value: Any) -> Any:
     return value
 
 
+def _folder(key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InputError(f"{key} must be a folder, not {value!r}")
+    return value
+
+
 FLAG = _of_type(bool, "true or false")
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
 BITS = Kind(_precision, lists=True)
+FOLDER = Kind(_folder, lists=True)
+
+IN_YAML = {"runtime": "runtimes"}
+"""Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
+
+CHOICES = tuple(
+    Setting(group, one_of(partial(config_names, group)), f"one of: {', '.join(config_names(group))}")
+    for group in ("model", *PARTS)
+)
+"""What a model is put together from: files of configs/, by folder. Numbers of theirs are keys below them."""
 
 COUNTING = (
     *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else BITS, f.metadata["help"])
@@ -177,17 +179,19 @@ DEPTH = Setting(
     one_of(lambda: ("1", "2", "3", "4")),
     "1: components of each stage, 2: their layers, 3 and 4: what these are made of",
 )
+PNG = Setting("png", FLAG, "and each figure as PNG")
 OUTPUT = (
-    Setting(
-        "out", _of_type(str, "a folder"), "folder of the results; null: reports/sweep/<timestamp>/<name>", nullable=True
-    ),
+    Setting("out", FOLDER, "folder of the results; null: reports/sweep/<timestamp>/<name>", nullable=True),
     Setting("figures", FLAG, "draw the SVG figures too"),
-    Setting("png", FLAG, "and each figure as PNG"),
+    PNG,
     Setting(
-        "reference",
-        FLAG,
-        "add what FlopCounterMode counts on the reference modules; needs the extra `validation`",
+        "reference", FLAG, "add what FlopCounterMode counts on the reference modules; needs the extra `validation`"
     ),
+)
+REPORT = (
+    Setting("out", FOLDER, "folder of the reports"),
+    PNG,
+    Setting("validation", FLAG, "the comparison with the reference modules; needs the extra `validation`"),
 )
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from modelmeter.errors import InputError, choose, unknown
+from modelmeter.folders import PARTS
 from modelmeter.layers import (
     Attention,
     BaseLayer,
@@ -51,7 +52,6 @@ from modelmeter.layers import (
 )
 from modelmeter.layers.base import require_divisible
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
-from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
@@ -193,10 +193,6 @@ def component(group: str, numbers: Mapping[str, Any]) -> Any:
     return _made(group, FAMILIES[group][family], {k: v for k, v in numbers.items() if k != "family"})
 
 
-PARTS = ("tower", "projector", "decoder", "planner")
-"""The groups of configs/ that a model is made of."""
-
-
 def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> BaseModel:
     """A model from its own YAML and those of its components, by group. Raises InputError where they do not fit."""
     tower, decoder, planner = (component(group, parts[group]) for group in ("tower", "decoder", "planner"))
@@ -216,4 +212,8 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
     layout = JOINS[choose("model.join", str(model.get("join")), JOINS)]
     join = layout(projector.d if projector.kind != "identity" else width)
     real = VLM(name, planner, tower, projector, join, decoder)
-    return PublishedDeepSeekOCR(real, model["departures"]) if "departures" in model else real
+    if "departures" not in model:
+        return real
+    from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
+
+    return PublishedDeepSeekOCR(real, model["departures"])
