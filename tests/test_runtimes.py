@@ -12,7 +12,7 @@ from modelmeter import InputError, Repeat, Runtime, Sequence
 from modelmeter import layers as mm
 from modelmeter.graph import forms
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Ref, pointwise
+from modelmeter.graph.ops import Ref, composite, matmul, pointwise
 from modelmeter.programs.cost import COUNTS
 from modelmeter.runtimes.lifetimes import last_read
 from modelmeter.runtimes.passes import attention_kernel, last_logits, merge_projections
@@ -94,6 +94,22 @@ def test_merged_projections_read_their_input_once():
         assert replace(a, activation_io_bytes=0, peak_activation_bytes=0, basis="") == replace(
             b, activation_io_bytes=0, peak_activation_bytes=0, basis=""
         )
+
+
+def test_only_linear_layers_of_the_same_tensor_are_merged():
+    def body(n):
+        yield matmul("q[b s f] = x[b s d] * W_1[d f]", n)
+        yield matmul("a[b s t] = x[b s d] * x[b t d]", n.bind(t=n.s))  # no weight
+        yield pointwise("g[b s d] = x[b s d] * W_2[d]", 1, n)  # no product
+        yield matmul("k[b s f] = x[b s d] * W_3[d f]", n)
+        yield pointwise("x[b s d] = g[b s d]", 1, n)
+        yield matmul("y[b s f] = x[b s d] * W_4[d f]", n)  # of another x
+        yield from composite("own", matmul("z[b s f] = x[b s d] * W_5[d f]", n), always=True)  # a kernel already
+
+    kernels = layer(body)(4, 5).program(runtime=Runtime("merged", (merge_projections,))).kernels(b=1, s=2)
+    assert [[text.split("[")[0] for text in kernel.ops] for kernel in kernels] == [
+        ["q", "k"], ["a"], ["g"], ["x"], ["y"], ["z"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -298,8 +314,6 @@ B, S, D, F = 2, 3, 4, 5
 
 
 def test_the_backward_pass_of_a_linear_layer_is_torchs_with_the_sum_of_the_bias():
-    from modelmeter.graph.ops import matmul
-
     linear = layer(lambda n: [matmul("y[b s f] = x[b s d] * W_1[d f] + W_b[f]", n)])(D, F)
     kernels = torch_backward(lambda torch, x, w, b: torch.addmm(b, x, w), (B * S, D), (D, F), (F,))
     assert Counter(k.name for k in kernels) == {"mm": 2, "sum": 1}
