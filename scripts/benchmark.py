@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,7 +20,6 @@ import numpy as np
 
 import modelmeter
 
-STAGES = ("vision", "prefill", "decode")
 CHUNK = 65_536
 
 
@@ -63,59 +63,68 @@ def sizes(points: int) -> dict[str, np.ndarray]:
     return {name: rng.integers(1, top, points).astype(np.float64) for name, top in names.items()}
 
 
+def first_results() -> Iterator[tuple[str, str]]:
+    """Loading a model and its first evaluation, in this process."""
+    start = time.perf_counter()
+    model = modelmeter.load_model("deepseek_ocr")
+    yield "`load_model`", f"{(time.perf_counter() - start) * 1e3:.0f} ms"
+    page = model.workload(grid="2x3")
+    start = time.perf_counter()
+    model.costs(page)
+    yield "whole model, the first evaluation", f"{(time.perf_counter() - start) * 1e3:.0f} ms"
+
+
+def evaluations(model: Any) -> Iterator[tuple[str, str]]:
+    """Arrays of points, and points one by one."""
+    for points in (CHUNK, 1_000_000):
+        many = sizes(points)
+        page = model.workload(grid=(many.pop("grid_h"), many.pop("grid_w")), **many)
+        speed = rate(points, median(lambda page=page: model.costs(page)))
+        yield f"whole model, arrays of {points:,} points", speed
+    page = model.workload(grid="2x3")
+    yield "whole model, exact", rate(1000, median(lambda: [model.costs(page) for _ in range(1000)], 15))
+    works = [model.workload(grid="2x3", prompt_tokens=tokens) for tokens in range(1, 1001)]
+    seconds = median(lambda: [model.cost("prefill", work) for work in works], 15)
+    yield "`model.cost` of a stage, exact, new workloads", rate(1000, seconds)
+
+
+def commands(out: str) -> Iterator[tuple[str, str]]:
+    """The command line in new processes."""
+    yield "`--help`", milliseconds(["sweep", "--help"])
+    yield "a wrong sweep name", milliseconds(["sweep", "vision_crop"])
+    yield "`vision_crops figures=false`", milliseconds(["sweep", "vision_crops", "figures=false", f"out={out}"])
+    yield "`vision_crops` with figures", milliseconds(["sweep", "vision_crops", f"out={out}"])
+    quiet = ["figures=false", f"out={out}", "runtime=flash"]
+    some = ["prefill_tokens=256", "decode_tokens=100,1000", "batch=1,8", "heads=10x10,10x5", *quiet, "--multirun"]
+    yield "`sequence`: 144 points in one job", milliseconds(["sweep", "sequence", *quiet], 5)
+    for launcher in ("basic", "joblib"):
+        arguments = ["sweep", "sequence", *some, f"hydra/launcher={launcher}"]
+        yield f"`sequence`: 8 points as 8 jobs, launcher {launcher}", milliseconds(arguments, 5)
+
+
+def reference_modules(model: Any) -> Iterator[tuple[str, str]]:
+    """FlopCounterMode on the modules, for comparison."""
+    import torch
+
+    from modelmeter.validate.counters import tensor_core_flops
+    from modelmeter.validate.deepseek_ocr_stages import language_case, vision_case
+
+    page = model.workload(grid="2x3")
+    cases = [vision_case(model, page), language_case(model, page), language_case(model, page, steps=1)]
+    with torch.device("meta"), torch.no_grad():
+        runs = [(case, *case.build()) for case in cases]
+        count = lambda: [tensor_core_flops(lambda c=c, m=m, i=i: c.run(m, *i)) for c, m, i in runs]
+        yield "FlopCounterMode on the modules (meta device)", rate(1, median(count, 3))
+
+
 def main() -> None:
     """Print the table."""
     model = modelmeter.load_model("deepseek_ocr")
-    rows = []
-
-    def sweep() -> None:
-        many = sizes(CHUNK)
-        page = model.workload(grid=(many.pop("grid_h"), many.pop("grid_w")), **many)
-        for stage in STAGES:
-            model.cost(stage, page)
-
-    rows.append((f"whole model, arrays of {CHUNK:,} points", rate(CHUNK, median(sweep))))
-    page = model.workload(grid="2x3")
-    seconds = median(lambda: [model.cost(stage, page) for stage in STAGES], 25)
-    rows.append(("whole model, one exact evaluation", rate(1, seconds)))
-    start = time.perf_counter()
-    compiled = model.compile()
-    rows.append(("`model.compile()`", f"{time.perf_counter() - start:.2f} s, once"))
-    million = sizes(1_000_000)
-    rows.append(("compiled, arrays of 1,000,000 points", rate(1_000_000, median(lambda: compiled(**million)))))
-    one = {"batch": 1, "grid_h": 2, "grid_w": 3, "prompt_tokens": 10, "decode_steps": 100}
-    seconds = median(lambda: [compiled(**one) for _ in range(1000)], 15)
-    rows.append(("compiled, one exact evaluation", rate(1000, seconds)))
+    rows = [*first_results(), *evaluations(model)]
     with tempfile.TemporaryDirectory() as out:
-        for label, arguments in (
-            ("`--help`", ["sweep", "--help"]),
-            ("a wrong sweep name", ["sweep", "vision_crop"]),
-            ("`vision_crops figures=false`", ["sweep", "vision_crops", "figures=false", f"out={out}"]),
-            ("`vision_crops` with figures", ["sweep", "vision_crops", f"out={out}"]),
-        ):
-            rows.append((label, milliseconds(arguments)))
-        quiet = ["figures=false", f"out={out}", "runtime=flash"]
-        some = ["prefill_tokens=256", "decode_tokens=100,1000", "batch=1,8", "heads=10x10,10x5", *quiet, "--multirun"]
-        rows.append(("`sequence`: 144 points in one job", milliseconds(["sweep", "sequence", *quiet], 5)))
-        for launcher in ("basic", "joblib"):
-            arguments = ["sweep", "sequence", *some, f"hydra/launcher={launcher}"]
-            rows.append((f"`sequence`: 8 points as 8 jobs, launcher {launcher}", milliseconds(arguments, 5)))
+        rows += commands(out)
     if "--reference" in sys.argv:
-        import torch
-
-        from modelmeter.validate.case import tensor_core_flops
-        from modelmeter.validate.deepseek_ocr_stages import language_case, vision_case
-
-        cases = [vision_case(model, page), language_case(model, page), language_case(model, page, steps=1)]
-        with torch.device("meta"), torch.no_grad():
-            built = [case.build() for case in cases]
-            seconds = median(
-                lambda: [
-                    tensor_core_flops(lambda c=c, b=b: c.run(b[0], *b[1])) for c, b in zip(cases, built, strict=True)
-                ],
-                3,
-            )
-        rows.append(("FlopCounterMode on the modules (meta device)", rate(1, seconds)))
+        rows += reference_modules(model)
     print(f"Measured on {machine()}; median (range).\n\n| what | speed |\n|---|---|")
     print("\n".join(f"| {what} | {speed} |" for what, speed in rows))
 
