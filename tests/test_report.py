@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from modelmeter import cli
-from modelmeter.report.findings import findings, trend
 from modelmeter.report.inventory import inventory, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
-from modelmeter.report.measures import COLUMNS, MEASURES
+from modelmeter.sweep.columns import significant
+from modelmeter.sweep.findings import trend
+from modelmeter.sweep.registry import COLUMNS, MEASURES, SWEEPS, findings
 from modelmeter.sweep.table import Table
 
 REPORTS = Path("reports")
@@ -113,9 +114,10 @@ def test_every_sentence_is_used():
     folders = [Path("src/modelmeter") / name for name in ("report", "sweep")]
     used = "".join(p.read_text() for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".j2"))
     tables = {t.name for some in swept_tables().values() for t in some}
+    named = {f"h_{table}" for table in tables} | {f"{sweep}_intro" for sweep in SWEEPS}
+    named |= {f"answer_{part}" for part in ("work", "traffic", "memory")}
     for key in catalogue("en")["sentences"]:
-        heading = key.startswith("h_") and (key[2:] in tables or f'"{key}"' in used)
-        assert heading or f'"{key}"' in used, key
+        assert key in named or f'"{key}"' in used, key
 
 
 def test_every_heading_trend_and_caption_has_a_chinese_word():
@@ -134,15 +136,16 @@ def test_every_layer_of_the_inventory_has_a_chinese_summary_and_a_vendor(model):
 
 
 def test_the_inventory_adds_up(model):
-    """The outermost layers of a stage are the stage, but for copies between them; inner layers are parts of outer ones."""
+    """The outermost layers of a stage are the stage; inner layers are parts of outer ones."""
     work = model.workload(grid="2x3")
     costs = {(item.stage, item.layer): item for item in inventory(model, work)}
-    outer = ("ImageEncoderViT", "VitModel", "MlpProjector")
     for count in ("tensor_core_flops", "cuda_core_flops"):
-        assert sum(getattr(costs["vision", n].cost, count) for n in outer) == getattr(model.cost("vision", work), count)
-    assert costs["prefill", "CausalLM"].cost == model.cost("prefill", work).__class__(
-        **{**vars(model.cost("prefill", work)), "basis": "flash"}
-    )
+        for outer in (("ImageEncoderViT", "VitModel", "MlpProjector"), ("DeepEncoder", "MlpProjector")):
+            parts = (getattr(costs["vision", name].cost, count) for name in outer)
+            assert sum(parts) == getattr(model.cost("vision", work), count)
+    assert costs["prefill", "CausalLM"].cost == model.cost("prefill", work)
+    first = model.workload(grid="2x3", decode_steps=1)
+    assert costs["decode", "CausalLM"].cost == model.cost("decode", first)
     block = costs["vision", "Block"].cost.tensor_core_flops
     assert block == sum(costs["vision", n].cost.tensor_core_flops for n in ("Attention", "MLPBlock"))
     assert costs["prefill", "CausalLM"].share == 1
@@ -304,8 +307,8 @@ def test_bars_of_a_series_look_alike_in_every_viewer():
     shares = dict.fromkeys(("tensor_core_share", "cuda_core_share", "memory_bandwidth_share"), 0.004)
     rows = [{"device": name, "stage": s, "io_bytes": 10**9, **shares} for name in "abc" for s in ("x", "y")]
     charts = [
-        Chart("beside", tuple(shares), "device", "", {"stage": "x"}, log="y", bars=True),
-        Chart("stacked", ("io_gb",), "device", "stage", bars=True),
+        Chart("beside", tuple(shares), "device", (), {"stage": "x"}, log="y", bars=True),
+        Chart("stacked", ("io_gb",), "device", ("stage",), bars=True),
     ]
     for name, text in figures(Table("t", "t", "b", rows, charts=charts)).items():
         height = float(re.search(r'viewBox="0 0 \S+ (\S+)"', text)[1])
@@ -402,13 +405,11 @@ def test_the_binding_resource_is_told_by_execution(model):
     intensities = [
         (model.cost("vision", w).tensor_core_flops + model.cost("prefill", w).tensor_core_flops)
         / float((model.cost("vision", w) + model.cost("prefill", w)).io_bytes)
-        for w in (model.workload(grid=f"{h}x{w}", execution="compulsory") for h, w in model.grids(4))
+        for w in (model.workload(grid=grid, runtime="compulsory") for grid in model.planner.grids(4))
     ]
     ridges = [device.ridge_flops_per_byte for device in load_devices()]
     low, high = min(ridges) / max(intensities), max(ridges) / min(intensities)
     (sentence,) = [s for s in said_of(table) if s.startswith("TTFT, compulsory")]
-    from modelmeter.report.measures import significant
-
     assert f"its share is {significant(low)} to {significant(high)} times" in sentence
 
 
@@ -462,7 +463,7 @@ def test_figures_also_come_as_pictures(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["deepseek"], "unknown model with a report 'deepseek', did you mean 'deepseek_ocr'"),
-    (["deepseek_ocr", "outt=x"], "unknown key 'outt'"), (["deepseek_ocr", "png=maybe"], "unknown png 'maybe'; valid: false, true"),
+    (["deepseek_ocr", "outt=x"], "unknown key 'outt'"), (["deepseek_ocr", "png=maybe"], "png must be true or false, not 'maybe'"),
     (["deepseek_ocr", "fast"], "'fast' is not key=value"), (["deepseek_ocr", "out=/proc/nowhere"], "cannot be written"),
 ])  # fmt: skip
 def test_bad_input_of_a_report_is_one_sentence(arguments, message, capsys):

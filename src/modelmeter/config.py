@@ -229,12 +229,17 @@ def build_workload(model: BaseModel, config: Mapping[str, Any]) -> Workload:
 
 HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")
 """The flags of Hydra that a sweep passes on."""
+QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=.")
 
 
-def _require(name: str, overrides: list[str], fixed: Sequence[str], settings: Iterable[Setting]) -> None:
+def _require(
+    name: str, flags: Sequence[str], overrides: Sequence[str], fixed: Sequence[str], settings: Iterable[Setting]
+) -> None:
     """Raise InputError for what Hydra's own command line would refuse in many lines."""
     from hydra.errors import HydraException
 
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
+        choose("option", flag, HYDRA_FLAGS)
     try:
         _check(overrides, settings)
         refused = _refused_key(name, _parsed([*fixed, *overrides]))
@@ -262,10 +267,8 @@ def hydra_main(
     from hydra.types import RunMode
 
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
-    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
-        choose("option", flag, HYDRA_FLAGS)
     overrides = [quoted(a) for a in arguments if a not in flags]
-    _require(name, overrides, fixed, settings)
+    _require(name, flags, overrides, fixed, settings)
 
     def job(config: Any) -> None:
         info = HydraConfig.get()
@@ -276,8 +279,7 @@ def hydra_main(
             print(f"modelmeter: {error}", file=sys.stderr)
             sys.exit(2)
 
-    quiet = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=."]
-    previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *quiet]
+    previous, sys.argv = sys.argv, [sys.argv[0], *flags, *overrides, *fixed, *QUIET]
     try:
         hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()
     finally:
