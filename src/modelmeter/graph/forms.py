@@ -4,7 +4,7 @@ The unfused graph's arithmetic: add, sub, mul, div, max, neg, exp, sqrt, sin and
 gathers and masks count 0 (docs/counting.md). A form with `steps` is also a small graph of its own: how code that is
 written out runs it, kernel by kernel. A runtime decides whether it is one kernel; its FLOPs are those of the steps.
 
-In the equations of steps {x}, {w}, {v} stand for the op's operands, {b} for what it adds, {y} and {z} for its
+What a step writes beside {y} is returned with it. In the equations of steps {x}, {w}, {v} stand for the op's operands, {b} for what it adds, {y} and {z} for its
 results; {all} are the axes of the result, {rest} those without the row, {half} those with half a head. {half_x} is
 half of x, {x_as_y} as much of x as goes into y.
 """
@@ -111,12 +111,12 @@ ROTARY_TABLE = Form(4, 0, (  # cos, sin and the scaling of each: four operations
 TOP_K = Form(1, 0, (Step("{y} chosen:64[b s k] = {x}", 1, "b s k E"),))  # selecting k of E is k * E comparisons
 GATHER = Form(0, 0, (  # tokens in the order of their experts; w:64 are the indices beside the weights
     Step("order:64[b s k] sorted:64[b s k] = w:64[b s k]"),
-    Step("token:64[b s k] = order:64[b s k]"),
-    Step("{y} = {x_as_y} * token:64[b s k]"),
+    Step("_token:64[b s k] = order:64[b s k]"),
+    Step("{y} = {x_as_y} * _token:64[b s k]"),
     Step("w:32[b s k] = w:32[b s k] * order:64[b s k]"),
-    Step("_narrow:32[b s k] = sorted:64[b s k]"),
-    Step("_counts:32[E] = _narrow:32[b s k]"),
-    Step("ends:32[E] = _counts:32[E]"),
+    Step("narrow:32[b s k] = sorted:64[b s k]"),
+    Step("counts:32[E] = narrow:32[b s k]"),
+    Step("ends:32[E] = counts:32[E]"),
 ))  # fmt: skip
 SCATTER = Form(0, 0, (  # and back, by a permutation that is put together from the order
     Step("inverse:64[b s k] = order:64[b s k] * sorted:64[b s k]"),

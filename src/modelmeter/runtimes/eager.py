@@ -39,7 +39,8 @@ def _steps(op: Op) -> Iterator[Op]:
         if step.flops:
             work = left if step is computing[-1] else op.n.elements(made.over or made.output.stored) * step.flops
             left = left - work
-        writes = tuple(r._replace(frame=frames.get(r.name, r.frame)) for r in made.writes)
+        beside = op.writes[0].frame if made.writes[0].name == op.writes[0].name else made.writes[0].frame
+        writes = tuple(r._replace(frame=frames.get(r.name, beside)) for r in made.writes)
         if step.rebinds:
             writes = (*writes, op.reads[0]._replace(stored=0, touched=0))
         reads = tuple(weights.get(r.name, r) for r in made.reads)
