@@ -288,9 +288,8 @@ def _bars(table: Table, chart: Chart) -> Figure:
                     fontsize=SMALL, rotation=90 if beside else 0,
                 )  # fmt: skip
     axes.margins(y=0.1)
-    axes.set_xticks(
-        range(len(names)), [textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names]
-    )
+    labels = (textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names)
+    axes.set_xticks(range(len(names)), list(labels))
     axes.grid(visible=False, axis="x")
     _titles(axes, table, chart)
     _legend(figure, axes)

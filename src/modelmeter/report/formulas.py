@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import cache
+from functools import cache, partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def forms(n: Callable[[str], Size] = symbol) -> dict[str, BaseLayer]:
     clip = of.NoTPTransformerBlock(made(of.NoTPAttention, n), made(of.NoTPFeedForward, n), layer_norm)
     embeddings = made(of.CLIPVisionEmbeddings, n, patch=made(of.PatchEmbed, n, bias=False))
     encoder, grid = made(of.NoTPTransformer, n, block=clip), (made(of.MLPBlock, n), layer_norm, n("w"))
-    found = {
+    stacks = {
         "Block": of.Block(made(of.Attention, n), *grid),
         "CLIPVisionEmbeddings": embeddings,
         "CausalAttention": made(of.CausalAttention, n, window=n("window")),
@@ -65,8 +66,7 @@ def forms(n: Callable[[str], Size] = symbol) -> dict[str, BaseLayer]:
         "DeepseekV2DecoderLayer with DeepseekV2MoE": of.DeepseekV2DecoderLayer(llama, moe, rms),
         "DeepseekV2MoE": moe,
         "GridBlock": of.GridBlock(made(of.GridAttention, n), *grid),
-        "LlamaAttention": llama,
-        "LlamaFlashAttention2": made(of.LlamaFlashAttention2, n, rotary=rotary),
+        "LlamaAttention": llama, "LlamaFlashAttention2": made(of.LlamaFlashAttention2, n, rotary=rotary),
         "MergedExpertsMoE": made(of.MergedExpertsMoE, n, gate=made(of.MoEGate, n), shared=shared),
         "Mixture": made(of.Mixture, n, gate=made(of.Router, n), shared=shared),
         "MlpProjector": made(of.MlpProjector, n, kind="linear"),
@@ -75,10 +75,10 @@ def forms(n: Callable[[str], Size] = symbol) -> dict[str, BaseLayer]:
         "ResidualBlock": of.ResidualBlock(made(of.SelfAttention, n), made(of.GatedMLP, n), made(of.RMSNorm, n)),
         "Transformer": made(of.Transformer, n, block=clip),
         "VitModel": of.VitModel(embeddings, layer_norm, encoder),
-    }
-    named = {title.partition(" ")[0] for title in found}
+    }  # fmt: skip
+    named = {title.partition(" ")[0] for title in stacks}
     plain = {name: made(getattr(of, name), n) for name in of.__all__ if name not in (*STACKS, *named)}
-    return dict(sorted((plain | found).items()))
+    return dict(sorted((plain | stacks).items()))
 
 
 @cache
@@ -95,35 +95,26 @@ def latex(value: Size) -> str:
     """
     import sympy
 
-    names: dict[Any, str] = {}
+    letters = {name: sympy.Symbol(name, positive=True) for name in (value.names if isinstance(value, Expr) else ())}
+    names: dict[Any, str] = {s: rf"\mathrm{{{name}}}" for name, s in letters.items() if len(name) > 1}
 
     def write(expression: Any) -> str:
         return str(sympy.latex(expression, symbol_names=names, order="lex"))
 
-    def atom(size: Any) -> Any:
-        """A symbol; a function is one that prints as its notation, a ratio is a fraction."""
-        if not size.arguments:
-            found = sympy.Symbol(size.name, positive=True)
-            names[found] = size.name if len(size.name) == 1 else rf"\mathrm{{{size.name}}}"
-            return found
-        arguments = [converted(argument) for argument in size.arguments]
-        if size.name == "ratio":
-            return arguments[0] / arguments[1]
-        if size.name == "place_in":
-            return arguments[0] - arguments[1] * (standing("ceil_div", *arguments) - 1)
-        return standing(size.name, *arguments) * (arguments[0] if size.name == "expected_distinct" else 1)
-
-    def standing(function: str, *arguments: Any) -> Any:
+    def call(function: str, *arguments: Any) -> Any:
+        """A symbol that prints as the function's notation."""
         text = _WRITTEN[function](*map(write, arguments))
         found = sympy.Symbol("~" + text, positive=True)  # ~ sorts it behind the letters
         names[found] = text
         return found
 
-    def converted(size: Size) -> Any:
-        terms = size.terms if isinstance(size, Expr) else (((), size),)
-        return sympy.Add(*(sympy.Mul(sympy.Rational(c), *map(atom, monomial)) for monomial, c in terms))
-
-    plain, *others = map(write, _shapes(sympy.expand(converted(value))))
+    functions: dict[str, Any] = {function: partial(call, function) for function in _WRITTEN}
+    functions |= {
+        "ratio": truediv,
+        "place_in": lambda n, chunk: n - chunk * (call("ceil_div", n, chunk) - 1),
+        "expected_distinct": lambda E, k, n: E * call("expected_distinct", E, k, n),
+    }
+    plain, *others = map(write, _shapes(sympy.expand(sympy.sympify(str(value), locals=functions | letters))))
     return plain if len(plain) <= _SHORT else min((plain, *others), key=len)
 
 

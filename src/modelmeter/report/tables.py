@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from modelmeter.programs.cost import StageCost
 from modelmeter.device import Device
 from modelmeter.models.model import BaseModel
+from modelmeter.programs.cost import StageCost
 from modelmeter.sweep.findings import Finding
 from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Table
