@@ -65,9 +65,7 @@ def _names(op: Op) -> dict[str, str]:
     outputs, (x, *others) = op.equation.outputs, op.equation.factors
     out = outputs[0].stored
     found = {"x": str(x), "y": str(outputs[0]), "z": str(outputs[-1]), "all": " ".join(out)}
-    found |= dict(zip("wv", map(str, others), strict=False)) | dict(
-        zip("b", map(str, op.equation.addends), strict=False)
-    )
+    found |= dict(zip("wv", map(str, others), strict=False)) | {"b": " ".join(map(str, op.equation.addends))}
     return found | {
         "rest": " ".join(a for a in out if a not in op.row),
         "half": " ".join((*out[:-1], "H")),
@@ -125,16 +123,12 @@ def _core(graph: Graph, indices: list[int]) -> _Core | None:
     (q, k), v, scores = first.equation.factors, last.equation.factors[1], first.output.stored
     keys = tuple(a for a in k.touched if a in scores and a not in q.touched)
     start = k.touched.index(keys[0]) if keys else 0
-    positions, heads = (
-        q.stored[start : start + len(keys)],
-        tuple(a for a in q.stored[start + len(keys) :] if a in scores),
-    )
+    batch, positions, others = q.stored[:start], q.stored[start : start + len(keys)], q.stored[start + len(keys) :]
+    heads = tuple(a for a in others if a in scores)
     shared = tuple(a for a in heads if a not in k.touched)
     before = (op for op in graph.ops[: indices[0]] if op.node.serial == first.node.serial)
     made = [op for op in before if op.output.name in (q.name, k.name, v.name)]
-    return _Core(
-        ops, first, last, made[-1] if made else None, (q, k, v), q.stored[:start], positions, keys, heads, shared
-    )
+    return _Core(ops, first, last, made[-1] if made else None, (q, k, v), batch, positions, keys, heads, shared)
 
 
 def torch_attention(graph: Graph) -> Graph:
@@ -167,19 +161,19 @@ def _over_sequence(op: Op, core: _Core) -> Iterator[Op]:
     again = 0 if k.role == "kv" else apart * (1 - wide) * several(*core.keys)
     repeated = (k, v) if core.shared else ()
     if op is core.first:
-        yield from (_copy(op, [t], "_wide", wide, core.shared) for t in repeated)
-        yield _copy(op, [q], "_own", apart * several(*core.positions))
-        yield _copy(op, [k], "_own", again)
-        yield _holding(_reading(op, core, k, wide), "_own", q, k)
+        yield from (_copy(op, [t], "_wide_", wide, core.shared) for t in repeated)
+        yield _copy(op, [q], "_own_", apart * several(*core.positions))
+        yield _copy(op, [k], "_own_", again)
+        yield _holding(_reading(op, core, k, wide), "_own_", q, k)
     elif op.kind == "softmax":
         if _masked(op):
             yield _with_mask(op)
         yield _kept(op)
     elif op is core.last:
-        yield _copy(op, [v], "_own", again)
-        yield _holding(_holding(_reading(op, core, v, wide), "_own", v), "_wide", *repeated)
+        yield _copy(op, [v], "_own_", again)
+        yield _holding(_holding(_reading(op, core, v, wide), "_own_", v), "_wide_", *repeated)
         merged = _copy(op, [op.output], "", several(*core.positions) * several(*core.heads))
-        yield _holding(merged, "_wide", *repeated)
+        yield _holding(merged, "_wide_", *repeated)
     else:
         yield op
 
@@ -196,13 +190,13 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
         yield op._replace(reads=(*scaled.writes, *op.reads[1:]))
     elif not inside and op.kind == "matmul" and op.equation.factors[0].name == q.name:
         columns = core.positions[-1] in op.equation.factors[1].stored
-        yield _copy(op, [q], "_lines", (1 - batch) * heads * grid if columns else lines)
+        yield _copy(op, [q], "_lines_", (1 - batch) * heads * grid if columns else lines)
         freed = tuple(r._replace(temporary=True) for r in op.writes)  # its function returns before it is read again
-        yield _holding(op._replace(writes=freed), "_lines", q)
+        yield _holding(op._replace(writes=freed), "_lines_", q)
     elif op is not scale:
         yield _kept(op) if inside and op.kind == "softmax" else op
     if op is core.made:
-        yield _copy(op, core.operands, "own", batch * heads)
+        yield _copy(op, core.operands, "own_", batch * heads)
     elif op is core.last:
         yield _copy(op, [op.output], "", heads * grid)
     elif any(op.output.name == t.name for o in core.ops for t in o.equation.addends) and not inside:
@@ -210,23 +204,17 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
 
 
 def _copy(op: Op, tensors: Sequence[Tensor], prefix: str, again: Size, more: Axes = ()) -> Op:
-    """A copy of tensors as one kernel, into names of their own or their old ones; `more` axes are repeated."""
-    made = [
-        t._replace(name=_named(prefix, t), role="", stored=t.touched + more, touched=t.touched + more) for t in tensors
-    ]
+    """A copy of tensors as one kernel, under names with a prefix; `more` axes are repeated."""
+    made = [Tensor(prefix + t.name, "", 0, t.touched + more, t.touched + more) for t in tensors]
     text = f"{' '.join(map(str, made))} = {' * '.join(map(str, tensors))}"
     name = op.composite.name if op.composite else f"{op.node.serial}:{prefix}"
     return build("copy", text, op.n, loose=True)._replace(again=again, composite=Composite("clones", name))
 
 
-def _named(prefix: str, tensor: Tensor) -> str:
-    return f"{prefix}_{tensor.name}" if prefix else tensor.name
-
-
 def _holding(op: Op, prefix: str, *tensors: Tensor) -> Op:
     """An op while which these copies are alive."""
-    copies = (Tensor(_named(prefix, t), "activation", 0, (), ()) for t in tensors)
-    return op._replace(reads=(*op.reads, *(ref(op.n, t)._replace(stored=0, touched=0) for t in copies)))
+    copies = (ref(op.n, Tensor(prefix + t.name, "activation", 0, (), ())) for t in tensors)
+    return op._replace(reads=(*op.reads, *(r._replace(stored=0, touched=0) for r in copies)))
 
 
 def _reading(op: Op, core: _Core, tensor: Tensor, wide: Size) -> Op:
