@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,14 +15,6 @@ from modelmeter.programs.cost import StageCost
 from modelmeter.programs.kernels import Kernel
 from modelmeter.validate.counters import ScalarOperations, tensor_core_flops
 from modelmeter.workload import Workload
-
-
-class Ours(Protocol):
-    """What is ours in a case: counts, and the kernels behind them."""
-
-    def cost(self) -> StageCost: ...
-
-    def kernels(self) -> list[Kernel]: ...
 
 
 @dataclass(frozen=True)
@@ -68,13 +61,41 @@ class Case:
     group: str
     layer: str
     reference: str
-    ours: Ours
+    ours: LayerAt | StageAt
     build: Callable[[], tuple[torch.nn.Module | None, tuple[Any, ...]]]
     run: Callable[..., Any] = lambda module, *inputs: module(*inputs)
     unseen: bool = False
     known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     device: str = "meta"
+
+
+UNSEEN = {"unseen": True}
+"""`more` of a layer without tensor-core FLOPs."""
+
+
+class Row(NamedTuple):
+    """A layer at `sizes` beside the module that `make` makes, which is given a random tensor of `shape`, then `others`.
+
+    `more` are further fields of its Case.
+    """
+
+    layer: str
+    make: Callable[..., torch.nn.Module]
+    ours: BaseLayer
+    sizes: Mapping[str, int]
+    shape: tuple[int, ...]
+    reference: str = ""
+    others: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
+    more: Mapping[str, Any] = MappingProxyType({})
+
+    def case(self, group: str, dtype: torch.dtype = torch.bfloat16) -> Case:
+        """The case in a group of the table."""
+
+        def build() -> tuple[torch.nn.Module, tuple[Any, ...]]:
+            return self.make().to(dtype).eval(), (torch.randn(*self.shape, dtype=dtype), *self.others(dtype))
+
+        return Case(group, self.layer, self.reference, LayerAt(self.ours, self.sizes), build, **self.more)
 
 
 @dataclass(frozen=True)

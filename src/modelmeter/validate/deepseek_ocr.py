@@ -19,14 +19,8 @@ from transformers.models.unlimited_ocr import modeling_unlimited_ocr as ocr
 from transformers.models.unlimited_ocr.configuration_unlimited_ocr import UnlimitedOcrConfig
 from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
-from modelmeter.layers import (
-    BaseLayer,
-    LlamaFlashAttention2,
-    LlamaRotaryEmbedding,
-    RotaryEmbedding,
-    Sequence,
-)
-from modelmeter.validate.case import Case, LayerAt
+from modelmeter.layers import LlamaFlashAttention2, LlamaRotaryEmbedding, RotaryEmbedding, Sequence
+from modelmeter.validate.case import UNSEEN, Case, Row
 
 OVERRIDES = ("tower.clip.projections=split", "decoder.gate_up=merged", "decoder.rotary=model")
 """Overrides under which our model has transformers' kernels."""
@@ -130,131 +124,112 @@ def two_norms(model: Any, pixels: int) -> dict[str, tuple[int, str]]:
     return {"cuda_core_flops": (fewer, "transformers' LayerNorm2d subtracts the mean once")}
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Makes the cases of a group; `at` a layer's sizes it is given a tensor of `shape`."""
-
-    group: str
-    dtype: torch.dtype
-
-    def __call__(
-        self, layer: str, reference: str, make: Callable[[], nn.Module], ours: BaseLayer, at: dict[str, int],
-        *shape: int, **more: Any,
-    ) -> Case:  # fmt: skip
-        others = more.pop("others", lambda: ())
-
-        def build() -> tuple[nn.Module, tuple[Any, ...]]:
-            return make().to(self.dtype).eval(), (torch.randn(*shape, dtype=self.dtype), *others())
-
-        return Case(self.group, layer, reference, LayerAt(ours, at), more.pop("build", build), **more)
-
-
 def layer_cases(model: Any, at: At = At(), dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
     """One case for every layer class."""
-    yield from _sam_cases(model, at, _Rows("vision", dtype))
-    yield from _clip_cases(model, at, _Rows("vision", dtype))
-    yield from _projector_cases(model, at, _Rows("vision", dtype))
-    yield from _text_cases(model, at, _Rows("decoder", dtype))
-    yield from _cached_cases(model, at, dtype)
-    yield from _rotary_cases(model, at, dtype)
+    c = config(model.tower, model.decoder)
+    for group, rows in (
+        ("vision", _sam_rows(model, at, c.vision_config.sam_config)),
+        ("vision", _clip_rows(model, at, c.vision_config.encoder_config)),
+        ("vision", _projector_rows(model.projector, at)),
+        ("decoder", _text_rows(model, at, c.text_config)),
+        ("llama", _attention_rows(model.decoder, at, c.text_config)),
+        ("decoder", _decoder_rows(model, at, c.text_config)),
+        ("llama", _rotary_rows(model.decoder, at, c.text_config)),
+    ):
+        yield from (row.case(group, dtype) for row in rows)
 
 
-def _sam_cases(model: Any, at: At, case: _Rows) -> Iterator[Case]:
+def _sam_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
     sam, (windowed, full) = model.tower.sam, inner(model.tower.sam.blocks)
-    cfg = config(model.tower, model.decoder).vision_config.sam_config
     d, w, neck, down = full.d, windowed.w, sam.neck_norm, sam.downsample[0]
-    grid, tokens = {"b": at.b, "u": at.u, "v": at.v}, {"b": at.b, "s": at.u * at.v}
-    many = at.b * -(-at.u // w) * -(-at.v // w)
-    features, line = (at.b, at.u, at.v, d), (at.b, at.u * at.v, d)
+    grid, tokens, edges = (
+        {"b": at.b, "u": at.u, "v": at.v},
+        {"b": at.b, "s": at.u * at.v},
+        {"b": at.b, "i": at.u, "j": at.v},
+    )
+    many, known = at.b * -(-at.u // w) * -(-at.v // w), {"known": two_norms(model, at.b * at.u * at.v)}
+    windows, features, line = {"b": many, "u": w, "v": w}, (at.b, at.u, at.v, d), (at.b, at.u * at.v, d)
     pixels, channels = (at.b, 3, at.u * sam.patch.p, at.v * sam.patch.p), (at.b, neck.c, at.u, at.v)
-    for name, reference, make, ours, sizes, shape, more in (
-        ("PatchEmbed", "SamPatchEmbeddings", lambda: ocr.UnlimitedOcrSamPatchEmbeddings(cfg), sam.patch, grid, pixels, {}),
-        ("Attention (global)", "SamVisionSdpaAttention", lambda: ocr.UnlimitedOcrSamVisionSdpaAttention(cfg, 0),
-         full.attention, grid, features, {}),
-        ("Attention (window)", "SamVisionSdpaAttention", lambda: ocr.UnlimitedOcrSamVisionSdpaAttention(cfg, w),
-         windowed.attention, {"b": many, "u": w, "v": w}, (many, w, w, d), {}),
-        ("MLPBlock", "SamMLPBlock", lambda: ocr.UnlimitedOcrSamMLPBlock(cfg), full.mlp, tokens, line, {}),
-        ("Block (global)", "SamVisionLayer", lambda: ocr.UnlimitedOcrSamVisionLayer(cfg, 0), full, grid, features, {}),
-        ("Block (window)", "SamVisionLayer", lambda: ocr.UnlimitedOcrSamVisionLayer(cfg, w), windowed, grid, features, {}),
-        ("LayerNorm", "LayerNorm written out", lambda: LayerNormWrittenOut(d), full.norm, tokens, line, {"unseen": True}),
-        ("LayerNorm2d", "VitDetLayerNorm", lambda: VitDetLayerNorm(neck.c), neck, grid, channels, {"unseen": True}),
-        ("Conv2d", "torch.nn.Conv2d", lambda: nn.Conv2d(down.c, down.o, 3, 2, 1, bias=False), down,
-         {"b": at.b, "i": at.u, "j": at.v}, channels, {}),
-        ("ImageEncoderViT", "SamVisionEncoder", lambda: ocr.UnlimitedOcrSamVisionEncoder(cfg), sam, grid, pixels,
-         {"known": two_norms(model, at.b * at.u * at.v)}),
-    ):  # fmt: skip
-        yield case(name, reference, make, ours, sizes, *shape, **more)
+    vit = ocr.UnlimitedOcrSamVisionLayer, "SamVisionLayer"
+    sdpa = ocr.UnlimitedOcrSamVisionSdpaAttention, "SamVisionSdpaAttention"
+    yield from (
+        Row("PatchEmbed", lambda: ocr.UnlimitedOcrSamPatchEmbeddings(cfg), sam.patch, grid, pixels, "SamPatchEmbeddings"),
+        Row("Attention (global)", lambda: sdpa[0](cfg, 0), full.attention, grid, features, sdpa[1]),
+        Row("Attention (window)", lambda: sdpa[0](cfg, w), windowed.attention, windows, (many, w, w, d), sdpa[1]),
+        Row("MLPBlock", lambda: ocr.UnlimitedOcrSamMLPBlock(cfg), full.mlp, tokens, line, "SamMLPBlock"),
+        Row("Block (global)", lambda: vit[0](cfg, 0), full, grid, features, vit[1]),
+        Row("Block (window)", lambda: vit[0](cfg, w), windowed, grid, features, vit[1]),
+        Row("LayerNorm", lambda: LayerNormWrittenOut(d), full.norm, tokens, line, "LayerNorm written out", more=UNSEEN),
+        Row("LayerNorm2d", lambda: VitDetLayerNorm(neck.c), neck, grid, channels, "VitDetLayerNorm", more=UNSEEN),
+        Row("Conv2d", lambda: nn.Conv2d(down.c, down.o, 3, 2, 1, bias=False), down, edges, channels, "torch.nn.Conv2d"),
+        Row("ImageEncoderViT", lambda: ocr.UnlimitedOcrSamVisionEncoder(cfg), sam, grid, pixels, "SamVisionEncoder", more=known),
+    )  # fmt: skip
 
 
-def _clip_cases(model: Any, at: At, case: _Rows) -> Iterator[Case]:
+def _clip_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
     clip, side = model.tower.clip, _side(model.tower.clip)
-    cfg = config(model.tower, model.decoder).vision_config.encoder_config
-    block, table, d = clip.transformer.block, clip.embeddings, clip.d
-    own, patches = CLIPVisionConfig(**_clip(clip)), {"b": at.b, "u": side, "v": side}
+    block, table, d, known = clip.transformer.block, clip.embeddings, clip.d, {"known": no_patch(model)}
+    own, convolved = CLIPVisionConfig(**_clip(clip)), replace(table, own_patches=True)
+    patches, pixels = {"b": at.b, "u": side, "v": side}, (at.b, 3, *2 * (table.patch.p * side,))
     u, v = -(-at.u // 4), -(-at.v // 4)
-    grid, line, tokens = {"b": at.b, "u": u, "v": v}, {"b": at.b, "s": u * v + 1}, (at.b, u * v + 1, d)
-    pixels, features, known = (at.b, 3, *2 * (table.patch.p * side,)), (at.b, d, u, v), {"known": no_patch(model)}
-    for name, reference, make, ours, sizes, shape, more in (
-        ("CLIPVisionEmbeddings (conv)", "CLIPVisionEmbeddings", lambda: ClipEmbeddings(own),
-         replace(table, own_patches=True), patches, pixels, {}),
-        ("CLIPVisionEmbeddings", "VisionEmbeddings", lambda: ocr.UnlimitedOcrVisionEmbeddings(cfg), table, grid, features,
-         known | {"unseen": True}),
-        ("NoTPAttention", "Attention", lambda: ocr.UnlimitedOcrAttention(cfg), block.attention, line, tokens, {}),
-        ("NoTPFeedForward", "MLP", lambda: ocr.UnlimitedOcrMLP(cfg), block.mlp, line, tokens, {}),
-        ("NoTPTransformerBlock", "EncoderLayer", lambda: ocr.UnlimitedOcrEncoderLayer(cfg), block, line, tokens,
-         {"run": lambda module, x: module(x, None)}),
-        ("NoTPTransformer", "Encoder", lambda: ocr.UnlimitedOcrEncoder(cfg), clip.transformer, line, tokens, {}),
-        ("VitModel", "VisionEncoder", lambda: ocr.UnlimitedOcrVisionEncoder(cfg), clip, grid, features, known),
-    ):  # fmt: skip
-        yield case(name, reference, make, ours, sizes, *shape, **more)
+    grid, features = {"b": at.b, "u": u, "v": v}, (at.b, d, u, v)
+    line, tokens, alone = {"b": at.b, "s": u * v + 1}, (at.b, u * v + 1, d), {"run": lambda module, x: module(x, None)}
+    yield from (
+        Row("CLIPVisionEmbeddings (conv)", lambda: ClipEmbeddings(own), convolved, patches, pixels, "CLIPVisionEmbeddings"),
+        Row("CLIPVisionEmbeddings", lambda: ocr.UnlimitedOcrVisionEmbeddings(cfg), table, grid, features,
+            "VisionEmbeddings", more=known | UNSEEN),
+        Row("NoTPAttention", lambda: ocr.UnlimitedOcrAttention(cfg), block.attention, line, tokens, "Attention"),
+        Row("NoTPFeedForward", lambda: ocr.UnlimitedOcrMLP(cfg), block.mlp, line, tokens, "MLP"),
+        Row("NoTPTransformerBlock", lambda: ocr.UnlimitedOcrEncoderLayer(cfg), block, line, tokens, "EncoderLayer", more=alone),
+        Row("NoTPTransformer", lambda: ocr.UnlimitedOcrEncoder(cfg), clip.transformer, line, tokens, "Encoder"),
+        Row("VitModel", lambda: ocr.UnlimitedOcrVisionEncoder(cfg), clip, grid, features, "VisionEncoder", more=known),
+    )  # fmt: skip
 
 
-def _projector_cases(model: Any, at: At, case: _Rows, depth: int = 3) -> Iterator[Case]:
-    linear, s = model.projector, -(-at.u // 4) * -(-at.v // 4)
+def _projector_rows(linear: Any, at: At, depth: int = 3) -> Iterator[Row]:
+    s, deep = -(-at.u // 4) * -(-at.v // 4), replace(linear, kind="mlp_gelu", depth=depth)
     place, shape = {"b": at.b, "s": s}, (at.b, s, linear.c)
-    deep = replace(linear, kind="mlp_gelu", depth=depth)
 
     def stacked() -> nn.Module:
-        others = [part for _ in range(depth - 1) for part in (nn.GELU(), nn.Linear(linear.d, linear.d))]
+        others = (part for _ in range(depth - 1) for part in (nn.GELU(), nn.Linear(linear.d, linear.d)))
         return nn.Sequential(nn.Linear(linear.c, linear.d), *others)
 
-    yield case(
-        "MlpProjector (linear)", "multi_modal_projector", lambda: nn.Linear(linear.c, linear.d), linear, place, *shape
-    )
-    yield case("MlpProjector (mlp_gelu)", "torch.nn.Sequential", stacked, deep, place, *shape)
+    yield from (
+        Row("MlpProjector (linear)", lambda: nn.Linear(linear.c, linear.d), linear, place, shape, "multi_modal_projector"),
+        Row("MlpProjector (mlp_gelu)", stacked, deep, place, shape, "torch.nn.Sequential"),
+    )  # fmt: skip
 
 
-def _text_cases(model: Any, at: At, case: _Rows) -> Iterator[Case]:
+def _text_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
     decoder, (dense, moe) = model.decoder, inner(model.decoder.layers)
-    cfg = config(model.tower, decoder).text_config
-    d, shared, vocabulary, text = decoder.d, moe.mlp.shared, decoder.head.V, {"b": at.b, "s": at.s}
-    both = Sequence((decoder.embedding, decoder.head))
+    d, shared, vocabulary = decoder.d, moe.mlp.shared, decoder.head.V
+    place = ({"b": at.b, "s": at.s}, (at.b, at.s, d))
+    both = Sequence((decoder.embedding, decoder.head))  # a lookup alone has nothing that a counter could see
 
-    def embedded() -> tuple[nn.Module, tuple[Any, ...]]:
-        table, head = nn.Embedding(vocabulary, d), nn.Linear(d, vocabulary, bias=False)
-        return nn.Sequential(table, head).to(case.dtype), (torch.zeros(at.b, at.s, dtype=torch.long),)
+    def head() -> nn.Module:
+        return nn.Linear(d, vocabulary, bias=False)
 
-    for name, reference, make, ours, more in (
-        ("DeepseekV2MLP", "TextMLP", lambda: ocr.UnlimitedOcrTextMLP(cfg, intermediate_size=shared.f), shared, {}),
-        ("MoEGate", "TextTopkRouter", lambda: ocr.UnlimitedOcrTextTopkRouter(cfg), moe.mlp.gate, {}),
-        ("DeepseekV2MoE", "TextMoe", lambda: ocr.UnlimitedOcrTextMoe(experts_here(model.tower, model.decoder).text_config), moe.mlp,
-         {"skip": MIXTURE_IO}),
-        ("DeepseekV2RMSNorm", "TextRMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d), dense.norm, {"unseen": True}),
-        # a lookup alone has nothing that a counter could see
-        ("TokenEmbedding", "torch.nn.Linear after torch.nn.Embedding", nn.Identity, both, {"build": embedded}),
-        ("LMHead", "lm_head", lambda: nn.Linear(d, vocabulary, bias=False), decoder.head, {}),
-    ):  # fmt: skip
-        yield case(name, reference, make, ours, text, at.b, at.s, d, **more)
+    yield from (
+        Row("DeepseekV2MLP", lambda: ocr.UnlimitedOcrTextMLP(cfg, intermediate_size=shared.f), shared, *place, "TextMLP"),
+        Row("MoEGate", lambda: ocr.UnlimitedOcrTextTopkRouter(cfg), moe.mlp.gate, *place, "TextTopkRouter"),
+        Row("DeepseekV2MoE", lambda: ocr.UnlimitedOcrTextMoe(experts_here(model.tower, model.decoder).text_config), moe.mlp, *place, "TextMoe",
+            more={"skip": MIXTURE_IO}),
+        Row("DeepseekV2RMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d), dense.norm, *place, "TextRMSNorm", more=UNSEEN),
+        Row("TokenEmbedding", lambda: nn.Sequential(nn.Embedding(vocabulary, d), head()), both, *place,
+            "torch.nn.Linear after torch.nn.Embedding", _positions(at), {"run": lambda m, x, ids: m(ids)}),
+        Row("LMHead", head, decoder.head, *place, "lm_head"),
+    )  # fmt: skip
 
 
-def _cached_cases(model: Any, at: At, dtype: torch.dtype) -> Iterator[Case]:
-    """Attention and decoder layers, with `past` tokens in the cache."""
-    dense, moe = inner(model.decoder.layers)
-    attention, t = dense.attention, at.past + at.s
-    cfg, sizes = config(model.tower, model.decoder).text_config, {"b": at.b, "s": at.s, "t": t}
+def _cached_rows(
+    decoder: Any, at: At, *rows: tuple[str, str, Callable[[], nn.Module], Any, dict[str, str]]
+) -> Iterator[Row]:
+    """Attention or decoder layers (name, reference, module, ours, what is not compared), with `past` tokens in the cache."""
+    attention, t = inner(decoder.layers)[0].attention, at.past + at.s
     chunked = at.past > 0 and at.s > 1  # transformers then needs a mask, or it drops the cache from the product
+    masked = {"kernel_io_bytes": "with a mask transformers reads it and copies grouped KV heads"} if chunked else {}
 
-    def others() -> tuple[Any, ...]:
+    def others(dtype: torch.dtype) -> tuple[Any, ...]:
         cos, sin = (torch.randn(at.b, at.s, attention.e, dtype=dtype) for _ in "cs")
         return (cos, sin), *(torch.randn(at.b, attention.g, at.past, attention.e, dtype=dtype) for _ in "kv")
 
@@ -262,18 +237,28 @@ def _cached_cases(model: Any, at: At, dtype: torch.dtype) -> Iterator[Case]:
         mask = torch.ones(1, 1, at.s, t, dtype=torch.bool, device=x.device) if chunked else None
         return module(x, position_embeddings=table, past_key_values=cached(k, v, 2), attention_mask=mask)
 
-    masked = {"kernel_io_bytes": "with a mask transformers reads it and copies grouped KV heads"} if chunked else {}
-    llama, layers = _Rows("llama", dtype), _Rows("decoder", dtype)
+    for name, reference, make, ours, skip in rows:
+        more = {"run": run, "skip": masked | skip}
+        yield Row(name, make, ours, {"b": at.b, "s": at.s, "t": t}, (at.b, at.s, decoder.d), reference, others, more)
+
+
+def _attention_rows(decoder: Any, at: At, cfg: Any) -> Iterator[Row]:
+    attention = inner(decoder.layers)[0].attention
     flash = LlamaFlashAttention2(attention.d, attention.g, attention.r, attention.e)
-    for rows, name, reference, make, ours, skip in (
-        (llama, "LlamaAttention", "TextAttention", lambda: ocr.UnlimitedOcrTextAttention(cfg, 0), attention, masked),
-        (llama, "LlamaFlashAttention2", "TextAttention", lambda: ocr.UnlimitedOcrTextAttention(cfg, 0), flash, masked),
-        (layers, "DeepseekV2DecoderLayer (dense)", "TextDecoderLayer",
-         lambda: ocr.UnlimitedOcrTextDecoderLayer(cfg, 0), dense, masked),
-        (layers, "DeepseekV2DecoderLayer (moe)", "TextDecoderLayer",
-         lambda: ocr.UnlimitedOcrTextDecoderLayer(experts_here(model.tower, model.decoder).text_config, model.decoder.layers[0].l), moe, MIXTURE_IO),
-    ):  # fmt: skip
-        yield rows(name, reference, make, ours, sizes, at.b, at.s, attention.d, others=others, run=run, skip=skip)
+    theirs = "TextAttention", lambda: ocr.UnlimitedOcrTextAttention(cfg, 0)
+    return _cached_rows(
+        decoder, at, ("LlamaAttention", *theirs, attention, {}), ("LlamaFlashAttention2", *theirs, flash, {})
+    )
+
+
+def _decoder_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
+    (dense, moe), first = inner(model.decoder.layers), model.decoder.layers[0].l
+    layer, name = ocr.UnlimitedOcrTextDecoderLayer, "DeepseekV2DecoderLayer"
+    return _cached_rows(
+        model.decoder, at,
+        (f"{name} (dense)", "TextDecoderLayer", lambda: layer(cfg, 0), dense, {}),
+        (f"{name} (moe)", "TextDecoderLayer", lambda: layer(experts_here(model.tower, model.decoder).text_config, first), moe, MIXTURE_IO),
+    )  # fmt: skip
 
 
 def cached(k: torch.Tensor, v: torch.Tensor, layers: int) -> DynamicCache:
@@ -284,26 +269,23 @@ def cached(k: torch.Tensor, v: torch.Tensor, layers: int) -> DynamicCache:
     return cache
 
 
-def _rotary_cases(model: Any, at: At, dtype: torch.dtype) -> Iterator[Case]:
-    e, text = inner(model.decoder.layers)[0].attention.e, {"b": at.b, "s": at.s}
-    cfg = config(model.tower, model.decoder).text_config
-
-    def positions() -> torch.Tensor:
-        return torch.zeros(at.b, at.s, dtype=torch.long)
-
-    def build() -> tuple[nn.Module, tuple[Any, ...]]:
-        return ocr.UnlimitedOcrTextRotaryEmbedding(cfg), (
-            torch.randn(at.b, at.s, model.decoder.d, dtype=dtype),
-            positions(),
-        )
-
-    yield Case("llama", "LlamaRotaryEmbedding (transformers)", "TextRotaryEmbedding", LayerAt(RotaryEmbedding(e), text),
-               build, unseen=True)  # fmt: skip
-    yield Case("llama", "LlamaRotaryEmbedding (vendor)", "inv_freq @ positions", LayerAt(LlamaRotaryEmbedding(e), text),
-               lambda: (None, (torch.randn(e // 2), positions())), _vendor_rotary)  # fmt: skip
+def _rotary_rows(decoder: Any, at: At, cfg: Any) -> Iterator[Row]:
+    e, text, shape = inner(decoder.layers)[0].attention.e, {"b": at.b, "s": at.s}, (at.b, at.s, decoder.d)
+    name, positions = "LlamaRotaryEmbedding", _positions(at)
+    yield from (
+        Row(f"{name} (transformers)", lambda: ocr.UnlimitedOcrTextRotaryEmbedding(cfg), RotaryEmbedding(e), text, shape,
+            "TextRotaryEmbedding", positions, UNSEEN),
+        Row(f"{name} (vendor)", nn.Identity, LlamaRotaryEmbedding(e), text, (e // 2,), "inv_freq @ positions", positions,
+            {"run": _vendor_rotary}),
+    )  # fmt: skip
 
 
-def _vendor_rotary(module: None, inv_freq: torch.Tensor, positions: torch.Tensor) -> Any:
+def _positions(at: At) -> Callable[[torch.dtype], tuple[torch.Tensor]]:
+    """Further inputs of a row: positions, or ids."""
+    return lambda dtype: (torch.zeros(at.b, at.s, dtype=torch.long),)
+
+
+def _vendor_rotary(module: nn.Module, inv_freq: torch.Tensor, positions: torch.Tensor) -> Any:
     """The published form: frequencies x positions as a batched matmul, then cos, sin and scaling."""
     left = inv_freq[None, :, None].float().expand(positions.shape[0], -1, 1)
     angles = (left @ positions[:, None, :].float()).transpose(1, 2)

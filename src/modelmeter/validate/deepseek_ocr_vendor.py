@@ -9,26 +9,25 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from modelmeter.layers import DeepseekV2MLP, DeepseekV2MoE, MoEGate
+from modelmeter.validate.case import UNSEEN, Row
 from modelmeter.validate.deepseek_ocr import inner
-from modelmeter.validate.vendor import AttributeDict, Recipe
+from modelmeter.validate.vendor import AttributeDict
 
 BATCH, TOKENS = 1, 512
 """Images or sequences, and tokens of the decoder."""
 
 
-def recipes(model: Any) -> Iterator[Recipe]:
+def vendor_rows(model: Any) -> Iterator[Row]:
     """How to construct each vendor class, and our layer for it."""
-    yield from _sam_recipes(model.tower.sam)
-    yield from _clip_recipes(model.tower.clip)
-    yield _projector_recipe(model.projector)
-    yield from _decoder_recipes(*inner(model.decoder.layers))
-    yield _mixture_recipe()
+    yield from _sam_rows(model.tower.sam)
+    yield from _clip_rows(model.tower.clip)
+    yield _projector_row(model.projector)
+    yield from _decoder_rows(*inner(model.decoder.layers))
+    yield _mixture_row()
 
 
-def _sam_recipes(sam: Any) -> Iterator[Recipe]:
+def _sam_rows(sam: Any) -> Iterator[Row]:
     (windowed, full), side, p = inner(sam.blocks), sam.U, sam.patch.p
     hidden, heads, many = full.d, full.attention.h, [repeat.l for repeat in sam.blocks]
     relative = dict(num_heads=heads, use_rel_pos=True, qkv_bias=True, input_size=(side, side))
@@ -37,26 +36,23 @@ def _sam_recipes(sam: Any) -> Iterator[Recipe]:
         use_rel_pos=True, global_attn_indexes=tuple(range(many[0], sum(many))), window_size=windowed.w,
         out_chans=sam.neck_norm.c,
     )  # fmt: skip
-    grid, square, image = (
-        {"b": BATCH, "u": side, "v": side},
+    grid, line = {"b": BATCH, "u": side, "v": side}, {"b": BATCH, "s": side * side}
+    square, image, channels = (
         (BATCH, side, side, hidden),
-        (BATCH, 3, side * p, side * p),
+        (BATCH, 3, *2 * (side * p,)),
+        (BATCH, sam.neck_norm.c, side, side),
     )
-    line, channels = {"b": BATCH, "s": side * side}, (BATCH, sam.neck_norm.c, side, side)
-    yield Recipe("PatchEmbed", lambda c: c((p, p), (p, p), in_chans=3, embed_dim=hidden), sam.patch, grid, image)
-    yield Recipe("Attention", lambda c: c(hidden, **relative), full.attention, grid, square)
-    yield Recipe("MLPBlock", lambda c: c(hidden, full.mlp.f), full.mlp, line, (BATCH, side * side, hidden))
-    yield Recipe("Block", lambda c: c(hidden, **relative, window_size=windowed.w), windowed, grid, square)
-    yield Recipe("LayerNorm2d", lambda c: c(sam.neck_norm.c), sam.neck_norm, grid, channels, unseen=True)
-    yield Recipe("ImageEncoderViT", lambda c: c(**vit), sam, grid, image)
+    yield from (
+        Row("PatchEmbed", lambda c: c((p, p), (p, p), in_chans=3, embed_dim=hidden), sam.patch, grid, image),
+        Row("Attention", lambda c: c(hidden, **relative), full.attention, grid, square),
+        Row("MLPBlock", lambda c: c(hidden, full.mlp.f), full.mlp, line, (BATCH, side * side, hidden)),
+        Row("Block", lambda c: c(hidden, **relative, window_size=windowed.w), windowed, grid, square),
+        Row("LayerNorm2d", lambda c: c(sam.neck_norm.c), sam.neck_norm, grid, channels, more=UNSEEN),
+        Row("ImageEncoderViT", lambda c: c(**vit), sam, grid, image),
+    )  # fmt: skip
 
 
-def _twice(module: Any, x: torch.Tensor) -> Any:
-    """A module that takes pixels, of which only the batch is read, and features."""
-    return module(x, x)
-
-
-def _clip_recipes(clip: Any) -> Iterator[Recipe]:
+def _clip_rows(clip: Any) -> Iterator[Row]:
     d, table, block = clip.d, clip.embeddings, clip.transformer.block
     tokens, side, p = table.n, round((table.n - 1) ** 0.5), table.patch.p
     cfg = AttributeDict(
@@ -67,18 +63,21 @@ def _clip_recipes(clip: Any) -> Iterator[Recipe]:
     )  # fmt: skip
     grid, features = {"b": BATCH, "u": side, "v": side}, (BATCH, d, side, side)
     line, wide = {"b": BATCH, "s": tokens}, (BATCH, tokens, d)
+    twice = {"run": lambda module, x: module(x, x)}  # pixels, of which only the batch is read, and features
     embeddings = ("CLIPVisionEmbeddings", lambda c: c(d, p * side, p), table, grid, features)
-    yield Recipe(*embeddings, call=_twice, unseen=True)
-    yield Recipe("NoTPAttention", lambda c: c(cfg), block.attention, line, wide)
-    yield Recipe("NoTPFeedForward", lambda c: c(cfg, dim=d, hidden_dim=block.mlp.f), block.mlp, line, wide)
-    yield Recipe("NoTPTransformerBlock", lambda c: c(cfg, 1), block, line, wide)
-    yield Recipe("NoTPTransformer", lambda c: c(cfg), clip.transformer, line, wide)
-    yield Recipe("VitModel", lambda c: c(cfg), clip, grid, features, call=_twice)
+    yield from (
+        Row(*embeddings, more=UNSEEN | twice),
+        Row("NoTPAttention", lambda c: c(cfg), block.attention, line, wide),
+        Row("NoTPFeedForward", lambda c: c(cfg, dim=d, hidden_dim=block.mlp.f), block.mlp, line, wide),
+        Row("NoTPTransformerBlock", lambda c: c(cfg, 1), block, line, wide),
+        Row("NoTPTransformer", lambda c: c(cfg), clip.transformer, line, wide),
+        Row("VitModel", lambda c: c(cfg), clip, grid, features, more=twice),
+    )  # fmt: skip
 
 
-def _projector_recipe(linear: Any, tokens: int = 256) -> Recipe:
+def _projector_row(linear: Any, tokens: int = 256) -> Row:
     cfg = AttributeDict(projector_type="linear", input_dim=linear.c, n_embed=linear.d)
-    return Recipe("MlpProjector", lambda c: c(cfg), linear, {"b": BATCH, "s": tokens}, (BATCH, tokens, linear.c))
+    return Row("MlpProjector", lambda c: c(cfg), linear, {"b": BATCH, "s": tokens}, (BATCH, tokens, linear.c))
 
 
 def _decoder_config(mixture: Any, heads: int, kv_heads: int, intermediate: int) -> Any:
@@ -91,17 +90,19 @@ def _decoder_config(mixture: Any, heads: int, kv_heads: int, intermediate: int) 
     )  # fmt: skip
 
 
-def _decoder_recipes(dense: Any, moe: Any) -> Iterator[Recipe]:
+def _decoder_rows(dense: Any, moe: Any) -> Iterator[Row]:
     attention, d = dense.attention, dense.d
     cfg = _decoder_config(moe.mlp, attention.g * attention.r, attention.g, dense.mlp.f)
     text, wide = {"b": BATCH, "s": TOKENS}, (BATCH, TOKENS, d)
-    yield Recipe("DeepseekV2MLP", lambda c: c(cfg), dense.mlp, text, wide)
-    yield Recipe("MoEGate", lambda c: c(cfg), moe.mlp.gate, text, wide)
-    yield Recipe("DeepseekV2RMSNorm", lambda c: c(d), dense.norm, text, wide, unseen=True)
-    yield Recipe("DeepseekV2DecoderLayer", lambda c: c(cfg, 0), dense, text | {"t": TOKENS}, wide)
+    yield from (
+        Row("DeepseekV2MLP", lambda c: c(cfg), dense.mlp, text, wide),
+        Row("MoEGate", lambda c: c(cfg), moe.mlp.gate, text, wide),
+        Row("DeepseekV2RMSNorm", lambda c: c(d), dense.norm, text, wide, more=UNSEEN),
+        Row("DeepseekV2DecoderLayer", lambda c: c(cfg, 0), dense, text | {"t": TOKENS}, wide),
+    )  # fmt: skip
 
 
-def _mixture_recipe(tokens: int = 11) -> Recipe:
+def _mixture_row(tokens: int = 11) -> Row:
     """The vendor's mixture routes by the values of its tokens, so it runs on the CPU, at a small size."""
     ours = DeepseekV2MoE(MoEGate(32, 8, 3), 24, DeepseekV2MLP(32, 48))
     skip = {
@@ -109,4 +110,4 @@ def _mixture_recipe(tokens: int = 11) -> Recipe:
         "kernel_io_bytes": "experts read depend on the tokens",
     }
     cfg, sizes, shape = _decoder_config(ours, 2, 2, 48), {"b": BATCH, "s": tokens}, (BATCH, tokens, ours.d)
-    return Recipe("DeepseekV2MoE", lambda c: c(cfg), ours, sizes, shape, device="cpu", skip=skip)
+    return Row("DeepseekV2MoE", lambda c: c(cfg), ours, sizes, shape, more={"device": "cpu", "skip": skip})

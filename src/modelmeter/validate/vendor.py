@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import builtins
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
 import torch
 import transformers  # noqa: F401 (before any stand-in, or its own imports would see them)
 
 from modelmeter.errors import InputError
-from modelmeter.validate.case import Case, LayerAt
+from modelmeter.validate.case import Case, Row
 
 
 class AttributeDict(dict[str, Any]):
@@ -101,25 +102,8 @@ def _installed(name: str) -> bool:
     return True
 
 
-class Recipe(NamedTuple):
-    """How to construct a vendor class, our layer for it, its workload sizes and its input's shape.
-
-    `call`, `unseen`, `device` and `skip` are as in Case.
-    """
-
-    name: str
-    construct: Callable[[Any], Any]
-    ours: Any
-    sizes: dict[str, int]
-    shape: tuple[int, ...]
-    call: Callable[[Any, torch.Tensor], Any] = lambda module, x: module(x)
-    unseen: bool = False
-    device: str = "meta"
-    skip: Mapping[str, str] = MappingProxyType({})
-
-
-def vendor_cases(folder: str, recipes: Iterable[Recipe]) -> tuple[list[Case], list[str]]:
-    """The cases of the classes that the folder holds, and a line for each that it lacks.
+def vendor_cases(folder: str, rows: Iterable[Row]) -> tuple[list[Case], list[str]]:
+    """The cases of the classes that the folder holds, and a line for each that it lacks; `make` of a row takes the class.
 
     Raises InputError if the folder does not exist or has no Python files.
     """
@@ -127,30 +111,20 @@ def vendor_cases(folder: str, recipes: Iterable[Recipe]) -> tuple[list[Case], li
         raise InputError(f"--vendor {folder!r} is not a folder with the vendor's Python files")
     files = _Folder(Path(folder))
     cases, lacking = [], []
-    for recipe in recipes:
-        found = files.find(recipe.name)
+    for row in rows:
+        found = files.find(row.layer)
         if found is None:
-            lacking.append(f"vendor class {recipe.name}: not in {folder}" + _why(files))
+            lacking.append(f"vendor class {row.layer}: not in {folder}" + _why(files))
             continue
         try:
             with torch.device("meta"):
-                recipe.construct(found)
+                row.make(found)
         except Exception as error:  # a class that needs more than this machine has is listed, not hidden
-            lacking.append(f"vendor class {recipe.name}: cannot be constructed here ({type(error).__name__}: {error})")
+            lacking.append(f"vendor class {row.layer}: cannot be constructed here ({type(error).__name__}: {error})")
             continue
-        cases.append(_case(recipe, found))
+        cases.append(row._replace(reference=found.__module__, make=partial(row.make, found)).case("vendor"))
     return cases, lacking
 
 
 def _why(files: _Folder) -> str:
     return "".join(f"; {stem}.py failed with {reason}" for stem, reason in files.failed.items())
-
-
-def _case(recipe: Recipe, found: Any) -> Case:
-    def build() -> tuple[torch.nn.Module, tuple[Any, ...]]:
-        module = recipe.construct(found).to(torch.bfloat16).eval()
-        return module, (torch.randn(*recipe.shape, dtype=torch.bfloat16),)
-
-    ours = LayerAt(recipe.ours, recipe.sizes)
-    return Case("vendor", recipe.name, found.__module__, ours, build, recipe.call, recipe.unseen, skip=recipe.skip,
-                device=recipe.device)  # fmt: skip
