@@ -19,12 +19,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modelmeter.graph import forms
 
-_ONE_EACH = ["add", "sub", "rsub", "mul", "div", "neg", "exp", "sqrt", "rsqrt", "sin", "cos", "pow", "maximum"]
-_PER_ELEMENT = dict.fromkeys(_ONE_EACH, 1) | {
-    "sigmoid": forms.SIGMOID.element,
-    "silu": forms.SILU.element,
-    "gelu": forms.GELU.element,
-}
 _FREE = frozenset(
     "view _unsafe_view reshape permute transpose t expand unsqueeze squeeze slice select split unbind "
     "split_with_sizes clone contiguous copy_ _to_copy cat constant_pad_nd index embedding detach alias empty "
@@ -34,16 +28,43 @@ _FREE = frozenset(
 )
 
 
+def _rows(form: forms.Form, many: int, width: int) -> int:
+    """FLOPs of a norm or softmax of so many rows."""
+    return many * (form.element * width + form.row)
+
+
+_PER_ELEMENT = dict.fromkeys("add sub rsub mul div neg exp sqrt rsqrt sin cos pow maximum addmm baddbmm".split(), 1) | {
+    "sigmoid": forms.SIGMOID.element, "silu": forms.SILU.element, "gelu": forms.GELU.element,
+}  # fmt: skip
+_RULES: dict[str, Callable[[Any, torch.Tensor], int]] = {
+    "convolution": lambda args, out: out.numel() * (args[2] is not None),
+    "native_layer_norm": lambda args, out: _rows(forms.LAYER_NORM, out.numel() // prod(args[1]), prod(args[1])),
+    "mean": lambda args, out: args[0].numel(),
+    "sum": lambda args, out: args[0].numel() - out.numel(),
+    "topk": lambda args, out: out.numel() * args[0].shape[-1],
+} | dict.fromkeys(
+    ("_softmax", "_safe_softmax", "softmax"),
+    lambda args, out: _rows(forms.SOFTMAX, out.numel() // out.shape[args[1]], out.shape[args[1]]),
+)
+
+
+def _scalar_flops(name: str, args: Any, out: list[torch.Tensor]) -> int:
+    """CUDA-core FLOPs of an operator. Raises NotImplementedError for one that has no rule."""
+    name = name.rstrip("_") if name not in _FREE else name
+    if name in _FREE:
+        return 0
+    if name in _PER_ELEMENT:
+        return _PER_ELEMENT[name] * out[0].numel()
+    if name in _RULES:
+        return _RULES[name](args, out[0])
+    raise NotImplementedError(f"no counting rule for operator {name!r}")
+
+
 def tensor_core_flops(run: Callable[[], Any]) -> int:
     """FLOPs that torch's FlopCounterMode counts while `run` runs."""
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
-
-
-def _rows(form: forms.Form, many: int, width: int) -> int:
-    """FLOPs of a norm or softmax of so many rows."""
-    return many * (form.element * width + form.row)
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
@@ -142,31 +163,5 @@ class ScalarOperations(OperandBytes):
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if any(t.untyped_storage()._cdata in self._tainted for t in tensors_in((args, kwargs))):
             self._taint(result)
-            self.flops += self._cost(func.overloadpacket.__name__, args, result)
+            self.flops += _scalar_flops(func.overloadpacket.__name__, args, tensors_in(result))
         return result
-
-    @staticmethod
-    def _cost(name: str, args: Any, result: Any) -> int:
-        name = name.rstrip("_") if name not in _FREE else name
-        if name in _FREE:
-            return 0
-        out = tensors_in(result)[0]
-        if name in _PER_ELEMENT:
-            return _PER_ELEMENT[name] * out.numel()
-        if name in ("addmm", "baddbmm"):
-            return int(out.numel())
-        if name == "convolution":
-            return int(out.numel()) if args[2] is not None else 0
-        if name in ("_softmax", "_safe_softmax", "softmax"):
-            width = out.shape[args[1]]
-            return _rows(forms.SOFTMAX, out.numel() // width, width)
-        if name == "native_layer_norm":
-            width = prod(args[1])
-            return _rows(forms.LAYER_NORM, out.numel() // width, width)
-        if name == "mean":
-            return int(args[0].numel())
-        if name == "sum":
-            return int(args[0].numel() - out.numel())
-        if name == "topk":
-            return int(out.numel() * args[0].shape[-1])
-        raise NotImplementedError(f"no counting rule for operator {name!r}")
