@@ -6,7 +6,7 @@ from importlib import import_module
 
 import modelmeter
 from modelmeter import layers as mm
-from modelmeter.layers.projector import _Activated
+from modelmeter.layers.mlp import _Activated
 from modelmeter.models.vlm import Join, RowsJoin, VisionStage
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")

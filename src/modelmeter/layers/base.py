@@ -9,7 +9,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partialmethod
+from operator import attrgetter
 from typing import Any, ClassVar, final, get_args, get_origin, get_type_hints
 
 from modelmeter.errors import InputError
@@ -27,10 +28,9 @@ from modelmeter.sizes.expressions import as_term
 class BaseLayer(ABC):
     """A layer: hyper-parameters are fields, workload sizes are arguments (`sizes` names them).
 
-    Subclasses are frozen dataclasses that define `ops` alone. Each metric takes the workload sizes
-    by axis letter and the counting options `runtime` (eager, flash, fused, compulsory or a Runtime), `causal`,
-    `logits`, `precision`; it returns FLOPs, bytes or FLOPs per byte. Unknown or missing sizes and options raise
-    InputError.
+    Subclasses are frozen dataclasses that define `ops` alone. Each metric takes the workload sizes by axis letter and
+    the counting options `runtime` (eager, flash, fused, compulsory or a Runtime), `causal`, `logits`, `precision`; it
+    returns FLOPs, bytes or FLOPs per byte. Unknown or missing sizes and options raise InputError.
     """
 
     sizes: ClassVar[str]
@@ -52,20 +52,19 @@ class BaseLayer(ABC):
         for name, kinds in _field_types(type(self)).items():
             if hasattr(BaseLayer, name):
                 raise InputError(f"{type(self).__name__}: a field cannot be called {name!r}, as every layer has that")
-            checked_value = _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds)
-            object.__setattr__(self, name, checked_value)
+            object.__setattr__(self, name, _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds))
         self.check()
 
     def check(self) -> None:  # noqa: B027 (most layers have nothing to check)
         """Raise InputError where hyper-parameters contradict each other."""
 
-    def require_equal(self, **widths: Size) -> None:
-        """Raise InputError unless these sizes, named by the part they belong to, are one (expressions pass)."""
-        (first, wanted), *others = widths.items()
+    def require_equal(self, **widths: Size | None) -> None:
+        """Raise InputError unless these sizes, named by their part, are one (None and expressions pass)."""
+        (first, wanted), *others = ((k.replace("_", " "), v) for k, v in widths.items() if v is not None)
         for name, value in others:
             if differ(value, wanted):
-                kind, a, b = type(self).__name__, first.replace("_", " "), name.replace("_", " ")
-                raise InputError(f"{kind}: {a} is {wanted} and {b} is {value}; they must be equal")
+                kind = type(self).__name__
+                raise InputError(f"{kind}: {first} is {wanted} and {name} is {value}; they must be equal")
 
     @cached_property
     def axes(self) -> dict[str, Size]:
@@ -78,21 +77,18 @@ class BaseLayer(ABC):
     def at(self, n: Sizes, scope: str, *, times: Size = 1, **bound: Any) -> Iterator[Op]:
         """This layer placed under `scope`, `times` over: strings rename tensors, others set sizes.
 
-        Raises InputError for an input that is not named, a size that it does not have, or an output that its
-        ops never write.
+        Raises InputError for an input that is not named, a size that it lacks or does not have, an unwritten output.
         """
+        kind, declared = type(self).__name__, self.sizes.split()
         names = {k: v for k, v in bound.items() if isinstance(v, str)}
-        kind, declared, around = type(self).__name__, self.sizes.split(), n.axes
-        given = {k: v for k, v in bound.items() if k not in names}
-        sizes = {a: given[a] if a in given else around[a] for a in declared if a in given or a in around}
-        for axis in (k for k in given if k not in declared):
+        sizes = {a: n.axes[a] for a in declared if a in n.axes} | {k: v for k, v in bound.items() if k not in names}
+        for axis in (a for a in sizes if a not in declared):
             raise InputError(f"{kind} under {n.node.layer!r} has no size {axis!r}; its sizes: {self.sizes}")
         for missing in (a for a in declared if a not in sizes):
             raise InputError(f"{kind} under {n.node.layer!r} needs size {missing!r}; its sizes: {self.sizes}")
         for missing in (x for x in self.inputs.split() if x not in names):
             raise InputError(f"{kind} under {n.node.layer!r} needs its input {missing!r} to be named")
-        inner = n.inside(scope, kind, sizes, self.axes, names, times)
-        return self._placed(inner)
+        return self._placed(n.inside(scope, kind, sizes, self.axes, names, times))
 
     def _placed(self, n: Sizes) -> Iterator[Op]:
         n.root.buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
@@ -108,27 +104,24 @@ class BaseLayer(ABC):
     def graph(self, counting: Counting | None = None) -> Graph:
         """The layer's checked graph, its workload sizes as symbols."""
         root = Root((counting or Counting()).causal)
-        kind = type(self).__name__
         sizes = {a: symbol(a) for a in self.sizes.split()}
-        n = Sizes(sizes | self.axes, Node("", kind), root, bound=frozenset(sizes))
+        n = Sizes(sizes | self.axes, Node("", type(self).__name__), root, bound=frozenset(sizes))
         return checked(list(self._placed(n)), self.inputs.split(), root)
 
     @final
     def program(self, *, gradients: bool = False, **options: Any) -> Program:
         """The layer's program by its counting options, made once; `gradients`: that of the backward pass."""
         programs: dict[Any, Program] = self.__dict__.setdefault("_programs", {})
-        counting = Counting(**options)
-        found = programs.get((counting, gradients))
-        if found is None:
-            graph = self.graph(counting)
-            found = programs[counting, gradients] = program_of(graph, self.sizes.split(), counting, gradients=gradients)
-        return found
+        key = counting, _ = Counting(**options), gradients
+        if key not in programs:
+            programs[key] = program_of(self.graph(counting), self.sizes.split(), counting, gradients=gradients)
+        return programs[key]
 
     def _cost(self, gradients: bool, given: dict[str, Any]) -> StageCost:
         options = {k: given.pop(k) for k in Counting.__dataclass_fields__ if k in given}
-        require_axes(type(self).__name__, self.sizes.split(), given)
-        values = [as_size(axis, given[axis]) for axis in self.sizes.split()]
-        return self.program(gradients=gradients, **options).at(values)[""]
+        wanted = self.sizes.split()
+        require_axes(type(self).__name__, wanted, given)
+        return self.program(gradients=gradients, **options).at([as_size(axis, given[axis]) for axis in wanted])[""]
 
     @final
     def cost(self, **sizes: Any) -> StageCost:
@@ -140,66 +133,42 @@ class BaseLayer(ABC):
         """The StageCost of the backward pass: gradients of inputs and weights, nothing recomputed."""
         return self._cost(True, sizes)
 
-    @final
-    def forward_tensor_core_flops(self, **sizes: Any) -> Size:
-        """FLOPs of matmuls, convolutions and attention products; 2 a multiply-add."""
-        return self.cost(**sizes).tensor_core_flops
+    def _metric(self, gradients: bool, count: str, /, **sizes: Any) -> Size:
+        return getattr(self._cost(gradients, sizes), count)
 
-    @final
-    def forward_cuda_core_flops(self, **sizes: Any) -> Size:
-        """FLOPs of all other arithmetic, by the convention of docs/counting.md."""
-        return self.cost(**sizes).cuda_core_flops
-
-    @final
-    def forward_io_bytes(self, **sizes: Any) -> Size:
-        """Bytes between memory and chip."""
-        return self.cost(**sizes).io_bytes
-
-    @final
-    def forward_arithmetic_intensity(self, **sizes: Any) -> Size:
-        """FLOPs per byte of traffic."""
-        return self.cost(**sizes).arithmetic_intensity
-
-    @final
-    def forward_memory_weight_bytes(self, **sizes: Any) -> Size:
-        """Bytes of stored weights."""
-        return self.cost(**sizes).weight_bytes
-
-    @final
-    def forward_memory_activation_bytes(self, **sizes: Any) -> Size:
-        """Bytes of the largest set of activations alive at once."""
-        return self.cost(**sizes).peak_activation_bytes
-
-    @final
-    def forward_memory_kvcache_bytes(self, **sizes: Any) -> Size:
-        """Bytes of the KV cache at the end of the call."""
-        return self.cost(**sizes).kv_cache_bytes
-
-    @final
-    def backward_tensor_core_flops(self, **sizes: Any) -> Size:
-        """Tensor-core FLOPs of the backward pass."""
-        return self.backward_cost(**sizes).tensor_core_flops
-
-    @final
-    def backward_cuda_core_flops(self, **sizes: Any) -> Size:
-        """CUDA-core FLOPs of the backward pass: two a scalar operation of the forward pass, one a bias."""
-        return self.backward_cost(**sizes).cuda_core_flops
-
-    @final
-    def backward_io_bytes(self, **sizes: Any) -> Size:
-        """Bytes between memory and chip in the backward pass."""
-        return self.backward_cost(**sizes).io_bytes
-
-    @final
-    def backward_arithmetic_intensity(self, **sizes: Any) -> Size:
-        """FLOPs per byte of the backward pass."""
-        return self.backward_cost(**sizes).arithmetic_intensity
+    forward_tensor_core_flops = partialmethod(_metric, False, "tensor_core_flops")
+    """FLOPs of matmuls, convolutions and attention products; 2 a multiply-add."""
+    forward_cuda_core_flops = partialmethod(_metric, False, "cuda_core_flops")
+    """FLOPs of all other arithmetic, by the convention of docs/counting.md."""
+    forward_io_bytes = partialmethod(_metric, False, "io_bytes")
+    """Bytes between memory and chip."""
+    forward_arithmetic_intensity = partialmethod(_metric, False, "arithmetic_intensity")
+    """FLOPs per byte of traffic."""
+    forward_memory_weight_bytes = partialmethod(_metric, False, "weight_bytes")
+    """Bytes of stored weights."""
+    forward_memory_activation_bytes = partialmethod(_metric, False, "peak_activation_bytes")
+    """Bytes of the largest set of activations alive at once."""
+    forward_memory_kvcache_bytes = partialmethod(_metric, False, "kv_cache_bytes")
+    """Bytes of the KV cache at the end of the call."""
+    backward_tensor_core_flops = partialmethod(_metric, True, "tensor_core_flops")
+    """Tensor-core FLOPs of the backward pass."""
+    backward_cuda_core_flops = partialmethod(_metric, True, "cuda_core_flops")
+    """CUDA-core FLOPs of the backward pass: two a scalar operation of the forward pass, one a bias."""
+    backward_io_bytes = partialmethod(_metric, True, "io_bytes")
+    """Bytes between memory and chip in the backward pass."""
+    backward_arithmetic_intensity = partialmethod(_metric, True, "arithmetic_intensity")
+    """FLOPs per byte of the backward pass."""
 
 
 def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
     """`times` copies of a layer, the output of one the input of the next."""
     names = {name: name for name in (*layer.inputs.split(), "y")}
     return layer.at(n, scope, times=times, **names)
+
+
+def width_of(layer: BaseLayer) -> Size | None:
+    """The hidden width of a layer that has one."""
+    return getattr(layer, "d", None)
 
 
 def walk(node: Any) -> Iterator[BaseLayer]:
@@ -262,17 +231,12 @@ class Repeat(BaseLayer):
 
     layer: BaseLayer
     l: Size
+    sizes = property(attrgetter("layer.sizes"))
+    inputs = property(attrgetter("layer.inputs"))
+    d = property(attrgetter("layer.d"))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from repeat(self.layer, n, "each", self.l)
-
-    @property
-    def sizes(self) -> str:  # type: ignore[override]
-        return self.layer.sizes
-
-    @property
-    def inputs(self) -> str:  # type: ignore[override]
-        return self.layer.inputs
 
 
 @final

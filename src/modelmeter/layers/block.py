@@ -1,22 +1,18 @@
-"""The pre-norm residual block, over a sequence or over a grid of patches."""
+"""The pre-norm residual block, over a sequence or over a grid of patches, and a stack of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from modelmeter.graph.forms import ADD, MERGE, PARTITION
 from modelmeter.graph.ops import Op, copy, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.attention import GridAttention
-from modelmeter.layers.base import BaseLayer
+from modelmeter.layers.base import BaseLayer, repeat, width_of
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size, ceil_div, maximum, minimum
-
-
-def width_of(layer: BaseLayer) -> Size | None:
-    """The hidden width of a layer that has one."""
-    return getattr(layer, "d", None)
 
 
 @dataclass(frozen=True)
@@ -34,23 +30,15 @@ class ResidualBlock(BaseLayer):
     attention: BaseLayer
     mlp: BaseLayer
     norm: Norm
-
-    def check(self) -> None:
-        widths = {"attention": width_of(self.attention), "mlp": width_of(self.mlp), "norm": self.norm.d}
-        self.require_equal(**{name: width for name, width in widths.items() if width is not None})
-
-    @property
-    def d(self) -> Size:
-        """Hidden width."""
-        return self.norm.d
+    d = property(attrgetter("norm.d"))
+    inputs = property(attrgetter("attention.inputs"))
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
         return " ".join(dict.fromkeys((*self.attention.sizes.split(), *self.mlp.sizes.split())))
 
-    @property
-    def inputs(self) -> str:  # type: ignore[override]
-        return self.attention.inputs
+    def check(self) -> None:
+        self.require_equal(attention=width_of(self.attention), mlp=width_of(self.mlp), norm=self.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = self.over(n.bind(d=self.norm.axes["d"]))
@@ -67,7 +55,7 @@ class ResidualBlock(BaseLayer):
 
     def mix(self, n: Sizes) -> Iterator[Op]:
         """Attention from h to h."""
-        others = {name: name for name in self.attention.inputs.split() if name != "x"}
+        others = {name: name for name in self.inputs.split() if name != "x"}
         return self.attention.at(n, "attn", x="h", y="h", **others)
 
 
@@ -103,3 +91,22 @@ class GridBlock(ResidualBlock):
         yield copy("h[b W w w d] = h[b u v d]", n, PARTITION)
         yield from self.attention.at(n, "attn", b=n.b * n.W, u=n.w, v=n.w, x="h", y="h")
         yield copy("h[b u v d] = h[b W w w d]", n, MERGE)
+
+
+@dataclass(frozen=True)
+class Transformer(BaseLayer):
+    """`l` transformer blocks. y = block(...block(x)).
+
+    Vendor: CLIPEncoder in transformers. Axes: b images, s tokens, l blocks.
+
+    >>> Transformer.sizes
+    'b s'
+    """
+
+    block: ResidualBlock
+    l: Size
+    sizes = "b s"
+    d = property(attrgetter("block.d"))
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from repeat(self.block, n, "layers", self.l)

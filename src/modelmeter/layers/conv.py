@@ -17,8 +17,7 @@ from modelmeter.sizes import Size, ceil_div
 class PatchEmbed(BaseLayer):
     """Image to patch features: a convolution whose stride is its kernel.
 
-    y[u v] = W * x[patch u v] + B.
-    Vendor: PatchEmbed in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2010.11929 (ViT).
+    y[u v] = W * x[patch u v] + B. Vendor: PatchEmbed in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2010.11929 (ViT).
     Axes: b images, c input channels, d width, p patch side (pixels), u x v patch grid.
 
     >>> PatchEmbed(c=3, d=8, p=2).forward_tensor_core_flops(b=1, u=4, v=5) == 2 * 4 * 5 * 3 * 2 * 2 * 8
@@ -42,9 +41,8 @@ class PatchEmbed(BaseLayer):
 class Conv2d(BaseLayer):
     """A convolution without bias, padded so that stride 1 keeps the grid.
 
-    y[u v] = sum over p, q, c of W[p q c] x[stride u + p, stride v + q, c].
-    Vendor: torch.nn.Conv2d, padding (p - 1) / 2.
-    Axes: b images, i x j input grid, c input and o output channels, p kernel side, stride.
+    y[u v] = sum over p, q, c of W[p q c] x[stride u + p, stride v + q, c]. Axes: b images, i x j input
+    grid, c input and o output channels, p kernel side, stride. Vendor: torch.nn.Conv2d, padding (p - 1) / 2.
 
     >>> Conv2d(c=4, o=8, p=3, stride=2).forward_tensor_core_flops(b=1, i=6, j=6) == 2 * 3 * 3 * 9 * 4 * 8
     True

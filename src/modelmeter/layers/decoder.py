@@ -1,18 +1,57 @@
-"""A causal language model: embedding, decoder layers, final norm, head."""
+"""A causal language model: token embedding, decoder layers, final norm, head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import final
 
-from modelmeter.graph.ops import Op
+from modelmeter.graph.ops import Op, composite, lookup, matmul
 from modelmeter.graph.place import Sizes
-from modelmeter.layers.base import BaseLayer, Repeat
-from modelmeter.layers.block import width_of
-from modelmeter.layers.embedding import LMHead, TokenEmbedding
+from modelmeter.layers.base import BaseLayer, width_of
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size
+
+
+@final
+@dataclass(frozen=True)
+class TokenEmbedding(BaseLayer):
+    """Rows of a table by token id. y = W_tok[ids]; V rows stored, one a token read, no FLOPs.
+
+    Vendor: torch.nn.Embedding. Omits: reading the ids. Axes: b sequences, s tokens, V vocabulary, d hidden width.
+
+    >>> TokenEmbedding(V=100, d=4).cost(b=1, s=3).weight_io_bytes
+    24
+    """
+
+    V: Size
+    d: Size
+    sizes = "b s"
+    inputs = ""
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield lookup("y[b s d] = W_tok[V d]", n)
+
+
+@final
+@dataclass(frozen=True)
+class LMHead(BaseLayer):
+    """Logits over the vocabulary. y = W_head x, for as many tokens as it is given.
+
+    A head that is tied to the embedding is placed with W_head="W_tok": it then stores nothing. Vendor: lm_head.
+    Omits: the cast of the logits to fp32, sampling. Axes: b sequences, s tokens, V vocabulary, d hidden width.
+
+    >>> LMHead(V=100, d=4).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 100 * 4
+    True
+    """
+
+    V: Size
+    d: Size
+    sizes = "b s"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from composite("logits", matmul("y[b s V] = x[b s d] * W_head[V d]", n))
 
 
 @final
@@ -21,11 +60,9 @@ class CausalLM(BaseLayer):
     """Token embedding, decoder layers, final norm and head, on s tokens of a context of t.
 
     y = head(norm(layers(embedding(ids)))). With `rotary` the tables of cos and sin are made here once; without, the
-    layers make their own.
-    Vendor: DeepseekV2ForCausalLM in modeling_deepseekv2.py.
-    `positions` is the longest context that it was made for; longer ones are counted all the same.
+    layers make their own. `positions` is the longest context that it was made for; longer ones are counted too.
+    Vendor: DeepseekV2ForCausalLM in modeling_deepseekv2.py. Axes: b sequences, s tokens, t context.
     Omits: putting image features in the place of embeddings (every position is looked up), sampling.
-    Axes: b sequences, s tokens, t context.
 
     >>> CausalLM.sizes
     'b s t'
@@ -40,19 +77,13 @@ class CausalLM(BaseLayer):
     positions: Size | None = None
     sizes = "b s t"
     inputs = "pos"
-
-    @property
-    def d(self) -> Size:
-        """Hidden width."""
-        return self.embedding.d
+    d = property(attrgetter("embedding.d"))
 
     def check(self) -> None:
-        self.require_equal(embedding=self.embedding.d, norm=self.norm.d, head=self.head.d)
+        self.require_equal(embedding=self.d, norm=self.norm.d, head=self.head.d)
         self.require_equal(vocabulary_of_embedding=self.embedding.V, vocabulary_of_head=self.head.V)
         for layer in self.layers:
-            width = width_of(layer.layer if isinstance(layer, Repeat) else layer)
-            if width is not None:
-                self.require_equal(embedding=self.embedding.d, decoder_layer=width)
+            self.require_equal(embedding=self.d, decoder_layer=width_of(layer))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.embedding.at(n, "embedding", y="x", W_tok="W_tok")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import ClassVar
 
 from modelmeter.errors import InputError
@@ -19,9 +20,8 @@ from modelmeter.sizes import Size, below, expected_distinct
 class Router(BaseLayer):
     """The router of a mixture, in fp32: softmax, the k largest, scaled. y = scale * top_k(softmax(W x)).
 
-    Paper: arXiv 2401.06066 (DeepSeekMoE). Vendor: MoEGate in modeling_deepseekv2.py.
-    Omits: the expert indices; group-limited routing and normalised weights.
-    Axes: b sequences, s tokens, d hidden width, E routed experts, k active ones.
+    Paper: arXiv 2401.06066 (DeepSeekMoE). Vendor: MoEGate in modeling_deepseekv2.py. Omits: the expert indices;
+    group-limited routing and normalised weights. Axes: b sequences, s tokens, d width, E routed experts, k active ones.
 
     >>> Router(d=4, E=8, k=2).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 4 * 8
     True
@@ -34,8 +34,8 @@ class Router(BaseLayer):
 
     def check(self) -> None:
         if below(self.E, self.k):
-            kind = type(self).__name__
-            raise InputError(f"{kind}: active experts k={self.k} cannot exceed routed experts E={self.E}")
+            sentence = f"active experts k={self.k} cannot exceed routed experts E={self.E}"
+            raise InputError(f"{type(self).__name__}: {sentence}")
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield copy("_x:32[b s d] = x[b s d]", n)
@@ -81,11 +81,10 @@ class Experts(BaseLayer):
 class Mixture(BaseLayer):
     """A mixture of gated MLPs: k of E routed experts a token, and shared ones.
 
-    y = sum over the k chosen of w_i expert_i(x) + shared(x). Stored are E experts, read the distinct
-    ones that the call's tokens reach: D = E (1 - (1 - k/E)^(b s)), expected under uniform routing.
+    y = sum over the k chosen of w_i expert_i(x) + shared(x). Stored are E experts, read the distinct ones that the
+    call's tokens reach: D = E (1 - (1 - k/E)^(b s)), expected under uniform routing. Tokens are copied to experts;
+    results are weighted and put back in order in fp32. Omits: finding the order of tokens by expert.
     Paper: arXiv 2401.06066 (DeepSeekMoE). Vendor: DeepseekV2MoE in modeling_deepseekv2.py.
-    Tokens are copied to their experts; results are weighted and put back in order in fp32.
-    Omits: finding the order of tokens by expert.
     Axes: b sequences, s tokens, d hidden width, f width of one expert, E experts, k active ones.
 
     >>> moe = Mixture(Router(d=4, E=1, k=1), f=3, shared=None)
@@ -99,21 +98,15 @@ class Mixture(BaseLayer):
     sizes = "b s"
     experts: ClassVar[type[Experts]] = Experts
 
-    @property
-    def d(self) -> Size:
-        """Hidden width."""
-        return self.gate.d
+    d = property(attrgetter("gate.d"))
 
     def check(self) -> None:
-        if self.shared is not None:
-            self.require_equal(router=self.gate.d, shared_experts=self.shared.d)
+        self.require_equal(router=self.gate.d, shared_experts=self.shared and self.shared.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.gate.at(n, "gate", x="x", y="w")
         experts = self.experts(self.gate.d, self.gate.E, self.f)
         yield from experts.at(n, "experts", k=self.gate.axes["k"], x="x", w="w", y="e" if self.shared else "y")
-        if self.shared is None:
-            return
-        yield from self.shared.at(n, "shared", x="x", y="m")
-        n = n.bind(d=self.gate.d)
-        yield pointwise("y[b s d] = e[b s d] + m[b s d]", ADD, n)
+        if self.shared is not None:
+            yield from self.shared.at(n, "shared", x="x", y="m")
+            yield pointwise("y[b s d] = e[b s d] + m[b s d]", ADD, n.bind(d=self.gate.d))

@@ -22,13 +22,11 @@ class Norm(BaseLayer):
 
 
 @final
-@dataclass(frozen=True)
 class LayerNorm(Norm):
     """Layer normalisation with weight and bias.
 
     y = (x - mean(x)) / sqrt(var(x) + eps) * W + B; 7 d + 2 FLOPs a row.
-    Vendor: torch.nn.LayerNorm. Paper: arXiv 1607.06450.
-    Axes: b batch, s rows of a sample, d width (elements).
+    Vendor: torch.nn.LayerNorm. Paper: arXiv 1607.06450. Axes: b batch, s rows of a sample, d width (elements).
 
     >>> LayerNorm(d=8).forward_cuda_core_flops(b=1, s=3)
     174
@@ -38,13 +36,11 @@ class LayerNorm(Norm):
         yield norm("y[b s d] = x[b s d] * W_weight[d] + W_bias[d]", LAYER_NORM, n)
 
 
-@dataclass(frozen=True)
 class RMSNorm(Norm):
     """Root-mean-square normalisation.
 
     y = x / sqrt(mean(x^2) + eps) * W; 4 d + 2 FLOPs a row, in fp32 but for the weight.
-    Vendor: torch.nn.RMSNorm, LlamaRMSNorm in transformers. Paper: arXiv 1910.07467.
-    Axes: b batch, s tokens, d hidden width.
+    Vendor: torch.nn.RMSNorm, LlamaRMSNorm in transformers. Paper: arXiv 1910.07467. Axes: b batch, s tokens, d width.
 
     >>> RMSNorm(d=8).forward_cuda_core_flops(b=1, s=3)
     102
@@ -59,10 +55,9 @@ class RMSNorm(Norm):
 class LayerNorm2d(BaseLayer):
     """Layer normalisation over the channels of each pixel.
 
-    y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * W + B; 8 c + 2 FLOPs a pixel: the vendor's
-    code subtracts the mean twice. transformers permutes and calls LayerNorm, 7 c + 2.
+    y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * W + B; 8 c + 2 FLOPs a pixel: the vendor's code subtracts the
+    mean twice. transformers permutes and calls LayerNorm, 7 c + 2. Axes: b batch, u x v pixels, c channels.
     Vendor: LayerNorm2d in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2304.02643 (SAM).
-    Axes: b batch, u x v pixels, c channels.
 
     >>> LayerNorm2d(c=8).forward_cuda_core_flops(b=1, u=2, v=3)
     396

@@ -35,13 +35,11 @@ class _Table(BaseLayer):
 
 
 @final
-@dataclass(frozen=True)
 class RotaryEmbedding(_Table):
     """The cos (y) and sin tables of rotary positions, in fp32, made once a model.
 
-    f = position * inv_freq element by element, cos(f), sin(f), both scaled.
+    f = position * inv_freq element by element, cos(f), sin(f), both scaled. Axes: b sequences, s tokens, e head width.
     Vendor: LlamaRotaryEmbedding in transformers 5. Paper: arXiv 2104.09864 (RoFormer).
-    Axes: b sequences, s tokens, e head width.
 
     >>> RotaryEmbedding(e=4).forward_cuda_core_flops(b=1, s=3) == 3 * (2 + 4 * 4)
     True
@@ -52,13 +50,11 @@ class RotaryEmbedding(_Table):
 
 
 @final
-@dataclass(frozen=True)
 class LlamaRotaryEmbedding(_Table):
     """The cos (y) and sin tables of rotary positions, in fp32, by a batched matmul in every layer.
 
-    f = inv_freq @ position, cos(f), sin(f), both scaled.
+    f = inv_freq @ position, cos(f), sin(f), both scaled. Axes: b sequences, s tokens, e head width.
     Vendor: LlamaRotaryEmbedding in transformers 4.46. Paper: arXiv 2104.09864 (RoFormer).
-    Axes: b sequences, s tokens, e head width.
 
     >>> LlamaRotaryEmbedding(e=128).forward_tensor_core_flops(b=1, s=512)
     65536

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from typing import final
 
 from modelmeter.errors import InputError
 from modelmeter.graph.forms import ADD
 from modelmeter.graph.ops import Op, copy, pointwise, unused
 from modelmeter.graph.place import Sizes
-from modelmeter.layers.base import BaseLayer, Repeat, repeat
-from modelmeter.layers.block import ResidualBlock, width_of
+from modelmeter.layers.base import BaseLayer, width_of
 from modelmeter.layers.conv import Conv2d
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size, ceil_div
@@ -23,11 +23,10 @@ from modelmeter.sizes import Size, ceil_div
 class CLIPVisionEmbeddings(BaseLayer):
     """Class token + patch features + positions.
 
-    y = [cls, x] + positions. With `own_patches` the layer convolves pixels itself; without, it is
-    given features and its convolution is stored and unused.
+    y = [cls, x] + positions. With `own_patches` the layer convolves pixels itself; without, it is given features and
+    its convolution is stored and unused.
     Vendor: CLIPVisionEmbeddings in deepencoder/clip_sdpa.py. Paper: arXiv 2103.00020 (CLIP).
-    Omits: the interpolation of the position table.
-    Axes: b images, u x v patches, n stored positions.
+    Omits: the interpolation of the position table. Axes: b images, u x v patches, n stored positions.
 
     >>> from modelmeter.layers import PatchEmbed
     >>> CLIPVisionEmbeddings(PatchEmbed(3, 8, 2, bias=False), n=5).forward_memory_weight_bytes(b=1, u=2, v=2)
@@ -38,44 +37,14 @@ class CLIPVisionEmbeddings(BaseLayer):
     n: Size
     own_patches: bool = False
     sizes = "b u v"
-
-    @property
-    def d(self) -> Size:
-        """Width."""
-        return self.patch.axes["d"]
+    d = property(attrgetter("patch.d"))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(s=n.u * n.v + 1, d=self.patch.axes["d"])
-        if self.own_patches:
-            yield from self.patch.at(n, "patch", x="x", y="e")
-        else:
-            yield from unused(self.patch.at(n, "patch", x="x", y="e"))
-        features = "e" if self.own_patches else "x"
+        patches, features = self.patch.at(n, "patch", x="x", y="e"), "e" if self.own_patches else "x"
+        yield from patches if self.own_patches else unused(patches)
         yield copy(f"e[b s d] = {features}[b u v d] * W_class[d]", n)
         yield pointwise("y[b s d] = e[b s d] + W_pos[n:s d]", ADD, n)
-
-
-@dataclass(frozen=True)
-class Transformer(BaseLayer):
-    """`l` transformer blocks. y = block(...block(x)).
-
-    Vendor: CLIPEncoder in transformers. Axes: b images, s tokens, l blocks.
-
-    >>> Transformer.sizes
-    'b s'
-    """
-
-    block: ResidualBlock
-    l: Size
-    sizes = "b s"
-
-    @property
-    def d(self) -> Size:
-        """Width."""
-        return self.block.d
-
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from repeat(self.block, n, "layers", self.l)
 
 
 @final
@@ -94,15 +63,10 @@ class VitModel(BaseLayer):
     norm: Norm
     transformer: BaseLayer
     sizes = "b u v"
-
-    @property
-    def d(self) -> Size:
-        """Width."""
-        return self.norm.d
+    d = property(attrgetter("norm.d"))
 
     def check(self) -> None:
-        widths = {"embeddings": self.embeddings, "norm": self.norm, "transformer": self.transformer}
-        self.require_equal(**{name: width_of(layer) for name, layer in widths.items()})
+        self.require_equal(embeddings=self.embeddings.d, norm=self.d, transformer=width_of(self.transformer))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(s=n.u * n.v + 1)
@@ -144,17 +108,15 @@ class ImageEncoderViT(BaseLayer):
         return prod(conv.stride for conv in self.downsample)
 
     def check(self) -> None:
-        convolutions = (*self.neck, *self.downsample)
         if not self.neck or not self.downsample:
             raise InputError("ImageEncoderViT: neck and downsample must name at least one convolution each")
-        width = width_of(self.patch)
-        for index, conv in enumerate(convolutions):
+        width = patch_width = width_of(self.patch)
+        for index, conv in enumerate((*self.neck, *self.downsample)):
             self.require_equal(**{"channels_there": width, f"convolution_{index}_input": conv.c})
             width = conv.o
         self.require_equal(neck_output=self.neck[-1].o, neck_norm=self.neck_norm.axes["c"])
         for block in self.blocks:
-            inner = block.layer if isinstance(block, Repeat) else block
-            self.require_equal(patch_width=width_of(self.patch), block_width=width_of(inner))
+            self.require_equal(patch_width=patch_width, block_width=width_of(block))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(d=self.patch.axes["d"])
@@ -187,20 +149,12 @@ class DeepEncoder(BaseLayer):
     clip: VitModel
     sizes = "b u v"
     keeps = "sam clip"
+    d = property(lambda self: self.sam.d + self.clip.d)
+    patch = property(attrgetter("sam.patch.p"))
 
     def check(self) -> None:
         if self.sam.d != self.clip.d:
             raise InputError(f"SAM features and CLIP hidden size must be equal, not {self.sam.d} and {self.clip.d}")
-
-    @property
-    def d(self) -> Size:
-        """Channels of the features."""
-        return self.sam.d + self.clip.d
-
-    @property
-    def patch(self) -> Size:
-        """Side of a patch in pixels."""
-        return self.sam.patch.axes["p"]
 
     def features(self, u: Size, v: Size) -> Size:
         """Features of one image of u x v patches."""
@@ -219,8 +173,8 @@ class DeepEncoder(BaseLayer):
 class SideBySide(BaseLayer):
     """Two features of each position side by side, without the class token of the first. y = [x, z].
 
-    Vendor: torch.cat in DeepseekOCRForCausalLM._pixel_values_to_embedding. Axes: b images, s positions, S with the
-    class token, d and o channels.
+    Vendor: torch.cat in DeepseekOCRForCausalLM._pixel_values_to_embedding.
+    Axes: b images, s positions, S with the class token, d and o channels.
 
     >>> SideBySide(d=2, o=3).forward_io_bytes(b=1, s=4, S=5)
     80
@@ -249,20 +203,12 @@ class PatchTower(BaseLayer):
 
     vit: VitModel
     sizes = "b u v"
+    d = property(attrgetter("vit.d"))
+    patch = property(attrgetter("vit.embeddings.patch.p"))
 
     def check(self) -> None:
         if not self.vit.embeddings.own_patches:
             raise InputError("PatchTower: its ViT must make its patches from pixels (own_patches)")
-
-    @property
-    def d(self) -> Size:
-        """Channels of the features."""
-        return self.vit.d
-
-    @property
-    def patch(self) -> Size:
-        """Side of a patch in pixels."""
-        return self.vit.embeddings.patch.axes["p"]
 
     def features(self, u: Size, v: Size) -> Size:
         """Features of one image of u x v patches."""

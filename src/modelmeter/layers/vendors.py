@@ -1,25 +1,28 @@
-"""Layers by the names of DeepSeek-OCR's own classes: each fixes what that vendor fixes, and nothing else."""
+"""Layers by the names of DeepSeek-OCR's own classes: each fixes what that vendor fixes, and nothing else.
+
+The equations, what they omit and their axes are those of the layer that each is one of.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
-from modelmeter.graph.forms import QUICK_GELU, Form
+from modelmeter.graph.forms import QUICK_GELU
 from modelmeter.layers.attention import CausalAttention, GridAttention, SelfAttention
-from modelmeter.layers.block import GridBlock, ResidualBlock
+from modelmeter.layers.block import GridBlock, ResidualBlock, Transformer
 from modelmeter.layers.mixture import Experts, Mixture, Router
 from modelmeter.layers.mlp import MLP, GatedMLP
 from modelmeter.layers.norm import RMSNorm
-from modelmeter.layers.tower import Transformer
+
+__all__ = ["Attention", "Block", "DeepseekV2DecoderLayer", "DeepseekV2MLP", "DeepseekV2MoE", "DeepseekV2RMSNorm"]
+__all__ += ["LlamaAttention", "LlamaFlashAttention2", "MLPBlock", "MergedExperts", "MergedExpertsMoE", "MoEGate"]
+__all__ += ["NoTPAttention", "NoTPFeedForward", "NoTPTransformer", "NoTPTransformerBlock"]
 
 
 @final
-@dataclass(frozen=True)
 class Attention(GridAttention):
     """SAM's attention over a grid of patches, with decomposed relative positions.
 
-    a = scale q k + q Rh + q Rw, y = W_proj softmax(a) v.
     Vendor: Attention in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2112.01526 (MViTv2). Axes: as GridAttention.
 
     >>> Attention(d=4, h=2, e=2, side=3).forward_tensor_core_flops(b=1, u=3, v=3) == 2 * 9 * 4 * (4 * 4 + 2 * 9 + 2 * 3)
@@ -28,11 +31,9 @@ class Attention(GridAttention):
 
 
 @final
-@dataclass(frozen=True)
 class Block(GridBlock):
     """SAM's pre-norm block; with `w` its attention runs in w x w windows of the padded grid.
 
-    x = x + attn(norm1(x)); y = x + mlp(norm2(x)).
     Vendor: Block in deepencoder/sam_vary_sdpa.py. Paper: arXiv 2304.02643 (SAM). Axes: as GridBlock.
 
     >>> Block.sizes
@@ -41,7 +42,6 @@ class Block(GridBlock):
 
 
 @final
-@dataclass(frozen=True)
 class MLPBlock(MLP):
     """Two linear layers with GELU between. y = W2 gelu(W1 x + B1) + B2.
 
@@ -53,7 +53,6 @@ class MLPBlock(MLP):
 
 
 @final
-@dataclass(frozen=True)
 class NoTPAttention(SelfAttention):
     """CLIP's attention, q, k and v one matrix. y = W_out softmax(scale q k) v.
 
@@ -63,11 +62,10 @@ class NoTPAttention(SelfAttention):
     True
     """
 
-    one_matrix: ClassVar[bool] = True
+    one_matrix = True
 
 
 @final
-@dataclass(frozen=True)
 class NoTPFeedForward(MLP):
     """Two linear layers with quick-gelu between. y = W2 quick_gelu(W1 x + B1) + B2.
 
@@ -77,16 +75,14 @@ class NoTPFeedForward(MLP):
     True
     """
 
-    activation: ClassVar[Form] = QUICK_GELU
+    activation = QUICK_GELU
 
 
 @final
-@dataclass(frozen=True)
 class NoTPTransformerBlock(ResidualBlock):
     """CLIP's pre-norm block. h = x + attn(norm1(x)); y = h + mlp(norm2(h)).
 
-    Vendor: NoTPTransformerBlock in deepencoder/clip_sdpa.py. Paper: arXiv 2103.00020 (CLIP).
-    Axes: as ResidualBlock.
+    Vendor: NoTPTransformerBlock in deepencoder/clip_sdpa.py. Paper: arXiv 2103.00020 (CLIP). Axes: as ResidualBlock.
 
     >>> from modelmeter.layers import LayerNorm
     >>> NoTPTransformerBlock(NoTPAttention(4, 2, 2), NoTPFeedForward(4, 8), LayerNorm(4)).sizes
@@ -95,7 +91,6 @@ class NoTPTransformerBlock(ResidualBlock):
 
 
 @final
-@dataclass(frozen=True)
 class NoTPTransformer(Transformer):
     """`l` of CLIP's blocks. y = block(...block(x)).
 
@@ -107,7 +102,6 @@ class NoTPTransformer(Transformer):
 
 
 @final
-@dataclass(frozen=True)
 class DeepseekV2MLP(GatedMLP):
     """A gated MLP (SwiGLU). y = W_down (silu(W_gate x) * W_up x).
 
@@ -119,12 +113,10 @@ class DeepseekV2MLP(GatedMLP):
 
 
 @final
-@dataclass(frozen=True)
 class MoEGate(Router):
     """The router of a mixture, in fp32. y = scale * top_k(softmax(W x)).
 
-    Vendor: MoEGate in modeling_deepseekv2.py (softmax, greedy). Paper: arXiv 2401.06066 (DeepSeekMoE).
-    Axes: as Router.
+    Vendor: MoEGate in modeling_deepseekv2.py (softmax, greedy). Paper: arXiv 2401.06066 (DeepSeekMoE). Axes: as Router.
 
     >>> MoEGate(d=4, E=8, k=2).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 4 * 8
     True
@@ -132,11 +124,9 @@ class MoEGate(Router):
 
 
 @final
-@dataclass(frozen=True)
 class DeepseekV2MoE(Mixture):
     """A mixture of gated MLPs: k of E routed experts a token, and shared ones.
 
-    y = sum over the k chosen of w_i expert_i(x) + shared(x).
     Vendor: DeepseekV2MoE in modeling_deepseekv2.py. Paper: arXiv 2401.06066 (DeepSeekMoE). Axes: as Mixture.
 
     >>> moe = DeepseekV2MoE(MoEGate(d=4, E=1, k=1), f=3, shared=None)
@@ -146,22 +136,19 @@ class DeepseekV2MoE(Mixture):
 
 
 @final
-@dataclass(frozen=True)
 class MergedExperts(Experts):
     """Routed experts that hold gate and up as one matrix.
 
-    y = sum over the chosen of w_i W_down (silu(W_gate x) * W_up x).
     Vendor: UnlimitedOcrTextExperts in transformers. Paper: arXiv 2401.06066 (DeepSeekMoE). Axes: as Experts.
 
     >>> MergedExperts(d=4, E=3, f=5).cost(b=1, s=1, k=2).weight_io_bytes == 2 * (2 * 3 * 4 * 5)
     True
     """
 
-    one_matrix: ClassVar[bool] = True
+    one_matrix = True
 
 
 @final
-@dataclass(frozen=True)
 class MergedExpertsMoE(Mixture):
     """A mixture whose experts hold gate and up as one matrix.
 
@@ -172,11 +159,10 @@ class MergedExpertsMoE(Mixture):
     True
     """
 
-    experts: ClassVar[type[Experts]] = MergedExperts
+    experts = MergedExperts
 
 
 @final
-@dataclass(frozen=True)
 class DeepseekV2RMSNorm(RMSNorm):
     """Root-mean-square normalisation. y = x / sqrt(mean(x^2) + eps) * W; 4 d + 2 FLOPs a row.
 
@@ -188,22 +174,18 @@ class DeepseekV2RMSNorm(RMSNorm):
 
 
 @final
-@dataclass(frozen=True)
 class DeepseekV2DecoderLayer(ResidualBlock):
     """A pre-norm decoder layer with a dense MLP or a mixture.
 
-    h = x + attention(norm(x)); y = h + mlp(norm(h)).
     Vendor: DeepseekV2DecoderLayer in modeling_deepseekv2.py. Paper: arXiv 2405.04434 (DeepSeek-V2).
     Axes: b sequences, s tokens, t context.
 
-    >>> attention = LlamaAttention(8, 1, 2, 4)
-    >>> DeepseekV2DecoderLayer(attention, DeepseekV2MLP(8, 3), DeepseekV2RMSNorm(8)).sizes
+    >>> DeepseekV2DecoderLayer(LlamaAttention(8, 1, 2, 4), DeepseekV2MLP(8, 3), DeepseekV2RMSNorm(8)).sizes
     'b s t'
     """
 
 
 @final
-@dataclass(frozen=True)
 class LlamaAttention(CausalAttention):
     """Causal attention on a KV cache. y = W_o softmax(scale rope(q) rope(k)) v.
 
@@ -215,15 +197,13 @@ class LlamaAttention(CausalAttention):
 
 
 @final
-@dataclass(frozen=True)
 class LlamaFlashAttention2(CausalAttention):
     """LlamaAttention on the FlashAttention-2 kernel: its scores stay on chip in any runtime.
 
-    The same equations. Vendor: LlamaFlashAttention2 in transformers 4.46. Paper: arXiv 2307.08691.
-    Axes: as CausalAttention.
+    Vendor: LlamaFlashAttention2 in transformers 4.46. Paper: arXiv 2307.08691. Axes: as CausalAttention.
 
     >>> LlamaFlashAttention2(8, 1, 2, 4).cost(b=1, s=3, t=3) == LlamaAttention(8, 1, 2, 4).cost(b=1, s=3, t=3)
     True
     """
 
-    one_kernel: ClassVar[bool] = True
+    one_kernel = True

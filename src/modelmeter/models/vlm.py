@@ -15,7 +15,7 @@ from modelmeter.graph.ops import Op, copy
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
-from modelmeter.layers.projector import MlpProjector
+from modelmeter.layers.mlp import MlpProjector
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
 from modelmeter.sizes import Size, below
