@@ -4,9 +4,9 @@ The unfused graph's arithmetic: add, sub, mul, div, max, neg, exp, sqrt, sin and
 gathers and masks count 0 (docs/counting.md). A form with `steps` is also a small graph of its own: how code that is
 written out runs it, kernel by kernel. A runtime decides whether it is one kernel; its FLOPs are those of the steps.
 
-What a step writes beside {y} is returned with it. In the equations of steps {x}, {w}, {v} stand for the op's operands, {b} for what it adds, {y} and {z} for its
+In the equations of steps {x}, {w}, {v} stand for the op's operands, {b} for what it adds, {y} and {z} for its
 results; {all} are the axes of the result, {rest} those without the row, {half} those with half a head. {half_x} is
-half of x, {x_as_y} as much of x as goes into y.
+half of x, {x_as_y} as much of x as goes into y. What a step writes beside {y} is returned with it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import NamedTuple
 class Step(NamedTuple):
     """One kernel of a form: its equation, FLOPs an element of its output (or of `over`), how often it runs.
 
-    `when` names an axis that is 1 where the step runs and 0 where it does not ("": always); `rebinds` says that the name
-    of x holds the result from then on.
+    `when` names an axis that is 1 where the step runs and 0 where it does not ("": always); `rebinds` says that the
+    name of x holds the result from then on.
     """
 
     equation: str
