@@ -101,7 +101,7 @@ class Program:
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
-        content = self._evaluator.code.as_json()
+        content = self._evaluator.as_json()
         keys = [[part, count] for part in self.parts for count in COUNTS]
         return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
+from functools import cached_property, reduce
+from operator import mul
 from typing import Any, final
 from weakref import WeakValueDictionary
 
-Number = int | float | Fraction
 NUMBERS = (int, float, Fraction)
 
 
 @final
 class Atom(str):
-    """What a polynomial is a polynomial of: a named size, a function of expressions or an array of a user's.
+    """What a polynomial is one of: a named size, a function of expressions or a user's array, by `name`.
 
     It is its own text, and equal where that is equal.
     """
@@ -28,11 +29,19 @@ class Atom(str):
     array: Any
 
     @classmethod
-    def of(cls, text: str, name: str, arguments: tuple[Any, ...] = (), array: Any = None) -> Atom:
-        """An atom; `name` is that of the size or the function."""
+    def of(cls, text: str, name: str, arguments: tuple[Any, ...] = (), array: Any = None) -> Expr:
+        """The expression that is an atom alone."""
         made = cls(text)
         made.name, made.arguments, made.array = name, arguments, array
-        return made
+        found: Expr = Expr.of({(made,): 1})
+        return found
+
+    @cached_property
+    def names(self) -> dict[str, None]:
+        """The named sizes that it depends on, in order."""
+        if self == self.name:
+            return {self.name: None}
+        return {name: None for a in self.arguments if isinstance(a, Expr) for name in a.names}
 
 
 Monomial = tuple[Atom, ...]
@@ -65,15 +74,8 @@ class Expr:
             return terms[0][1] if terms else 0
         found = cls.known.get(terms)
         if found is None:
-            found = object.__new__(cls)
+            found = cls.known[terms] = object.__new__(cls)
             found.terms = terms
-            cls.known[terms] = found
-        return found
-
-    @classmethod
-    def atom(cls, atom: Atom) -> Expr:
-        """The expression that is this atom alone."""
-        found: Expr = cls.of({(atom,): 1})
         return found
 
     def __mul__(self, other: Any) -> Any:
@@ -92,29 +94,25 @@ class Expr:
 
     __rmul__, __radd__ = __mul__, __add__
 
-    def __neg__(self) -> Any:
-        return self * -1
-
-    def __sub__(self, other: Any) -> Any:
-        return self + other * -1
-
-    def __rsub__(self, other: Any) -> Any:
-        return self * -1 + other
-
-    def __pow__(self, power: int) -> Any:
-        return self ** (power - 1) * self if power else 1
-
-    def __truediv__(self, other: Any) -> Any:
-        return divided(self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return divided(other, self)
+    __neg__ = lambda self: self * -1
+    __sub__ = lambda self, other: self + other * -1
+    __rsub__ = lambda self, other: self * -1 + other
+    __pow__ = lambda self, power: self ** (power - 1) * self if power else 1
+    __truediv__ = lambda self, other: divided(self, other)
+    __rtruediv__ = lambda self, other: divided(other, self)
 
     def __bool__(self) -> bool:
         raise TypeError(f"whether {self} is true depends on its sizes; sizes must not decide what a layer does")
 
     def __repr__(self) -> str:
-        return written(self)
+        """It as Python source: `3*b*s**2 + b*minimum(t, 128)`."""
+        parts = []
+        for monomial, coefficient in self.terms:
+            powers = {atom: monomial.count(atom) for atom in monomial}
+            texts = [atom if power == 1 else f"{atom}**{power}" for atom, power in powers.items()]
+            number = f"({coefficient})" if isinstance(coefficient, Fraction) else str(coefficient)
+            parts.append("*".join(([number] if coefficient != 1 or not texts else []) + texts))
+        return " + ".join(parts).replace("+ -", "- ")
 
     @property
     def atoms(self) -> dict[Atom, None]:
@@ -124,14 +122,7 @@ class Expr:
     @property
     def names(self) -> dict[str, None]:
         """The named sizes that it depends on, those inside functions included, in order."""
-        return {name: None for atom in self.atoms for name in names_in(atom)}
-
-
-def names_in(atom: Atom) -> dict[str, None]:
-    """The named sizes that an atom depends on."""
-    if atom.arguments:
-        return {name: None for a in atom.arguments if isinstance(a, Expr) for name in a.names}
-    return {} if atom.array is not None else {atom.name: None}
+        return {name: None for atom in self.atoms for name in atom.names}
 
 
 def added(values: Iterable[Any]) -> Any:
@@ -167,20 +158,20 @@ def symbol(name: str) -> Expr:
     >>> (b + s) * (b - s) + s * s is b * b
     True
     """
-    return Expr.atom(Atom.of(name, name))
+    return Atom.of(name, name)
 
 
 def call(function: str, *arguments: Any) -> Expr:
     """A function of sizes that is no polynomial, as an atom."""
     given = tuple(as_term(a) for a in arguments)
-    return Expr.atom(Atom.of(f"{function}({', '.join(map(str, given))})", function, given))
+    return Atom.of(f"{function}({', '.join(map(str, given))})", function, given)
 
 
 def as_term(value: Any) -> Any:
     """A number or expression as it is, an array as an expression that stands for it."""
     if isinstance(value, (*NUMBERS, Expr)):
         return value
-    return Expr.atom(Atom.of(f"array{value.shape}:{value.tobytes().hex()}", "array", array=value))
+    return Atom.of(f"array{value.shape}:{value.tobytes().hex()}", "array", array=value) if value.ndim else value.item()
 
 
 def terms_of(value: Any) -> Terms | None:
@@ -189,35 +180,15 @@ def terms_of(value: Any) -> Terms | None:
         return value.terms
     if isinstance(value, NUMBERS):
         return (((), exact(value)),) if value else ()
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
-        return terms_of(as_term(value) if value.ndim else value.item())
-    return None
+    return terms_of(as_term(value)) if hasattr(value, "tobytes") else None
 
 
 def rewritten(expression: Any, change: Callable[[Atom], Any]) -> Any:
     """The expression with each of its atoms replaced by `change(atom)`; None leaves an atom as it is."""
     if not isinstance(expression, Expr):
         return expression
-    changes = {atom: change(atom) for atom in expression.atoms}
-    if all(new is None for new in changes.values()):
-        return expression
-    products = []
-    for monomial, coefficient in expression.terms:
-        product: Any = Expr.of({tuple(a for a in monomial if changes[a] is None): coefficient})
-        for new in [changes[a] for a in monomial if changes[a] is not None]:
-            product = product * new
-        products.append(product)
-    return added(products)
-
-
-def written(expression: Any) -> str:
-    """An expression as Python source: `3*b*s**2 + b*minimum(t, 128)`."""
-    if not isinstance(expression, Expr):
-        return str(expression)
-    parts = []
-    for monomial, coefficient in expression.terms:
-        powers = {atom: monomial.count(atom) for atom in monomial}
-        texts = [atom if power == 1 else f"{atom}**{power}" for atom, power in powers.items()]
-        number = f"({coefficient})" if isinstance(coefficient, Fraction) else str(coefficient)
-        parts.append("*".join(([number] if coefficient != 1 or not texts else []) + texts))
-    return " + ".join(parts).replace("+ -", "- ")
+    changes = {atom: new for atom in expression.atoms if (new := change(atom)) is not None}
+    return added(
+        reduce(mul, (changes[a] for a in m if a in changes), Expr.of({tuple(a for a in m if a not in changes): c}))
+        for m, c in expression.terms
+    )

@@ -2,13 +2,15 @@
 
 A `Size` is a Python int (exact), a NumPy float64 array (a sweep in one call, exact to 2**53) or an expression.
 Layers only add and multiply sizes and call the functions here. Next: `sums.py`, `source.py`.
+
+>>> ratio(7, 2), ceil_div(64, 14), [place_in(n, 3) for n in range(1, 6)], expected_distinct(64, 6, 1)
+(Fraction(7, 2), 5, [1, 2, 3, 1, 2], 6)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from operator import floordiv
 from typing import Any, TypeAlias
 
 from modelmeter.errors import InputError
@@ -21,6 +23,11 @@ __all__ = [
 
 Size: TypeAlias = Any
 """A Python int, a NumPy float64 array or an expression; one code serves all three."""
+Function = Callable[..., Size]
+FUNCTIONS: dict[str, Function] = {}
+"""What an expression may call, on numbers and arrays."""
+BUILDERS: dict[str, Function] = {}
+"""The same functions on all sizes, as layers call them."""
 
 
 def as_size(name: str, value: Any, *, least: int = 1) -> Size:
@@ -43,16 +50,16 @@ def _as_array(name: str, value: Any, wanted: str, least: int) -> Size:
 
     try:
         given = np.asarray(value)
-    except ValueError:
+    except ValueError:  # rows of several lengths
         given = np.asarray(None)
     if given.dtype.kind not in "iuf":
         raise InputError(f"{wanted}, or an array of them, not {value!r}")
     if not given.ndim:
         return as_size(name, given.item(), least=least)
     array = given.astype(np.float64)
-    if array.size and np.abs(array).max() >= 2**53:
+    if (abs(array) >= 2**53).any():
         raise InputError(f"{name} must be below 2**53 in an array; give single points as Python ints")
-    if not array.size or not np.all(np.isfinite(array)) or np.any(array != np.floor(array)):
+    if not array.size or (array != array // 1).any():
         raise InputError(f"{wanted} in every element of the array")
     if array.min() < least:
         raise InputError(f"{wanted}, not {array.min():g}")
@@ -74,80 +81,9 @@ def below(a: Size, b: Size) -> bool:
     return not isinstance(a, Expr) and not isinstance(b, Expr) and anywhere(a < b)
 
 
-def _either(plain: Callable[[Any, Any], Any], numpys: str) -> Callable[[Any, Any], Any]:
-    """A function of two numbers or arrays."""
-
-    def of(a: Any, b: Any) -> Any:
-        if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
-            return plain(a, b)
-        import numpy as np
-
-        return getattr(np, numpys)(a, b)
-
-    return of
-
-
-def _ratio(a: Any, b: Any) -> Any:
-    exact = isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction))
-    return whole(Fraction(a) / b) if exact else a / b
-
-
-def _expected_distinct(experts: Any, active: Any, tokens: Any) -> Any:
-    missed = experts - active
-    return whole(experts - missed * (missed / experts) ** (tokens - 1))
-
-
-_floor_div = _either(floordiv, "floor_divide")
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "ratio": _ratio,
-    "floor_div": _floor_div,
-    "ceil_div": lambda a, b: -_floor_div(-a, b),
-    "place_in": lambda n, c: n - c * _floor_div(n - 1, c),
-    "minimum": _either(min, "minimum"),
-    "maximum": _either(max, "maximum"),
-    "expected_distinct": _expected_distinct,
-}
-"""What an expression may call, on numbers and arrays."""
-
-
-def applied(function: str, *arguments: Size) -> Size:
-    """A function of sizes, an expression if one of them is."""
-    known = not any(isinstance(a, Expr) for a in arguments)
-    return FUNCTIONS[function](*arguments) if known else call(function, *arguments)
-
-
-def floor_div(a: Size, b: Size) -> Size:
-    """The quotient rounded down."""
-    return a * Fraction(1, b) if _divides(b, a) else applied("floor_div", a, b)
-
-
-def ceil_div(a: Size, b: Size) -> Size:
-    """The quotient rounded up.
-
-    >>> ceil_div(64, 14)
-    5
-    """
-    if _divides(b, a):
-        return a * Fraction(1, b)
-    if isinstance(a, Expr) and isinstance(b, int) and a.terms[0][1] == 1 and len(a.terms) == 1 == len(a.terms[0][0]):
-        (atom,) = a.terms[0][0]
-        if atom.name == "ceil_div" and isinstance(atom.arguments[1], int):  # rounded up twice
-            return ceil_div(atom.arguments[0], atom.arguments[1] * b)
-    return applied("ceil_div", a, b)
-
-
-def _divides(b: Size, a: Size) -> bool:
-    """Whether a number divides an expression whatever its sizes."""
-    return isinstance(a, Expr) and isinstance(b, int) and all(isinstance(c, int) and c % b == 0 for _, c in a.terms)
-
-
-def place_in(n: Size, chunk: Size) -> Size:
-    """The place of the n-th of many things in its chunk, 1 to `chunk`: a sawtooth.
-
-    >>> [place_in(n, 3) for n in range(1, 8)]
-    [1, 2, 3, 1, 2, 3, 1]
-    """
-    return applied("place_in", n, chunk)
+def whole(value: Size) -> Size:
+    """A Fraction or a float that is a whole number as an int; anything else as it is."""
+    return int(value) if isinstance(value, (Fraction, float)) and value % 1 == 0 else value
 
 
 def never_negative(value: Size) -> bool:
@@ -161,52 +97,6 @@ def never_negative(value: Size) -> bool:
         named = all(not atom.arguments for atom in monomial)  # a function may be 0
         least += coefficient if named or coefficient < 0 else 0
     return least >= 0
-
-
-def _extreme(function: str, a: Size, b: Size, lower: bool) -> Size:
-    """The smaller or larger of two sizes; where one is certain to be, without a function."""
-    if not isinstance(a, Expr) and not isinstance(b, Expr):
-        return FUNCTIONS[function](a, b)
-    gap = a - b
-    if never_negative(gap) or never_negative(gap * -1):
-        return b if never_negative(gap) == lower else a
-    return call(function, *sorted((a, b), key=str))
-
-
-def minimum(a: Size, b: Size) -> Size:
-    """The smaller of two sizes, element by element."""
-    return _extreme("minimum", a, b, lower=True)
-
-
-def maximum(a: Size, b: Size) -> Size:
-    """The larger of two sizes, element by element."""
-    return _extreme("maximum", a, b, lower=False)
-
-
-def ratio(a: Size, b: Size) -> Size:
-    """The quotient without rounding: ints give an int where it divides, else a Fraction.
-
-    >>> ratio(7, 2) * 2
-    Fraction(7, 1)
-    """
-    return divided(a, b) if isinstance(a, Expr) or isinstance(b, Expr) else _ratio(a, b)
-
-
-def whole(value: Size) -> Size:
-    """A Fraction or a float that is a whole number as an int; anything else as it is."""
-    return int(value) if isinstance(value, (Fraction, float)) and value % 1 == 0 else value
-
-
-def expected_distinct(experts: Size, active: Size, tokens: Size) -> Size:
-    """Experts that `tokens` tokens reach when each takes `active` of `experts` uniformly at random.
-
-    E (1 - (1 - k/E)**n), written so that one token gives exactly k. An expectation under uniform
-    routing, so not an integer in general.
-
-    >>> expected_distinct(64, 6, 1), expected_distinct(64, 64, 9)
-    (6, 64)
-    """
-    return active if type(tokens) is int and tokens == 1 else applied("expected_distinct", experts, active, tokens)
 
 
 def rivals(values: Iterable[Size]) -> list[Size]:
@@ -224,7 +114,88 @@ def _at_most(a: Size, b: Size) -> bool:
     return all(c <= known.pop(m, 0) for m, c in terms_of(a) or ()) and all(c >= 0 for c in known.values())
 
 
-BUILDERS: dict[str, Callable[..., Size]] = {
-    f.__name__: f for f in (ratio, floor_div, ceil_div, place_in, minimum, maximum, expected_distinct)
-}
-"""The functions that layers call, by the name of the atom that they make."""
+def _sized(name: str, plain: Function, simpler: Function = lambda *sizes: None) -> Function:
+    """A function of all sizes: of expressions it is what `simpler` gives, or else an atom."""
+
+    def of_sizes(*sizes: Size) -> Size:
+        for size in sizes:
+            if isinstance(size, Expr):
+                found = simpler(*sizes)
+                return call(name, *sizes) if found is None else found
+        return plain(*sizes)
+
+    FUNCTIONS[name], BUILDERS[name] = plain, of_sizes
+    return of_sizes
+
+
+def _extreme(name: str, plain: Function) -> Function:
+    """The smaller or larger of two sizes; where one is certain to be, without an atom."""
+
+    def of_numbers(a: Any, b: Any) -> Any:
+        if isinstance(a, NUMBERS) and isinstance(b, NUMBERS):
+            return plain(a, b)
+        import numpy as np
+
+        return getattr(np, name)(a, b)
+
+    def of_expressions(a: Size, b: Size) -> Size:
+        for one, other in ((a, b), (b, a)):
+            if never_negative(one - other):
+                return other if plain is min else one
+        return call(name, *sorted((a, b), key=str))
+
+    return _sized(name, of_numbers, of_expressions)
+
+
+def _evenly(a: Size, b: Size) -> Size | None:
+    """The quotient where a number divides an expression whatever its sizes."""
+    even = isinstance(a, Expr) and isinstance(b, int) and all(isinstance(c, int) and c % b == 0 for _, c in a.terms)
+    return a * Fraction(1, b) if even else None
+
+
+def _rounded_up_once(a: Size, b: Size) -> Size | None:
+    """The quotient where it is even or of what was rounded up before."""
+    if isinstance(a, Expr) and isinstance(b, int) and len(a.terms) == 1:
+        ((first, *more), coefficient) = a.terms[0]
+        if coefficient == 1 and not more and first.name == "ceil_div" and isinstance(first.arguments[1], int):
+            return ceil_div(first.arguments[0], first.arguments[1] * b)
+    return _evenly(a, b)
+
+
+def _certain(function: str, a: Size, b: Size) -> Size:
+    """The smaller or larger of two sizes where one is certain to be, else an atom with its arguments in order."""
+    for one, other in ((a, b), (b, a)):
+        if never_negative(one - other):
+            return other if function == "minimum" else one
+    return call(function, *sorted((a, b), key=str))
+
+
+def _ratio(a: Any, b: Any) -> Any:
+    exact = isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction))
+    return whole(Fraction(a) / b) if exact else a / b
+
+
+def _expected_distinct(experts: Any, active: Any, tokens: Any) -> Any:
+    missed = experts - active
+    return whole(experts - missed * (missed / experts) ** (tokens - 1))
+
+
+ratio = _sized("ratio", _ratio, divided)
+"""The quotient without rounding: ints give an int where it divides, else a Fraction."""
+floor_div = _sized("floor_div", lambda a, b: a // b, _evenly)
+"""The quotient rounded down."""
+ceil_div = _sized("ceil_div", lambda a, b: -(-a // b), _rounded_up_once)
+"""The quotient rounded up."""
+place_in = _sized("place_in", lambda n, chunk: n - chunk * ((n - 1) // chunk))
+"""The place of the n-th of many things in its chunk, 1 to `chunk`: a sawtooth."""
+minimum = _extreme("minimum", min)
+"""The smaller of two sizes, element by element."""
+maximum = _extreme("maximum", max)
+"""The larger of two sizes, element by element."""
+expected_distinct = _sized(
+    "expected_distinct", _expected_distinct, lambda E, k, n: k if isinstance(n, int) and n == 1 else None
+)
+"""Experts that n tokens reach when each takes k of E uniformly at random: an expectation, so no integer in general.
+
+E (1 - (1 - k/E)**n), written so that one token gives exactly k.
+"""

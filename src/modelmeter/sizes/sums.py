@@ -12,7 +12,7 @@ from math import comb
 from typing import Any
 
 from modelmeter.errors import InputError
-from modelmeter.sizes.expressions import Atom, Expr, Monomial, added, exact, names_in, rewritten, symbol, terms_of
+from modelmeter.sizes.expressions import Atom, Expr, Monomial, added, rewritten, symbol, terms_of
 from modelmeter.sizes.functions import BUILDERS, Size, floor_div, maximum, minimum, ratio
 
 
@@ -22,8 +22,6 @@ def substituted(expression: Size, name: str, value: Size) -> Size:
     def change(atom: Atom) -> Any:
         if atom == name:
             return value
-        if not any(isinstance(a, Expr) for a in atom.arguments):
-            return None
         new = [substituted(a, name, value) for a in atom.arguments]
         same = all(a is b for a, b in zip(new, atom.arguments, strict=True))
         return None if same else BUILDERS[atom.name](*new)
@@ -50,17 +48,11 @@ def summed(expression: Size, name: str, first: Size, last: Size) -> Size:
     >>> summed(minimum(t, 3) + t * t, "t", 1, 5) == 1 + 2 + 3 + 3 + 3 + 1 + 4 + 9 + 16 + 25
     True
     """
-    if not isinstance(expression, Expr) or name not in expression.names:
-        return expression * (last - first + 1)
-    sums, constant = [], {}
+    inner: dict[Monomial, dict[Monomial, Any]] = {}
     for monomial, coefficient in terms_of(rewritten(expression, _as_quotient)) or ():
-        inner = tuple(a for a in monomial if name in names_in(a))
-        rest = Expr.of({tuple(a for a in monomial if a not in inner): coefficient})
-        if inner:
-            sums.append(_product(inner, name, first, last) * rest)
-        else:
-            constant[monomial] = coefficient
-    return added((*sums, Expr.of(constant) * (last - first + 1)))
+        factors = tuple(a for a in monomial if name in a.names)
+        inner.setdefault(factors, {})[tuple(a for a in monomial if a not in factors)] = coefficient
+    return added(_product(factors, name, first, last) * Expr.of(rest) for factors, rest in inner.items())
 
 
 def _as_quotient(atom: Atom) -> Any:
@@ -73,30 +65,27 @@ def _as_quotient(atom: Atom) -> Any:
 
 def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
     """The sum of one product: cut where an extreme changes sides, the innermost first."""
-    functions = dict.fromkeys(a for a in factors if a.arguments)
+    functions = {a for a in factors if a.arguments}
     if not functions:
         return faulhaber(len(factors), last) - faulhaber(len(factors), first - 1)
-    whole = Expr.of({factors: 1})
+    product = Expr.of({factors: 1})
     extreme = _innermost(factors, name)
     if extreme is not None:
         left, right, cut = _sides(extreme, name)
         before = minimum(maximum(cut, first - 1), last)
-        up_to, beyond = (substituted(whole, extreme, side) for side in (left, right))
+        up_to, beyond = (substituted(product, extreme, side) for side in (left, right))
         return summed(up_to, name, first, before) + summed(beyond, name, before + 1, last)
-    if len(functions) == 1 and (atom := next(iter(functions))).name == "floor_div":
+    if len(functions) == 1 and (atom := functions.pop()).name == "floor_div":
         return _blocks(factors, atom, name, first, last)
-    raise _refusal(whole)
+    raise _refusal(product)
 
 
 def _innermost(atoms: Iterable[Atom], name: str) -> Atom | None:
     """A minimum or maximum of a named size that has none in its arguments."""
-    for atom in atoms:
-        inner = [b for a in atom.arguments if isinstance(a, Expr) for b in a.atoms if name in names_in(b)]
-        found = _innermost(inner, name)
-        if found is not None:
-            return found
-        if inner and atom.name in ("minimum", "maximum"):
-            return atom
+    for atom in (a for a in atoms if name in a.names):
+        found = _innermost((b for a in atom.arguments if isinstance(a, Expr) for b in a.atoms), name)
+        if found is not None or atom.name in ("minimum", "maximum"):
+            return found or atom
     return None
 
 
@@ -110,18 +99,13 @@ def _sides(atom: Atom, name: str) -> tuple[Size, Size, Size]:
 
 
 def _linear(expression: Any, name: str, atom: Atom) -> tuple[int, Any]:
-    """Slope and offset of what is linear in a named size with a slope that is a whole number, not 0."""
-    slope, offset = 0, {}
-    for monomial, coefficient in terms_of(expression) or ():
-        if not any(name in names_in(a) for a in monomial):
-            offset[monomial] = coefficient
-        elif len(monomial) == 1 and not monomial[0].arguments:
-            slope = coefficient
-        else:
-            raise _refusal(Expr.atom(atom))
-    if not isinstance(slope, int) or not slope:
-        raise _refusal(Expr.atom(atom))
-    return slope, Expr.of(offset)
+    """Slope, a whole number, and offset of what is linear in a named size; raises InputError about `atom` if not."""
+    offset: dict[Any, Any] = dict(terms_of(expression) or ())
+    slope = offset.pop((name,), 0)
+    rest = Expr.of(offset)
+    if not isinstance(slope, int) or not slope or (isinstance(rest, Expr) and name in rest.names):
+        raise _refusal(atom)
+    return slope, rest
 
 
 def _blocks(factors: Monomial, atom: Atom, name: str, first: Size, last: Size) -> Size:
@@ -129,7 +113,7 @@ def _blocks(factors: Monomial, atom: Atom, name: str, first: Size, last: Size) -
     numerator, c = atom.arguments
     slope, shift = _linear(numerator, name, atom)
     if slope != 1 or (isinstance(c, Expr) and name in c.names):
-        raise _refusal(Expr.atom(atom))
+        raise _refusal(atom)
     q, r = symbol("~quotient"), symbol("~rest")
     step = (c * q + r - shift) ** (len(factors) - factors.count(atom)) * q ** factors.count(atom)
 
@@ -153,7 +137,7 @@ def largest(expression: Size, name: str, first: Size, last: Size) -> Size:
     """
     if not isinstance(expression, Expr) or name not in expression.names:
         return expression
-    saws = [a for a in expression.atoms if a.name == "place_in" and name in names_in(a)]
+    saws = [a for a in expression.atoms if a.name == "place_in" and name in a.names]
     if len(saws) > 1 or not _rises(expression, name):
         raise InputError(f"a step's peak has {expression}, which may fall from one step to the next")
     at_last = substituted(expression, name, last)
@@ -164,20 +148,18 @@ def largest(expression: Size, name: str, first: Size, last: Size) -> Size:
     return at_last
 
 
-_RISING = {"minimum": (0, 1), "maximum": (0, 1), "floor_div": (0,), "ceil_div": (0,), "ratio": (0,),
+_RISING = {"minimum": (0, 1), "maximum": (0, 1), "floor_div": (0,), "ceil_div": (0,), "ratio": (0,), "place_in": (0,),
            "expected_distinct": (2,)}  # fmt: skip
-"""The arguments with which a function of sizes rises."""
+"""The arguments with which a function of sizes rises, `place_in` but where a chunk ends."""
 
 
 def _rises(expression: Any, name: str, inside: bool = False) -> bool:
     """Whether an expression never falls as a named size grows, but where a chunk ends (not `inside` a function)."""
     for monomial, coefficient in terms_of(expression) or ():
-        named = [a for a in monomial if name in names_in(a)]
-        if named and exact(coefficient) < 0:
-            return False
-        for atom in named:
-            rising = _RISING.get(atom.name, () if inside or atom.name != "place_in" else (0,))
-            inner = [(p, a) for p, a in enumerate(atom.arguments) if isinstance(a, Expr) and name in a.names]
-            if not all(place in rising and _rises(argument, name, True) for place, argument in inner):
+        for atom in (a for a in monomial if name in a.names):
+            if coefficient < 0 or (inside and atom.name == "place_in"):
+                return False
+            inner = [p for p, a in enumerate(atom.arguments) if isinstance(a, Expr) and name in a.names]
+            if not all(p in _RISING[atom.name] and _rises(atom.arguments[p], name, True) for p in inner):
                 return False
     return True
