@@ -45,7 +45,10 @@ SWAPS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one node: `place` says which node of the file in the order of a walk, `way` which of its changes."""
+    """A change of one node: `place` says which node of the file in the order of a walk, `way` which of its changes.
+
+    `twin` counts the mutants before it that have the same line and the same words.
+    """
 
     path: str
     line: str
@@ -53,11 +56,12 @@ class Mutant:
     place: int
     way: int
     number: int
+    twin: int
 
     @property
     def key(self) -> str:
         """What tells it apart, also after lines have moved."""
-        return f"{self.path}: {self.line} # {self.change}"
+        return f"{self.path}: {self.line} # {self.change}{f' ({self.twin + 1})' if self.twin else ''}"
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
@@ -112,11 +116,13 @@ def mutants(path: Path) -> list[Mutant]:
     """All mutants of a file."""
     source = path.read_text()
     lines = source.splitlines()
-    found = []
+    found: list[Mutant] = []
     for place, (_, _, _, child) in enumerate(nodes(ast.parse(source))):
         number = getattr(child, "lineno", None) or getattr(getattr(child, "target", None), "lineno", 0)
         for way, (words, _) in enumerate(changes(child)):
-            found.append(Mutant(str(path), lines[number - 1].strip(), words, place, way, number))
+            line = lines[number - 1].strip()
+            twin = sum((m.line, m.change) == (line, words) for m in found)
+            found.append(Mutant(str(path), line, words, place, way, number, twin))
     return found
 
 
@@ -202,9 +208,9 @@ def page(everything: list[Mutant]) -> str:
             counts[module][1] += 1
             counts[module][2] += bool(known[mutant.key])
             if not known[mutant.key]:
-                survivors.append(
-                    f"| {module} | `{mutant.line.replace('|', PIPE)}` | `{mutant.change.replace('|', PIPE)}`"
-                )
+                line, change = (text.replace("|", PIPE) for text in (mutant.line, mutant.change))
+                twin = f", place {mutant.twin + 1}" if mutant.twin else ""
+                survivors.append(f"| {module} | `{line}` | `{change}`{twin}")
     tried, killed = (sum(row[i] for row in counts.values()) for i in (1, 2))
     lines = [
         INTRODUCTION.format(tried=tried, killed=killed, all=len(everything), share=100 * killed / max(tried, 1)),
@@ -218,10 +224,11 @@ def page(everything: list[Mutant]) -> str:
 
 INTRODUCTION = """# What the tests would notice
 
-`python scripts/mutate.py --sample N --seed S` changes one thing in one line of the engine (`sizes`, `graph`,
+`python scripts/mutate.py --only PART --sample N --seed S` changes one thing in one line of the engine (`sizes`, `graph`,
 `runtimes`, `programs`) and runs the tests on it, and again for the next change: comparisons and signs turned round,
-conditions dropped, numbers one off, statements deleted. A mutant that no test notices survives. Of {all} mutants a
-random sample of {tried} was tried, and {killed} were killed, {share:.0f} %.
+conditions dropped, numbers one off, statements deleted. A mutant that no test notices survives. Of {all} mutants {tried}
+were tried, drawn at random within the parts that have any, and {killed} were killed, {share:.0f} %. A module with 0 tried
+has not been looked at.
 """
 
 
