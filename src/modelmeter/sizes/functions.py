@@ -162,14 +162,6 @@ def _rounded_up_once(a: Size, b: Size) -> Size | None:
     return _evenly(a, b)
 
 
-def _certain(function: str, a: Size, b: Size) -> Size:
-    """The smaller or larger of two sizes where one is certain to be, else an atom with its arguments in order."""
-    for one, other in ((a, b), (b, a)):
-        if never_negative(one - other):
-            return other if function == "minimum" else one
-    return call(function, *sorted((a, b), key=str))
-
-
 def _ratio(a: Any, b: Any) -> Any:
     exact = isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction))
     return whole(Fraction(a) / b) if exact else a / b
