@@ -224,11 +224,11 @@ def page(everything: list[Mutant]) -> str:
 
 INTRODUCTION = """# What the tests would notice
 
-`python scripts/mutate.py --only PART --sample N --seed S` changes one thing in one line of the engine (`sizes`, `graph`,
-`runtimes`, `programs`) and runs the tests on it, and again for the next change: comparisons and signs turned round,
-conditions dropped, numbers one off, statements deleted. A mutant that no test notices survives. Of {all} mutants {tried}
-were tried, drawn at random within the parts that have any, and {killed} were killed, {share:.0f} %. A module with 0 tried
-has not been looked at.
+`python scripts/mutate.py --only PART --sample N --seed S` changes one thing in one line of the engine (`sizes`,
+`graph`, `runtimes`, `programs`) and runs the tests on it, and again for the next change: comparisons and signs turned
+round, conditions dropped, numbers one off, statements deleted. A mutant that no test notices survives. Of {all} mutants
+{tried} were tried, drawn at random within the parts that have any, and {killed} were killed, {share:.0f} %. A module
+with 0 tried has not been looked at.
 """
 
 
