@@ -30,21 +30,21 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from omegaconf.errors import OmegaConfBaseException
 
     given = [quoted(o) for o in overrides]
+    for override in _checked(given, settings):
+        if override.is_sweep_override():
+            line = _as_given(override.input_line)
+            raise InputError(f"{line}: only a sweep with --multirun takes several values")
     try:
-        _check(given, settings)
-        for several in (o for o in _parsed(given) if o.is_sweep_override()):
-            raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
-        return _plain(_composed(name, given))
+        return _composed(name, given)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise _explained(error, name, given) from None
 
 
-def _composed(name: str, overrides: list[str], **options: Any) -> Any:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    import hydra
 
-    with initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return hydra_compose(name, overrides=overrides, **options)
+    with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
+        return _plain(hydra.compose(name, list(overrides)))
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -74,8 +74,13 @@ def _as_given(override: str) -> str:
 def _parsed(overrides: Sequence[str]) -> list[Any]:
     """Overrides as Hydra reads them: `key_or_group`, `value()` and whether several values are given."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
 
-    return list(OverridesParser.create().parse_overrides(overrides=list(overrides)))
+    try:
+        return list(OverridesParser.create().parse_overrides(list(overrides)))
+    except OverrideParseException as error:
+        wrong = _as_given(error.override)
+        raise InputError(f"{wrong!r} is not KEY=VALUE; values with signs go in 'quotes'") from None
 
 
 def _values(override: Any) -> list[Any]:
@@ -85,42 +90,34 @@ def _values(override: Any) -> list[Any]:
     return [override.value()]
 
 
-def _check(overrides: Sequence[str], settings: Iterable[Setting]) -> None:
-    """Raise InputError for an override that its setting does not take."""
+def _checked(overrides: Sequence[str], settings: Iterable[Setting]) -> list[Any]:
+    """Overrides as Hydra reads them. Raises InputError for a value that its setting does not take."""
     declared = {IN_YAML.get(setting.name, setting.name): setting for setting in (*CHOICES, *settings)}
-    for override in _parsed(overrides):
-        if override.key_or_group in declared and not override.is_delete():
-            for value in _values(override):
-                if not (isinstance(value, str) and "${" in value):
-                    declared[override.key_or_group].check(value)
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    parsed = _parsed(overrides)
+    for override in (o for o in parsed if o.key_or_group in declared and not o.is_delete()):
+        for value in _values(override):
+            if not (isinstance(value, str) and "${" in value):
+                declared[override.key_or_group].check(value)
+    return parsed
 
 
 def _explained(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
     """What Hydra refuses as one sentence that names the key."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+    from hydra.errors import MissingConfigException
     from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
     missing = ""
-    for cause in _causes(error):
-        if isinstance(cause, InputError):
-            return cause
-        if isinstance(cause, OverrideParseException):
-            return InputError(f"{_as_given(cause.override)!r} is not KEY=VALUE; values with signs go in 'quotes'")
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
             group, _, wrong = str(cause.missing_cfg_file).rpartition("/")
             return unknown(group, wrong, cause.options)
         if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
             missing = str(cause.full_key)
+        cause = cause.__cause__ or cause.__context__
     parsed = _parsed(overrides)
-    for override in parsed:
-        key = override.key_or_group
-        if missing.startswith(f"{key}.") and isinstance(override.value(), dict):
+    for key in (o.key_or_group for o in parsed if isinstance(o.value(), dict)):
+        if missing.startswith(f"{key}."):
             return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
     first = str(error).strip().partition("\n")[0] or type(error).__name__
     otherwise = f"cannot read the configuration ({' '.join(map(_as_given, overrides)) or name}): {first}"
@@ -132,21 +129,20 @@ def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
     from hydra.errors import HydraException
 
     changes = [o for o in overrides if not (o.is_add() or o.is_force_add() or o.is_delete())]
-    groups = {"model", *PARTS} & _plain(_composed(name, [])).keys()
+    groups = {"model", *PARTS} & _composed(name, []).keys()
     choices = [o for o in changes if o.package or o.key_or_group in groups]
-    for chosen in product(*([f"{o.get_key_element()}={value}" for value in _values(o)] for o in choices)):
-        try:
-            known = _plain(_composed(name, list(chosen)))
-        except HydraException:
-            return None
-        keys = list(_keys(known))
-        for o in overrides:
-            if o.is_add() and o.key_or_group in (*keys, *IN_YAML.values()):
-                return InputError(f"{_as_given(o.input_line[1:])} goes without the plus sign: the key is there")
-        for key in (o.key_or_group for o in changes if o not in choices):
-            if key not in (*keys, *IN_YAML.values()) and not key.startswith("hydra"):
-                beside = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-                return unknown("key", key, {*(beside or known), *near(key, keys)})
+    try:
+        known = _composed(name, [o.input_line for o in choices])
+    except HydraException:
+        return None
+    keys = list(_keys(known))
+    for o in overrides:
+        if o.is_add() and o.key_or_group in (*keys, *IN_YAML.values()):
+            return InputError(f"{_as_given(o.input_line[1:])} goes without the plus sign: the key is there")
+    for key in (o.key_or_group for o in changes if o not in choices):
+        if key not in (*keys, *IN_YAML.values()) and not key.startswith("hydra"):
+            beside = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
+            return unknown("key", key, {*(beside or known), *near(key, keys)})
     return None
 
 
@@ -232,24 +228,12 @@ HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p"
 QUIET = ("hydra.output_subdir=null", "hydra/job_logging=none", "hydra.run.dir=.", "hydra.sweep.subdir=.")
 
 
-def _require(
-    name: str, flags: Sequence[str], overrides: Sequence[str], fixed: Sequence[str], settings: Iterable[Setting]
-) -> None:
-    """Raise InputError for what Hydra's own command line would refuse in many lines."""
-    from hydra.errors import HydraException
-
-    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
-        choose("option", flag, HYDRA_FLAGS)
-    try:
-        _check(overrides, settings)
-        refused = _refused_key(name, _parsed([*fixed, *overrides]))
-        plugins = [o for o in overrides if o.startswith("hydra/")]
-        if not refused and plugins:
-            _composed(name, plugins, return_hydra_config=True)
-    except HydraException as error:
-        raise _explained(error, name, overrides) from None
-    if refused:
-        raise refused
+def _alternatives(override: Any) -> list[str]:
+    """The override, or one for each component that a multirun chooses by it; another swept key is left empty."""
+    if not override.is_sweep_override():
+        return [override.input_line]
+    values = _values(override) if override.key_or_group in ("model", *PARTS) else ["null"]
+    return [f"{override.get_key_element()}={value}" for value in values]
 
 
 def hydra_main(
@@ -264,16 +248,18 @@ def hydra_main(
 
     import hydra
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     overrides = [quoted(a) for a in arguments if a not in flags]
-    _require(name, flags, overrides, fixed, settings)
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
+        choose("option", flag, HYDRA_FLAGS)
+    for chosen in product(*map(_alternatives, _checked(overrides, settings))):  # Hydra refuses in many lines
+        compose(name, [*fixed, *chosen])
 
     def job(config: Any) -> None:
         info = HydraConfig.get()
+        number = f"job{info.job.num}" if "num" in info.job else ""
         try:
-            number = f"job{info.job.num}" if info.mode == RunMode.MULTIRUN else ""
             run(_plain(config), number, [_as_given(o) for o in info.overrides.task if o not in fixed])
         except InputError as error:
             print(f"modelmeter: {error}", file=sys.stderr)
