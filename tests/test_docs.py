@@ -77,7 +77,7 @@ def test_every_axis_of_an_equation_is_in_the_glossary_or_a_size_of_its_layer():
         told |= {axis for part in walk(layer) for axis in part.sizes.split()}
         for op in layer.graph().ops:
             tensors = (*op.equation.outputs, *op.equation.operands)
-            used |= {*op.over, *(axis for tensor in tensors for axis in tensor.stored + tensor.touched)}
+            used |= {*op.over.split(), *(axis for tensor in tensors for axis in tensor.stored + tensor.touched)}
     assert used <= set(AXES) | told
     assert set(AXES) <= used | {"l"}  # how often a layer is repeated
 

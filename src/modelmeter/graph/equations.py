@@ -1,7 +1,6 @@
 """Equations over named axes as text: `y[b s f] = x[b s d] * W_up[d f] + W_bias[f]`.
 
-`W[E:D d f]` stores E and touches D; `x:32[...]` is held in 32 bits. Only reading is done here; what an
-equation costs is told in `ops.py`.
+`W[E:D d f]` stores E and touches D; `x:32[...]` is held in 32 bits. What an equation costs is told in `ops.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,9 @@ from functools import cache
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
+
+_ROLES = {"W_": "weight", "C_": "kv"}
+_TENSOR = re.compile(r"(\w+)(?::(\d+))?\[([^\]]*)\]")
 
 
 class Tensor(NamedTuple):
@@ -28,22 +30,15 @@ class Tensor(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """A parsed equation; `loops` are the distinct axes of the multiplied tensors."""
+    """A parsed equation; `loops` are the distinct axes of the factors, `new` those of outputs that no operand has."""
 
     text: str
     outputs: tuple[Tensor, ...]
     factors: tuple[Tensor, ...]
     addends: tuple[Tensor, ...]
+    operands: tuple[Tensor, ...]
     loops: tuple[str, ...]
-
-    @property
-    def operands(self) -> tuple[Tensor, ...]:
-        """Factors and addends."""
-        return self.factors + self.addends
-
-
-_ROLES = {"W_": "weight", "C_": "kv"}
-_TENSOR = re.compile(r"(\w+)(?::(\d+))?\[([^\]]*)\]")
+    new: tuple[str, ...]
 
 
 @cache
@@ -56,16 +51,17 @@ def parse(equation: str) -> Equation:
     ('b', 'd', 'f')
     """
     left, equals, right = equation.partition("=")
-    product_part, _, sum_part = right.partition("+")
-
-    if "*" in sum_part:
+    product, _, rest = right.partition("+")
+    if "*" in rest:
         raise InputError(f"write the product before what is added to it, not {equation!r}")
     if not equals:
         raise InputError(f"an equation needs an equals sign: {equation!r}")
-    factors = _tensors(product_part, equation)
-    loops = tuple(dict.fromkeys(a for t in factors for a in t.touched))
-    addends = _tensors(sum_part, equation) if sum_part else ()
-    return Equation(equation, _tensors(left, equation), factors, addends, loops)
+    factors, outputs = _tensors(product, equation), _tensors(left, equation)
+    addends = _tensors(rest, equation) if rest else ()
+    loops = tuple(dict.fromkeys(axis for t in factors for axis in t.touched))
+    known = {axis for t in factors + addends for axis in t.stored + t.touched}
+    new = tuple(axis for t in outputs for axis in t.touched if axis not in known)
+    return Equation(equation, outputs, factors, addends, factors + addends, loops, new)
 
 
 def _tensors(text: str, equation: str) -> tuple[Tensor, ...]:

@@ -47,7 +47,6 @@ def written_out(*steps: Step) -> Form:
 
 ADD = Form(1)
 MUL = Form(1)
-COPY = Form(0)
 
 SIGMOID = Form(4)  # 1 / (1 + exp(-x)): neg, exp, add, div
 SILU = Form(SIGMOID.element + 1)  # x * sigmoid(x)

@@ -7,14 +7,17 @@ fault. Next: `runtimes/`, whose passes turn a graph into kernels.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.ops import Op, Ref
 from modelmeter.graph.place import Root
-from modelmeter.sizes import Expr, Size
+from modelmeter.sizes import Size
+
+_MOVES = {"copy", "lookup", "conv2d", "unused"}
+"""Kinds whose outputs may have axes that the layer binds: they move elements to places that it works out."""
 
 
 class Read(NamedTuple):
@@ -37,12 +40,11 @@ class Graph:
         written: dict[str, int] = {}
         for index, op in enumerate(self.ops):
             yield [Read(r, written.get(r.name, -1)) for r in op.reads]
-            for w in op.writes:
-                written[w.name] = index
+            written |= {w.name: index for w in op.writes}
 
     def with_ops(self, ops: Iterable[Op]) -> Graph:
         """The same stage with other ops."""
-        return Graph(tuple(ops), self.inputs, self.root)
+        return replace(self, ops=tuple(ops))
 
     def require_writers(self, maker: str = "") -> Graph:
         """This graph. Raises InputError, which names `maker`, if an op reads what none wrote and what is no input."""
@@ -57,43 +59,38 @@ class Graph:
         return self
 
 
-class _Written(NamedTuple):
-    frame: str
-    axes: tuple[str, ...]
-    stored: Size
-
-
 def checked(ops: Iterable[Op], inputs: Iterable[str], root: Root) -> Graph:
-    """The graph of a stage's ops. Raises InputError for a read of what nothing wrote, or in another shape."""
-    kept = tuple(op for op in ops if not (isinstance(op.times, int) and op.times == 0))
-    known: dict[str, _Written] = {}
+    """The graph of a stage's ops. Raises InputError for axes from nowhere, a read of what nothing wrote, two shapes."""
+    kept = tuple(op for op in ops if op.times != 0)
+    known: dict[str, tuple[str, Tensor, Size]] = {}
     for op in kept:
+        _check_axes(op)
         for tensor, r in zip(op.equation.operands, op.reads, strict=False) if op.kind != "unused" else ():
-            _check_shape(op, tensor, r, known.setdefault(r.name, _Written(op.path, tensor.stored, r.stored)))
+            _check_shape(op, tensor, r.stored, *known.setdefault(r.name, (op.path, tensor, r.stored)))
         for tensor, w in zip(op.equation.outputs, op.writes, strict=False):
             if w.role == "kv" and w.name in known:
-                _check_shape(op, tensor, w, known[w.name])
-            known[w.name] = _Written(op.path, tensor.stored, w.stored)
+                _check_shape(op, tensor, w.stored, *known[w.name])
+            known[w.name] = (op.path, tensor, w.stored)
     return Graph(kept, frozenset(inputs) | root.buffers, root).require_writers()
 
 
-def _check_shape(op: Op, tensor: Tensor, r: Ref, found: _Written) -> None:
-    if found.stored is r.stored and found.axes == tensor.stored:
-        return
-    same_size = found.stored is r.stored or _equal(found.stored, r.stored)
-    if same_size and (found.frame != op.path or set(found.axes) == set(tensor.stored) or _renamed(op, found, tensor)):
-        return
-    raise InputError(
-        f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} as [{' '.join(tensor.stored)}], but "
-        f"it is [{' '.join(found.axes)}]: a tensor has one shape"
-    )
+def _check_axes(op: Op) -> None:
+    """Raise InputError for an axis of an output that nothing on the right has, or a row that is on no output."""
+    layer, equation, moves = op.node.layer, f"equation {op.equation.text!r}", op.kind in _MOVES
+    for axis in op.equation.new:
+        if axis not in op.over.split() and not (moves and axis in op.n.bound):
+            where = "to its right, nor bound by the layer" if moves else "to its right"
+            raise InputError(f"{layer}: axis {axis!r} of the output of {equation} is on nothing {where}")
+    for axis in op.row.split():
+        if axis not in op.output.stored:
+            raise InputError(f"{layer}: axis {axis!r} is a row of {equation}, whose output lacks it")
 
 
-def _renamed(op: Op, found: _Written, tensor: Tensor) -> bool:
-    """Whether axes differ only by names that the layer binds (t for s, s for u v)."""
-    differing = set(found.axes) ^ set(tensor.stored)
-    return bool(differing & op.n.bound) or op.node.layer == ""
-
-
-def _equal(a: Size, b: Size) -> bool:
-    return not isinstance(a, Expr) and not isinstance(b, Expr) and bool(a == b)
+def _check_shape(op: Op, tensor: Tensor, stored: Size, path: str, known: Tensor, size: Size) -> None:
+    """Raise InputError unless a tensor has the size that is known, and within a layer the axes, but for bound ones."""
+    differing = set(known.stored) ^ set(tensor.stored)  # t for s, s for u v
+    if stored != size or (path == op.path and differing and op.node.layer and not differing & op.n.bound):
+        raise InputError(
+            f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} as [{' '.join(tensor.stored)}], but "
+            f"it is [{' '.join(known.stored)}]: a tensor has one shape"
+        )

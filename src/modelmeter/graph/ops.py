@@ -10,12 +10,12 @@ kernel: which ops run as one is told by a runtime. Next: `graph.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import partial
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Equation, Tensor, parse
-from modelmeter.graph.forms import COPY, SOFTMAX, Form
+from modelmeter.graph.forms import SOFTMAX, Form
 from modelmeter.graph.place import Node, Sizes
 from modelmeter.sizes import Size
 
@@ -64,11 +64,11 @@ class Op(NamedTuple):
     tensor: Size = 0
     cuda: Size = 0
     form: Form | None = None
-    over: tuple[str, ...] = ()
-    row: tuple[str, ...] = ()
+    over: str = ""
+    row: str = ""
+    grad: bool = True
     composite: Composite | None = None
     kernel: str = ""
-    grad: bool = True
     again: Size = 1
 
     @property
@@ -91,114 +91,62 @@ class Op(NamedTuple):
 def ref(n: Sizes, tensor: Tensor, equation: str = "") -> Ref:
     """A tensor of an equation at a place."""
     frame, name = n.resolve(tensor.name)
-    stored = n.elements(tensor.stored, equation)
-    touched = stored if tensor.touched == tensor.stored else n.elements(tensor.touched, equation)
+    stored, touched = n.elements(tensor.stored, equation), n.elements(tensor.touched, equation)
     return Ref(name, frame, tensor.name[0] == "_", tensor.role, tensor.bits, stored, touched)
 
 
-_FREE = {"copy", "lookup", "conv2d"}
-"""Kinds whose outputs may have axes that the layer binds: they move elements to places that it works out."""
-
-
-def _require_sources(kind: str, equation: Equation, over: tuple[str, ...], row: tuple[str, ...], n: Sizes) -> None:
-    """Raise InputError for an axis of an output that nothing on the right has, or a row that is on no output."""
-    for axis in _axes_from_nowhere(equation, over):
-        if kind not in _FREE or axis not in n.bound:
-            bound = ", nor bound by the layer" if kind in _FREE else ""
-            raise InputError(
-                f"{n.node.layer}: axis {axis!r} of the output of equation {equation.text!r} is on nothing to its "
-                f"right{bound}"
-            )
-    for axis in (a for a in row if a not in equation.outputs[0].stored):
-        raise InputError(f"{n.node.layer}: axis {axis!r} is a row of equation {equation.text!r}, whose output lacks it")
-
-
-@cache
-def _axes_from_nowhere(equation: Equation, over: tuple[str, ...]) -> tuple[str, ...]:
-    right = {axis for t in equation.operands for axis in t.stored + t.touched} | set(over)
-    return tuple(axis for t in equation.outputs for axis in t.touched if axis not in right)
-
-
 def build(
-    kind: str, text: str, n: Sizes, *, form: Form | None = None, over: str = "", row: str = "", grad: bool = True,
-    loose: bool = False,
-) -> Op:  # fmt: skip
-    """An op of any kind; the functions below say what each kind means. Raises InputError for a malformed equation.
-
-    `loose`: a pass makes it, which may move elements to any axes.
-    """
+    kind: str, text: str, n: Sizes, form: Form | None = None, over: str = "", row: str = "", grad: bool = True
+) -> Op:
+    """An op of any kind; what each means is said below. Raises InputError for a malformed equation."""
     equation, loops = parse(text), tuple(over.split())
-    if not loose:
-        _require_sources(kind, equation, loops, tuple(row.split()), n)
-    out = equation.outputs[0].stored
-    tensor: Size = 0
-    cuda: Size = 0
+    out, tensor, cuda = equation.outputs[0].stored, 0, 0
     if kind in ("matmul", "conv2d"):
-        points = loops or (equation.loops if kind == "matmul" else _convolution(equation))
-        tensor = n.elements(points, text) * 2
+        tensor = n.elements(loops or _loops(kind, equation), text) * 2
         cuda = n.elements(out, text) if equation.addends else 0
     elif form is not None:
-        cuda = n.elements(loops or out, text) * form.element if form.element else 0
-        rest = tuple(x for x in out if x not in row.split())
-        cuda = cuda + n.elements(rest, text) * form.row if form.row else cuda
-    reads = tuple([ref(n, t, text) for t in equation.operands])
-    writes = tuple([ref(n, t, text) for t in equation.outputs])
+        rows = tuple(axis for axis in out if axis not in row.split())
+        cuda = n.elements(loops or out, text) * form.element + n.elements(rows, text) * form.row
+    reads, writes = (tuple(ref(n, t, text) for t in side) for side in (equation.operands, equation.outputs))
     if kind == "lookup":
         reads = tuple(r._replace(touched=writes[0].stored) for r in reads)
-    return Op(kind, equation, reads, writes, n, tensor, cuda, form, loops, tuple(row.split()), grad=grad)
+    return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad)
 
 
-def rebuilt(op: Op, n: Sizes) -> Op:
-    """The same op at another place or with other sizes."""
-    made = build(op.kind, op.equation.text, n, form=op.form, over=" ".join(op.over), row=" ".join(op.row), grad=op.grad)
-    return made._replace(composite=op.composite, kernel=op.kernel)
-
-
-def _convolution(equation: Equation) -> tuple[str, ...]:
-    """The loops of a convolution: the output's axes and those of the kernel."""
-    weight = next((t for t in equation.factors if t.role == "weight"), None)
-    if weight is None:
+def _loops(kind: str, equation: Equation) -> tuple[str, ...]:
+    """The axes of a product; those of the output and of the kernel of a convolution."""
+    if kind == "matmul":
+        return equation.loops
+    kernels = [t.stored for t in equation.factors if t.role == "weight"]
+    if not kernels:
         raise InputError(f"the kernel of a convolution must be named W_...: {equation.text!r}")
-    return tuple(dict.fromkeys(equation.outputs[0].stored + weight.stored))
+    return tuple(dict.fromkeys(equation.outputs[0].stored + kernels[0]))
 
 
-def matmul(equation: str, n: Sizes, over: str = "", *, grad: bool = True) -> Op:
-    """Tensor-core work: 2 FLOPs for each point of the loop nest over the distinct axes.
+matmul = partial(build, "matmul")
+"""Tensor-core work: 2 FLOPs for each point of the loop nest over the distinct axes.
 
-    `over` names the loops where they are not the product of the distinct axes (causal pairs,
-    routed experts). An added tensor is a bias in the same kernel: one CUDA-core FLOP an output.
-    """
-    return build("matmul", equation, n, over=over, grad=grad)
-
-
-def conv2d(equation: str, n: Sizes) -> Op:
-    """A convolution: loops over the output's axes and those of the kernel; padding is not skipped."""
-    return build("conv2d", equation, n)
+`over` names the loops where they are not that product (causal pairs, routed experts). An added tensor is a bias in the
+same kernel: one CUDA-core FLOP an output.
+"""
+conv2d = partial(build, "conv2d")
+"""A convolution: loops over the output's axes and those of the kernel; padding is not skipped."""
+copy = partial(build, "copy")
+"""A copy, cast, gather or padding: bytes move, nothing is computed."""
+softmax = partial(build, "softmax", form=SOFTMAX)
+"""Softmax of each `row` of T elements: 5 T - 2 FLOPs; `over` counts pairs instead of s*t."""
+lookup = partial(build, "lookup")
+"""A table lookup: stores the whole table, touches as many elements as it returns."""
 
 
 def pointwise(equation: str, form: Form | int, n: Sizes, over: str = "", *, grad: bool = True) -> Op:
     """Elementwise work: CUDA-core FLOPs an element of the output (or a point of `over`), of a form or a number."""
-    return build("pointwise", equation, n, form=form if isinstance(form, Form) else Form(form), over=over, grad=grad)
-
-
-def copy(equation: str, n: Sizes, form: Form = COPY) -> Op:
-    """A copy, cast, gather or padding: bytes move, nothing is computed."""
-    return build("copy", equation, n, form=form)
+    return build("pointwise", equation, n, form if isinstance(form, Form) else Form(form), over, grad=grad)
 
 
 def norm(equation: str, form: Form, n: Sizes, row: str = "d") -> Op:
     """A normalisation of rows of n elements along axis `row`."""
-    return build("norm", equation, n, form=form, row=row)
-
-
-def softmax(equation: str, n: Sizes, row: str, over: str = "", form: Form = SOFTMAX) -> Op:
-    """Softmax of rows of T elements: 5 T - 2 FLOPs each; `over` counts pairs instead of s*t."""
-    return build("softmax", equation, n, form=form, over=over, row=row)
-
-
-def lookup(equation: str, n: Sizes) -> Op:
-    """A table lookup: stores the whole table, touches as many elements as it returns."""
-    return build("lookup", equation, n)
+    return build("norm", equation, n, form, row=row)
 
 
 def unused(ops: Iterable[Op]) -> Iterator[Op]:
@@ -211,5 +159,4 @@ def unused(ops: Iterable[Op]) -> Iterator[Op]:
 def composite(kind: str, *ops: Op, always: bool = False, merged: str = "", mask: str = "") -> Iterator[Op]:
     """Ops that a runtime may run as one kernel; see Composite."""
     name = Composite(kind, f"{ops[0].node.serial}:{kind}:{ops[0].output.name}", always, merged, mask)
-    for op in ops:
-        yield op._replace(composite=name)
+    return (op._replace(composite=name) for op in ops)

@@ -7,7 +7,8 @@ or bound in its `ops`; what the layers around it have is out of sight. Next: `op
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
@@ -49,21 +50,23 @@ class Root:
     placed: int = 0
 
 
+@dataclass(eq=False)
 class Sizes:
     """Axis sizes and the place in the model; `n.s` is the size of axis s, `n.bind(Q=...)` adds derived axes.
 
     `bound` are the axes of the workload and those that the layer bound itself.
     """
 
-    def __init__(
-        self, axes: Mapping[str, Size], node: Node = Node("", ""), root: Root | None = None,
-        names: dict[str, tuple[str, str]] | None = None, bound: frozenset[str] = frozenset(),
-    ) -> None:  # fmt: skip
-        self.axes, self.node, self.root, self.bound = dict(axes), node, root or Root(), bound
+    axes: dict[str, Size]
+    node: Node = field(default=Node("", ""))
+    root: Root = field(default_factory=Root)
+    bound: frozenset[str] = frozenset()
+    _names: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _elements: dict[tuple[str, ...], Size] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
         for name in self.axes.keys() & _TAKEN:
-            raise InputError(f"{node.layer}: an axis cannot be called {name!r}, as `n.{name}` is something else")
-        self._names = {} if names is None else names
-        self._elements: dict[tuple[str, ...], Size] = {}
+            raise InputError(f"{self.node.layer}: an axis cannot be called {name!r}, as `n.{name}` is something else")
 
     def __getattr__(self, axis: str) -> Size:
         if axis.startswith("_"):
@@ -82,13 +85,12 @@ class Sizes:
 
     def bind(self, **axes: Size) -> Sizes:
         """The same place with further axes."""
-        return Sizes(self.axes | axes, self.node, self.root, self._names, self.bound | axes.keys())
+        return replace(self, axes=self.axes | axes, bound=self.bound | axes.keys())
 
     def with_axis(self, axis: str, size: Size) -> Sizes:
         """The same place with one axis of another size, also in the sizes that were derived from it."""
         name = str(self.axes[axis])
-        axes = {a: substituted(v, name, size) for a, v in self.axes.items()} | {axis: size}
-        return Sizes(axes, self.node, self.root, self._names, self.bound)
+        return replace(self, axes={a: substituted(v, name, size) for a, v in self.axes.items()} | {axis: size})
 
     def pairs(self, s: Size, t: Size, window: Size | None = None) -> Size:
         """Query-key pairs of s queries, the last of t positions, each with the `window` positions up to its own.
@@ -108,13 +110,9 @@ class Sizes:
 
     def elements(self, axes: tuple[str, ...], equation: str = "") -> Size:
         """The product of axes."""
-        found = self._elements.get(axes)
-        if found is None:
-            found = 1
-            for axis in axes:
-                found = self._size(axis, equation) * found
-            self._elements[axes] = found
-        return found
+        if axes not in self._elements:
+            self._elements[axes] = prod(self._size(axis, equation) for axis in axes)
+        return self._elements[axes]
 
     def resolve(self, local: str) -> tuple[str, str]:
         """The owning layer's path and the full name of a tensor."""
@@ -128,15 +126,15 @@ class Sizes:
         names: Mapping[str, str], times: Size = 1,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
-        outer, self.root.placed = self.node, self.root.placed + 1
-        path = ".".join(part for part in (outer.path, scope) if part)
+        self.root.placed += 1
+        outer, path = self.node, ".".join(part for part in (self.node.path, scope) if part)
         inner = {local: self.resolve(name) for local, name in names.items()}
-        around = (outer.loop, outer.held, outer.again)
-        if not (isinstance(times, int) and times == 1):  # a repeated layer
+        loop = (outer.loop, outer.held, outer.again)
+        if times != 1:  # a repeated layer
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
-            around = (path, ends, minimum(times - 1, 1))
-        node = Node(path, layer, outer.times * times, *around, self.root.placed, (*outer.around, outer.layer))
-        return Sizes({**workload, **fields}, node, self.root, inner, frozenset(workload))
+            loop = (path, ends, minimum(times - 1, 1))
+        node = Node(path, layer, outer.times * times, *loop, self.root.placed, (*outer.around, outer.layer))
+        return Sizes({**workload, **fields}, node, self.root, frozenset(workload), inner)
 
 
 _TAKEN = {"axes", "node", "root", "bound", *(name for name in dir(Sizes) if not name.startswith("_"))}

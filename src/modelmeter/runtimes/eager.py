@@ -36,10 +36,14 @@ def _steps(op: Op) -> Iterator[Op]:
     computing = [step for step in op.form.steps if step.flops]
     for step in op.form.steps:
         kind = "pointwise" if step.flops else "copy"
-        made = build(kind, step.equation.format(**names), op.n, over=step.over.format(**names), loose=True)
+        made = build(kind, step.equation.format(**names), op.n, over=step.over.format(**names))
         work: Size = 0
         if step.flops:
-            work = left if step is computing[-1] else op.n.elements(made.over or made.output.stored) * step.flops
+            work = (
+                left
+                if step is computing[-1]
+                else op.n.elements(tuple(made.over.split()) or made.output.stored) * step.flops
+            )
             left = left - work
         beside = op.writes[0].frame if made.writes[0].name == op.writes[0].name else made.writes[0].frame
         writes = tuple(r._replace(frame=frames.get(r.name, beside)) for r in made.writes)
@@ -48,7 +52,7 @@ def _steps(op: Op) -> Iterator[Op]:
         reads = tuple(weights.get(r.name, r) for r in made.reads)
         again = op.n.elements((step.when,)) if step.when else 1
         yield op._replace(
-            kind=kind, equation=made.equation, reads=reads, writes=writes, cuda=work, form=None, over=made.over, row=(),
+            kind=kind, equation=made.equation, reads=reads, writes=writes, cuda=work, form=None, over=made.over, row="",
             again=again,
         )  # fmt: skip
 
@@ -67,7 +71,7 @@ def _names(op: Op) -> dict[str, str]:
     found = {"x": str(x), "y": str(outputs[0]), "z": str(outputs[-1]), "all": " ".join(out)}
     found |= dict(zip("wv", map(str, others), strict=False)) | {"b": " ".join(map(str, op.equation.addends))}
     return found | {
-        "rest": " ".join(a for a in out if a not in op.row),
+        "rest": " ".join(a for a in out if a not in op.row.split()),
         "half": " ".join((*out[:-1], "H")),
         "half_x": str(x._replace(touched=(*x.touched[:-1], "H"))),
         "x_as_y": str(x._replace(stored=out, touched=out)),
@@ -185,7 +189,7 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     lines = reduce(mul, (several(axis) for axis in core.positions), several(*core.batch, *core.heads))
     scale = next((o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1), None)
     if op is core.first and scale:
-        scaled = build("pointwise", f"_scaled_{q} = {q}", op.n, loose=True)
+        scaled = build("pointwise", f"_scaled_{q} = {q}", op.n)
         yield scaled._replace(cuda=scale.cuda, composite=op.composite)
         yield op._replace(reads=(*scaled.writes, *op.reads[1:]))
     elif not inside and op.kind == "matmul" and op.equation.factors[0].name == q.name:
@@ -208,7 +212,7 @@ def _copy(op: Op, tensors: Sequence[Tensor], prefix: str, again: Size, more: Axe
     made = [Tensor(prefix + t.name, "", 0, t.touched + more, t.touched + more) for t in tensors]
     text = f"{' '.join(map(str, made))} = {' * '.join(map(str, tensors))}"
     name = op.composite.name if op.composite else f"{op.node.serial}:{prefix}"
-    return build("copy", text, op.n, loose=True)._replace(again=again, composite=Composite("clones", name))
+    return build("copy", text, op.n)._replace(again=again, composite=Composite("clones", name))
 
 
 def _holding(op: Op, prefix: str, *tensors: Tensor) -> Op:
@@ -235,7 +239,7 @@ def _masked(op: Op) -> str:
 
 def _mask(op: Op) -> Op:
     """The mask, a constant that the code of a component makes once and holds until it returns."""
-    made = build("constant", f"{_masked(op)} = {_masked(op)}", op.n, loose=True)
+    made = build("constant", f"{_masked(op)} = {_masked(op)}", op.n)
     held = made.writes[0]._replace(name=f"{_component(op)}.mask", frame=_component(op), touched=0)
     return made._replace(reads=(), writes=(held,))
 
@@ -243,7 +247,7 @@ def _mask(op: Op) -> Op:
 def _with_mask(op: Op) -> Op:
     """The mask added to the scores, before their softmax."""
     scores = op.equation.factors[0]
-    added = build("copy", f"{scores} = {scores} * {_masked(op)}", op.n, loose=True)
+    added = build("copy", f"{scores} = {scores} * {_masked(op)}", op.n)
     given, mask = added.reads
     return added._replace(reads=(given, mask._replace(name=f"{_component(op)}.mask")), composite=op.composite)
 

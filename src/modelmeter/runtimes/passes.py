@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Composite, Op, Ref, build, rebuilt
+from modelmeter.graph.ops import Composite, Op, Ref, build
 from modelmeter.sizes import minimum
 
 Pass = Callable[[Graph], Graph]
@@ -94,7 +94,8 @@ def _last_logits(graph: Graph) -> Iterator[Op]:
             x = op.equation.factors[0]
             to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
             yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", n)
-            op = rebuilt(op, op.n.with_axis("s", 1))
+            one = build(op.kind, op.equation.text, op.n.with_axis("s", 1), op.form, op.over, op.row, op.grad)
+            op = one._replace(composite=op.composite, kernel=op.kernel)
         yield op
 
 
