@@ -72,7 +72,7 @@ class GPT2(BaseLayer):
 
 def gpt2(d, f, g, e, V, n, l) -> Model:
     block = mm.ResidualBlock(Attention(d, g, e), mm.MLP(d, f), mm.LayerNorm(d))
-    return Model("gpt2", language_stages(GPT2(V, n, block, l)), longest=n)
+    return Model("gpt2", language_stages(GPT2(V, n, block, l)), positions=n)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def mbart(d, f, g, e, V, n, l) -> Model:
     encode = Stage("encode", Side(V, n, encoder, l, source), lambda w: {"b": w.batch, "s": w.context_tokens})
     sizes = lambda w: {"b": w.batch, "s": 1, "t": 1, "source": w.context_tokens}
     decode = Stage("decode", decoder, sizes, steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1})
-    return Model("mbart", (encode, decode), longest=n)
+    return Model("mbart", (encode, decode), positions=n)
 
 
 SLIDING = {"d": 32, "f": 48, "g": 2, "r": 2, "e": 8, "V": 100, "window": 16, "local": 5, "rounds": 2}

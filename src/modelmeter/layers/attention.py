@@ -18,26 +18,14 @@ from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding, rota
 from modelmeter.sizes import Size, as_size, differ, minimum, ratio
 
 
-def require_head_width(layer: str, d: Size, h: Size, e: Size) -> None:
-    """Raise InputError unless the hidden width is heads x head width (expressions pass)."""
-    require_divisible(layer, "hidden size", d, "heads", h)
-    if differ(d, h * e):
-        raise InputError(f"{layer}: hidden size {d} must be heads {h} x head width, so head width {d // h}, not {e}")
-
-
-def projections(*ops: Op, one_matrix: bool) -> Iterator[Op]:
-    """Linear layers of the same input; those that are one matrix in the checkpoint are one kernel everywhere."""
-    return composite("projections", *ops, always=True) if one_matrix else iter(ops)
-
-
 @dataclass(frozen=True)
 class CausalAttention(BaseLayer):
     """Causal attention of s queries on a cache of t keys, their own included, with grouped KV heads.
 
-    y = W_o softmax(scale rope(q) rope(k)) v. New keys and values are written to the cache, all that a query can see
-    is read. Counted full (s t pairs) or exact, s (2t - s + 1) / 2. Masks are selects, not sums. With a `window` a
-    query sees that many positions, its own included, and the cache holds no more. `rotary` makes the tables of cos
-    and sin in the layer; without it the layer is given them.
+    y = W_o softmax(scale rope(q) rope(k)) v. New keys and values are written to the cache, all that a query can see is
+    read. Counted full (s t pairs) or exact, s (2t - s + 1) / 2. Masks are selects, not sums. With a `window` a query
+    sees that many positions, its own included, and the cache holds no more. `rotary` makes the tables of cos and sin in
+    the layer; without it the layer is given them.
     Vendor: LlamaAttention in transformers 5. Paper: arXiv 2302.13971, GQA 2305.13245.
     Axes: b sequences, s tokens, t context, d hidden width, g KV heads, r queries per KV head, e head width.
 
@@ -55,10 +43,7 @@ class CausalAttention(BaseLayer):
     sizes = "b s t"
     one_kernel: ClassVar[bool] = False
     """Whether the scores never leave the chip, whatever the runtime."""
-
-    @property
-    def inputs(self) -> str:  # type: ignore[override]
-        return "x cos sin" if self.rotary is None else "x pos"
+    inputs = property(lambda self: "x cos sin" if self.rotary is None else "x pos")
 
     def check(self) -> None:
         if isinstance(self.rotary, (RotaryEmbedding, LlamaRotaryEmbedding)):
@@ -92,10 +77,30 @@ class CausalAttention(BaseLayer):
 
 
 @dataclass(frozen=True)
-class SelfAttention(BaseLayer):
-    """Bidirectional multi-head attention with biases.
+class _MultiHead(BaseLayer):
+    d: Size
+    h: Size
+    e: Size
+    one_matrix: ClassVar[bool] = False
+    """Whether q, k and v are one matrix of the checkpoint: one kernel everywhere."""
 
-    y = W_out softmax(scale q k) v.
+    def check(self) -> None:
+        kind = type(self).__name__
+        require_divisible(kind, "hidden size", self.d, "heads", self.h)
+        if differ(self.d, self.h * self.e):
+            heads = f"heads {self.h} x head width, so head width {self.d // self.h}, not {self.e}"
+            raise InputError(f"{kind}: hidden size {self.d} must be {heads}")
+
+    def projected(self, n: Sizes, axes: str) -> Iterator[Op]:
+        """q, k and v of x over these axes."""
+        ops = [matmul(f"{to}[{axes} h e] = x[{axes} d] * W_{to}[d h e] + W_b{to}[h e]", n) for to in "qkv"]
+        return composite("projections", *ops, always=True) if self.one_matrix else iter(ops)
+
+
+@dataclass(frozen=True)
+class SelfAttention(_MultiHead):
+    """Bidirectional multi-head attention with biases. y = W_out softmax(scale q k) v.
+
     Vendor: CLIPAttention in transformers. Paper: arXiv 1706.03762.
     Axes: b images, s tokens (t of them as keys), h heads, e head width.
 
@@ -103,24 +108,11 @@ class SelfAttention(BaseLayer):
     True
     """
 
-    d: Size
-    h: Size
-    e: Size
     sizes = "b s"
-    one_matrix: ClassVar[bool] = False
-    """Whether q, k and v are one matrix of the checkpoint."""
-
-    def check(self) -> None:
-        require_head_width(type(self).__name__, self.d, self.h, self.e)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from projections(
-            matmul("q[b s h e] = x[b s d] * W_q[d h e] + W_bq[h e]", n),
-            matmul("k[b s h e] = x[b s d] * W_k[d h e] + W_bk[h e]", n),
-            matmul("v[b s h e] = x[b s d] * W_v[d h e] + W_bv[h e]", n),
-            one_matrix=self.one_matrix,
-        )
         n = n.bind(t=n.s)
+        yield from self.projected(n, "b s")
         yield from composite(
             "attention",
             matmul("a[b h s t] = q[b s h e] * k[b t h e]", n),
@@ -132,11 +124,11 @@ class SelfAttention(BaseLayer):
 
 
 @dataclass(frozen=True)
-class GridAttention(BaseLayer):
+class GridAttention(_MultiHead):
     """Attention over a grid of patches, with decomposed relative positions as an additive bias.
 
-    a = scale q k + q Rh + q Rw, y = W_proj softmax(a) v. The bias is a tensor of its own that attention kernels
-    read. The checkpoint has one matrix for q, k and v; code merges the batch axis with the heads.
+    a = scale q k + q Rh + q Rw, y = W_proj softmax(a) v. The bias is a tensor of its own that attention kernels read.
+    The checkpoint has one matrix for q, k and v; code merges the batch axis with the heads.
     Vendor: SamVisionAttention in transformers. Paper: arXiv 2112.01526 (MViTv2).
     Omits: the interpolation of the tables to other grids, the layout copies of the bias halves.
     Axes: b windows or images, u x v their patches, h heads, e head width, `side` of the trained grid.
@@ -146,24 +138,14 @@ class GridAttention(BaseLayer):
     True
     """
 
-    d: Size
-    h: Size
-    e: Size
     side: Size
     relative: bool = True
     sizes = "b u v"
-
-    def check(self) -> None:
-        require_head_width(type(self).__name__, self.d, self.h, self.e)
+    one_matrix = True
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(i=n.u, j=n.v, R=2 * n.side - 1)
-        yield from projections(
-            matmul("q[b u v h e] = x[b u v d] * W_q[d h e] + W_bq[h e]", n),
-            matmul("k[b u v h e] = x[b u v d] * W_k[d h e] + W_bk[h e]", n),
-            matmul("v[b u v h e] = x[b u v d] * W_v[d h e] + W_bv[h e]", n),
-            one_matrix=True,
-        )
+        yield from self.projected(n, "b u v")
         bias = []
         if self.relative:
             yield copy("_Rh[u i e] = W_rel_h[R e]", n)
@@ -192,8 +174,8 @@ def attention_layers(node: Any) -> list[CausalAttention]:
 def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
     """A model or layer whose causal attention has other heads at the same hidden width, ints or arrays.
 
-    The head width becomes hidden width / heads, as the vendors' codes have it. Raises InputError where
-    heads do not divide the hidden width, or KV heads not the heads.
+    The head width becomes hidden width / heads. Raises InputError where heads do not divide the hidden width, or KV
+    heads not the heads.
     """
     heads, kv_heads = as_size("heads", heads), as_size("KV heads", kv_heads)
     hidden = attention_layers(node)[0].d

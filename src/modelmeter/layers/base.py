@@ -7,7 +7,7 @@ layers. Nothing here knows any particular layer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache, cached_property, partialmethod
 from operator import attrgetter
@@ -171,16 +171,21 @@ def width_of(layer: BaseLayer) -> Size | None:
     return getattr(layer, "d", None)
 
 
-def walk(node: Any) -> Iterator[BaseLayer]:
+def union(names: Iterable[str]) -> str:
+    """The names of all these lists of names, each once."""
+    return " ".join(dict.fromkeys(" ".join(names).split()))
+
+
+def walk(node: Any) -> list[BaseLayer]:
     """Every layer in a model or layer, the outermost first, a repeated one once."""
-    if isinstance(node, tuple):
-        for part in node:
-            yield from walk(part)
-    elif is_dataclass(node) and not isinstance(node, type):
-        if isinstance(node, BaseLayer):
-            yield node
-        for field in fields(node):
-            yield from walk(getattr(node, field.name))
+    found: list[BaseLayer] = []
+
+    def see(layer: BaseLayer) -> BaseLayer:
+        found.append(layer)
+        return layer
+
+    rebuild(node, see)
+    return found
 
 
 def rebuild(node: Any, change: Callable[[BaseLayer], BaseLayer]) -> Any:
@@ -248,6 +253,7 @@ class Sequence(BaseLayer):
     """
 
     layers: tuple[BaseLayer, ...]
+    sizes = property(lambda self: union(layer.sizes for layer in self.layers))
 
     def check(self) -> None:
         if not self.layers:
@@ -259,13 +265,9 @@ class Sequence(BaseLayer):
             yield from layer.at(n, str(index), **names)
 
     @property
-    def sizes(self) -> str:  # type: ignore[override]
-        return " ".join(dict.fromkeys(a for layer in self.layers for a in layer.sizes.split()))
-
-    @property
     def inputs(self) -> str:  # type: ignore[override]
-        first, *others = (layer.inputs.split() for layer in self.layers)
-        return " ".join(dict.fromkeys((*first, *(x for names in others for x in names if x != "x"))))
+        first, *others = (layer.inputs for layer in self.layers)
+        return union((first, *(name for name in union(others).split() if name != "x")))
 
 
 def require_divisible(layer: str, what: str, value: Size, by: str, divisor: Size) -> None:

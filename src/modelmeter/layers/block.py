@@ -10,7 +10,7 @@ from modelmeter.graph.forms import ADD, MERGE, PARTITION
 from modelmeter.graph.ops import Op, copy, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.attention import GridAttention
-from modelmeter.layers.base import BaseLayer, repeat, width_of
+from modelmeter.layers.base import BaseLayer, repeat, union, width_of
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size, ceil_div, maximum, minimum
 
@@ -32,10 +32,7 @@ class ResidualBlock(BaseLayer):
     norm: Norm
     d = property(attrgetter("norm.d"))
     inputs = property(attrgetter("attention.inputs"))
-
-    @property
-    def sizes(self) -> str:  # type: ignore[override]
-        return " ".join(dict.fromkeys((*self.attention.sizes.split(), *self.mlp.sizes.split())))
+    sizes = property(lambda self: union((self.attention.sizes, self.mlp.sizes)))
 
     def check(self) -> None:
         self.require_equal(attention=width_of(self.attention), mlp=width_of(self.mlp), norm=self.d)

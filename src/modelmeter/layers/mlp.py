@@ -8,9 +8,8 @@ from typing import ClassVar, final
 
 from modelmeter.errors import choose
 from modelmeter.graph.forms import GELU, MUL, SILU, Form
-from modelmeter.graph.ops import Op, copy, matmul, pointwise
+from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise
 from modelmeter.graph.place import Sizes
-from modelmeter.layers.attention import projections
 from modelmeter.layers.base import BaseLayer
 from modelmeter.sizes import Size
 
@@ -62,11 +61,7 @@ class GatedMLP(BaseLayer):
 def gated(gate: Op, up: Op, n: Sizes, axes: str, *, one_matrix: bool) -> Iterator[Op]:
     """_h = silu(_g) * _u, in the order in which Python evaluates it."""
     activated = pointwise(f"_g[{axes}] = _g[{axes}]", SILU, n)
-    if one_matrix:
-        yield from projections(gate, up, one_matrix=True)
-        yield activated
-    else:
-        yield from (gate, activated, up)
+    yield from (*composite("projections", gate, up, always=True), activated) if one_matrix else (gate, activated, up)
     yield pointwise(f"_h[{axes}] = _g[{axes}] * _u[{axes}]", MUL, n)
 
 
@@ -88,6 +83,9 @@ class MlpProjector(BaseLayer):
     d: Size
     depth: Size = 1
     sizes = "b s"
+
+    leaving = property(lambda self: self.c if self.kind == "identity" else self.d)
+    """The width of its output."""
 
     def check(self) -> None:
         choose("projector kind", self.kind, ("identity", "linear", "mlp_gelu"))

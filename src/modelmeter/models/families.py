@@ -7,55 +7,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from modelmeter.errors import InputError, choose, unknown
+from modelmeter import layers as nn
+from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
-from modelmeter.layers import (
-    Attention,
-    BaseLayer,
-    Block,
-    CausalLM,
-    CLIPVisionEmbeddings,
-    Conv2d,
-    DeepEncoder,
-    DeepseekV2DecoderLayer,
-    DeepseekV2MLP,
-    DeepseekV2MoE,
-    DeepseekV2RMSNorm,
-    GatedMLP,
-    ImageEncoderViT,
-    LayerNorm,
-    LayerNorm2d,
-    LlamaAttention,
-    LlamaRotaryEmbedding,
-    LMHead,
-    MergedExpertsMoE,
-    MLPBlock,
-    MlpProjector,
-    MoEGate,
-    NoTPAttention,
-    NoTPFeedForward,
-    NoTPTransformer,
-    NoTPTransformerBlock,
-    PatchEmbed,
-    PatchTower,
-    Repeat,
-    ResidualBlock,
-    RMSNorm,
-    RotaryEmbedding,
-    SelfAttention,
-    TokenEmbedding,
-    Transformer,
-    VitModel,
-)
 from modelmeter.layers.base import require_divisible
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
-from modelmeter.sizes import Size
 
 JOINS = {"rows": RowsJoin, "plain": Join}
 COLOURS = 3
@@ -73,92 +36,81 @@ def _share(what: str, whole: Any, by: str, parts: Any) -> Any:
 def _sam(
     *, hidden: int, heads: int, mlp: int, patch: int, grid: int, window: int, window_blocks: int, global_blocks: int,
     neck: int, downsample: Sequence[int],
-) -> ImageEncoderViT:  # fmt: skip
+) -> nn.ImageEncoderViT:  # fmt: skip
     width = _share("sam hidden size", hidden, "heads", heads)
 
-    def blocks(many: int, side: int, w: int | None) -> BaseLayer:
-        attention = Attention(hidden, heads, width, side)
-        return Repeat(Block(attention, MLPBlock(hidden, mlp), LayerNorm(hidden), w), many)
+    def blocks(many: int, side: int, w: int | None) -> nn.BaseLayer:
+        attention = nn.Attention(hidden, heads, width, side)
+        return nn.Repeat(nn.Block(attention, nn.MLPBlock(hidden, mlp), nn.LayerNorm(hidden), w), many)
 
     channels = [neck, *downsample]
-    return ImageEncoderViT(
-        patch=PatchEmbed(COLOURS, hidden, patch),
+    return nn.ImageEncoderViT(
+        patch=nn.PatchEmbed(COLOURS, hidden, patch),
         blocks=(blocks(window_blocks, window, window), blocks(global_blocks, grid, None)),
-        neck=(Conv2d(hidden, neck, 1), Conv2d(neck, neck, 3)),
-        neck_norm=LayerNorm2d(neck),
-        downsample=tuple(Conv2d(c, o, 3, stride=2) for c, o in pairwise(channels)),
+        neck=(nn.Conv2d(hidden, neck, 1), nn.Conv2d(neck, neck, 3)),
+        neck_norm=nn.LayerNorm2d(neck),
+        downsample=tuple(nn.Conv2d(c, o, 3, stride=2) for c, o in pairwise(channels)),
         U=grid,
     )
 
 
-def _clip(
-    own_patches: bool, *, hidden: int, heads: int, mlp: int, layers: int, patch: int, projections: str, positions: int
-) -> VitModel:
+def patch_tower(
+    *, hidden: int, heads: int, mlp: int, layers: int, patch: int, projections: str, positions: int
+) -> nn.PatchTower:
+    """CLIP on pixels, its patches without the class token."""
     merged = choose("projections", projections, ("merged", "split")) == "merged"
     width = _share("clip hidden size", hidden, "heads", heads)
-    attention = (NoTPAttention if merged else SelfAttention)(hidden, heads, width)
-    parts = (attention, NoTPFeedForward(hidden, mlp), LayerNorm(hidden))
-    return VitModel(
-        CLIPVisionEmbeddings(PatchEmbed(COLOURS, hidden, patch, bias=False), positions, own_patches),
-        LayerNorm(hidden),
-        NoTPTransformer(NoTPTransformerBlock(*parts), layers) if merged else Transformer(ResidualBlock(*parts), layers),
-    )
+    attention = (nn.NoTPAttention if merged else nn.SelfAttention)(hidden, heads, width)
+    parts = attention, nn.NoTPFeedForward(hidden, mlp), nn.LayerNorm(hidden)
+    block = nn.NoTPTransformerBlock(*parts) if merged else nn.ResidualBlock(*parts)
+    stack = (nn.NoTPTransformer if merged else nn.Transformer)(block, layers)
+    embeddings = nn.CLIPVisionEmbeddings(nn.PatchEmbed(COLOURS, hidden, patch, bias=False), positions, own_patches=True)
+    return nn.PatchTower(nn.VitModel(embeddings, nn.LayerNorm(hidden), stack))
 
 
-def clip(**numbers: Any) -> PatchTower:
-    """CLIP on pixels, its patches without the class token."""
-    return PatchTower(_made("tower", _clip, {"own_patches": True} | numbers))
-
-
-def deepencoder(*, sam: Mapping[str, Any], clip: Mapping[str, Any]) -> DeepEncoder:
+def deepencoder(*, sam: Mapping[str, Any], clip: Mapping[str, Any]) -> nn.DeepEncoder:
     """SAM, then CLIP on its features."""
-    first = _made("tower.sam", _sam, sam)
-    return DeepEncoder(first, _made("tower.clip", _clip, {"own_patches": False} | dict(clip)))
-
-
-def _language_model(
-    hidden: Size, vocabulary: Size, positions: Size, tied: bool, norm: RMSNorm, rotary: BaseLayer | None,
-    *layers: BaseLayer,
-) -> CausalLM:  # fmt: skip
-    embedding, head = TokenEmbedding(vocabulary, hidden), LMHead(vocabulary, hidden)
-    return CausalLM(embedding, layers, norm, head, rotary, tied, positions)
+    first, vit = _made("tower.sam", _sam, sam), _made("tower.clip", patch_tower, clip).vit
+    return nn.DeepEncoder(first, replace(vit, embeddings=replace(vit.embeddings, own_patches=False)))
 
 
 def deepseek(
     *, hidden: int, heads: int, kv_heads: int, dense_mlp: int, dense_layers: int, moe_layers: int, experts: int,
     active: int, expert_mlp: int, shared_mlp: int, gate_up: str, rotary: str, vocabulary: int, positions: int,
     tied: bool,
-) -> CausalLM:  # fmt: skip
+) -> nn.CausalLM:  # fmt: skip
     """DeepSeek-V2 without latent attention: dense layers, then mixtures."""
     e = _share("decoder hidden size", hidden, "heads", heads)
     inside = choose("rotary", rotary, ("layer", "model")) == "layer"
-    mixture = MergedExpertsMoE if choose("gate_up", gate_up, ("split", "merged")) == "merged" else DeepseekV2MoE
-    table = LlamaRotaryEmbedding(e) if inside else None
-    attention = LlamaAttention(hidden, kv_heads, _share("heads", heads, "KV heads", kv_heads), e, table)
-    norm = DeepseekV2RMSNorm(hidden)
-    moe = mixture(MoEGate(hidden, experts, active), expert_mlp, DeepseekV2MLP(hidden, shared_mlp))
+    mixture = nn.MergedExpertsMoE if choose("gate_up", gate_up, ("split", "merged")) == "merged" else nn.DeepseekV2MoE
+    table = nn.LlamaRotaryEmbedding(e) if inside else None
+    attention = nn.LlamaAttention(hidden, kv_heads, _share("heads", heads, "KV heads", kv_heads), e, table)
+    norm = nn.DeepseekV2RMSNorm(hidden)
+    moe = mixture(nn.MoEGate(hidden, experts, active), expert_mlp, nn.DeepseekV2MLP(hidden, shared_mlp))
     layers = (
-        Repeat(DeepseekV2DecoderLayer(attention, DeepseekV2MLP(hidden, dense_mlp), norm), dense_layers),
-        Repeat(DeepseekV2DecoderLayer(attention, moe, norm), moe_layers),
+        nn.Repeat(nn.DeepseekV2DecoderLayer(attention, nn.DeepseekV2MLP(hidden, dense_mlp), norm), dense_layers),
+        nn.Repeat(nn.DeepseekV2DecoderLayer(attention, moe, norm), moe_layers),
     )
-    shared = None if inside else RotaryEmbedding(e)
-    return _language_model(hidden, vocabulary, positions, tied, norm, shared, *layers)
+    shared = None if inside else nn.RotaryEmbedding(e)
+    embedding, head = nn.TokenEmbedding(vocabulary, hidden), nn.LMHead(vocabulary, hidden)
+    return nn.CausalLM(embedding, layers, norm, head, shared, tied, positions)
 
 
 def llama(
     *, hidden: int, heads: int, kv_heads: int, head_width: int, mlp: int, layers: int, window: int | None,
     vocabulary: int, positions: int, tied: bool,
-) -> CausalLM:  # fmt: skip
+) -> nn.CausalLM:  # fmt: skip
     """A dense decoder with grouped KV heads; `window` is that of every layer, or null."""
     groups = _share("heads", heads, "KV heads", kv_heads)
-    attention = LlamaAttention(hidden, kv_heads, groups, head_width, window=window)
-    norm = RMSNorm(hidden)
-    block = Repeat(ResidualBlock(attention, GatedMLP(hidden, mlp), norm), layers)
-    return _language_model(hidden, vocabulary, positions, tied, norm, RotaryEmbedding(head_width), block)
+    attention = nn.LlamaAttention(hidden, kv_heads, groups, head_width, window=window)
+    norm, rotary = nn.RMSNorm(hidden), nn.RotaryEmbedding(head_width)
+    block = nn.Repeat(nn.ResidualBlock(attention, nn.GatedMLP(hidden, mlp), norm), layers)
+    embedding, head = nn.TokenEmbedding(vocabulary, hidden), nn.LMHead(vocabulary, hidden)
+    return nn.CausalLM(embedding, (block,), norm, head, rotary, tied, positions)
 
 
 FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
-    "tower": {"deepencoder": deepencoder, "clip": clip},
+    "tower": {"deepencoder": deepencoder, "clip": patch_tower},
     "decoder": {"deepseek": deepseek, "llama": llama},
     "planner": {"crops": CropRule, "fixed": FixedSize},
 }
@@ -167,14 +119,12 @@ FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
 
 def _made(what: str, family: Callable[..., Any], numbers: Mapping[str, Any]) -> Any:
     """A component from its numbers. Raises InputError for a key that it lacks or does not have."""
-    takes = {p.name: p for p in inspect.signature(family).parameters.values() if p.kind is not p.VAR_KEYWORD}
-    if len(takes) == len(inspect.signature(family).parameters):
-        for key in numbers:
-            if key not in takes:
-                raise unknown(f"key of {what}:", str(key), takes)
-        for name, parameter in takes.items():
-            if parameter.default is parameter.empty and name not in numbers:
-                raise InputError(f"{what} lacks {name}; its keys: {', '.join(takes)}")
+    takes = inspect.signature(family).parameters
+    for key in numbers:
+        choose(f"key of {what}:", str(key), takes)
+    for name, parameter in takes.items():
+        if parameter.default is parameter.empty and name not in numbers:
+            raise InputError(f"{what} lacks {name}; its keys: {', '.join(takes)}")
     try:
         return family(**numbers)
     except InputError as error:
@@ -200,18 +150,16 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
     if decoder is None:
         raise InputError(f"{name} needs a decoder: decoder=NAME")
     if tower is None or planner is None or not parts["projector"]:
-        given = [group for group in PARTS if group != "decoder" and parts[group]]
-        if given:
-            has = " and ".join(given)
+        has = " and ".join(group for group in PARTS if group != "decoder" and parts[group])
+        if has:
             raise InputError(f"{name}: what reads images has tower, projector and planner, not {has} alone")
         return text_model(name, decoder)
     values = dict(parts["projector"])
     inputs = values.pop("inputs", None)
     width = tower.d if inputs is None else inputs
-    projector = _made("projector", MlpProjector, {"c": width, "d": decoder.d} | values)
-    layout = JOINS[choose("model.join", str(model.get("join")), JOINS)]
-    join = layout(projector.d if projector.kind != "identity" else width)
-    real = VLM(name, planner, tower, projector, join, decoder)
+    projector = _made("projector", nn.MlpProjector, {"c": width, "d": decoder.d} | values)
+    join = JOINS[choose("model.join", str(model.get("join")), JOINS)]
+    real = VLM(name, planner, tower, projector, join(projector.leaving), decoder)
     if "departures" not in model:
         return real
     from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR

@@ -6,10 +6,10 @@ What a vision-language model is made of: `vlm.py`.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, final
 
 from modelmeter.errors import InputError, choose, unknown
@@ -63,22 +63,15 @@ class Stage:
         return checked(ops, inputs, root), names
 
 
-class BaseModel(ABC):
-    """A model as a tuple of stages."""
+class BaseModel:
+    """A model as a tuple of stages, what it does in order."""
 
     name: str
+    stages: tuple[Stage, ...]
     planner: Planner | None
     """How an image becomes views; None: the model takes none."""
-
-    @property
-    @abstractmethod
-    def positions(self) -> Size | None:
-        """Positions that the decoder was made for; None: it has no limit."""
-
-    @property
-    @abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """What it does, in order."""
+    positions: Size | None
+    """Positions that the decoder was made for; None: it has no limit."""
 
     def changed(self, graph: Graph) -> Graph:
         """The graph of a stage as this model counts it."""
@@ -132,18 +125,19 @@ class BaseModel(ABC):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
         return Workload(self.planner.plan(mode, size, grid), **options)
 
+    @cached_property
     def _made(self) -> dict[Any, Any]:
-        found: dict[Any, Any] = self.__dict__.setdefault("_programs", {})
-        return found
+        """Programs, and the graphs of whole stages, each made once."""
+        return {}
 
     @final
     def program(self, name: str, work: Workload, depth: int = 0) -> Program:
         """The program of a stage for all workloads of this structure and counting; parts as in `breakdown`."""
         stage = self.stage(name)
         key = (name, stage.structure(work), work.key, depth)
-        found = self._made().get(key)
+        found = self._made.get(key)
         if found is None:
-            found = self._made()[key] = self._program(stage, key[1], self.counted(work.counting), depth)
+            found = self._made[key] = self._program(stage, key[1], self.counted(work.counting), depth)
         return found
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
@@ -218,9 +212,9 @@ class BaseModel(ABC):
             if structure == ():
                 continue
             key = (stage.name, structure, counting.causal)
-            if key not in self._made():
-                self._made()[key] = self.changed(stage.graph(structure, counting.causal)[0])
-            for op in self._made()[key].ops:
+            if key not in self._made:
+                self._made[key] = self.changed(stage.graph(structure, counting.causal)[0])
+            for op in self._made[key].ops:
                 for r in (r for r in op.reads if r.role == "weight" and r.name not in found):
                     bytes_ = counting.precision.bytes(r.name, r.role)
                     found[r.name] = (r.stored * op.times, r.stored * op.times * bytes_)
@@ -233,7 +227,7 @@ class BaseModel(ABC):
         if not precision.overrides:
             return
         weights = list(self._weights(Counting(precision=precision)))
-        graphs = [self._made()[stage.name, stage.whole, "full"] for stage in self.stages]
+        graphs = [self._made[stage.name, stage.whole, "full"] for stage in self.stages]
         names = {r.name for graph in graphs for op in graph.ops for r in (*op.reads, *op.writes)}
         for pattern in precision.overrides:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -251,20 +245,12 @@ class BaseModel(ABC):
 @final
 @dataclass(frozen=True)
 class Model(BaseModel):
-    """A model from its stages (`parts`); `longest` are the positions that it was made for."""
+    """A model from its stages."""
 
     name: str
-    parts: tuple[Stage, ...]
+    stages: tuple[Stage, ...]
     planner: Planner | None = None
-    longest: Size | None = None
-
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        return self.parts
-
-    @property
-    def positions(self) -> Size | None:
-        return self.longest
+    positions: Size | None = None
 
 
 def _part(op: Op, depth: int) -> str:
@@ -277,7 +263,7 @@ def _part(op: Op, depth: int) -> str:
 
 def _require_known(options: Iterable[str], *others: str) -> None:
     """Raise InputError for a key that no workload has."""
-    valid = (*Workload.__dataclass_fields__,)
+    valid = Workload.__dataclass_fields__
     for key in options:
         if key not in valid:
             raise unknown("workload key", key, (*valid, *others))

@@ -1,7 +1,6 @@
-"""Planners: how an image becomes views and tokens, and over which pages a sweep can go.
+"""Planners: how an image becomes views and tokens, and over which pages (`Points`) a sweep can go.
 
-A planner is part of a model. `Points` are what it offers to a sweep: places, the columns that describe them
-and the words of the axis. One with crops is beside its model; here is the plainest.
+A planner is part of a model. One with crops is beside its model; here is the plainest.
 """
 
 from __future__ import annotations
@@ -19,8 +18,7 @@ from modelmeter.workload import ImagePlan, View
 class Points:
     """Pages to sweep over: `places` are keywords of `model.workload`.
 
-    `noun` names them, `axis` labels an axis of their image tokens, `keys` are the columns that
-    tell them apart.
+    `noun` names them, `axis` labels an axis of their image tokens, `keys` are the columns that tell them apart.
     """
 
     noun: str
@@ -78,9 +76,8 @@ class FixedSize:
         """The one view."""
         name = self.modes[0] if mode is None else choose("mode", mode, self.modes)
         if grid is not None:
-            raise InputError(
-                f"mode {name!r} has no crops, so no grid; give image=FILE, image_size=WIDTHxHEIGHT or none"
-            )
+            given = "image=FILE, image_size=WIDTHxHEIGHT or none"
+            raise InputError(f"mode {name!r} has no crops, so no grid; give {given}")
         tokens = (self.side // self.patch) ** 2 + self.class_token
         return ImagePlan(name, (View("global", 1, self.side, self.side, tokens),), tokens, tokens, None, True)
 

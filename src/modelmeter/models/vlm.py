@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, final
 
 from modelmeter.errors import InputError
@@ -34,14 +35,8 @@ class Join(BaseLayer):
 
     d: Size
     views: tuple[str, ...] = ("global",)
-
-    @property
-    def sizes(self) -> str:  # type: ignore[override]
-        return " ".join(("b", "image", *(f"{what}_{view}" for view in self.views for what in ("tokens", "patches"))))
-
-    @property
-    def inputs(self) -> str:  # type: ignore[override]
-        return " ".join(f"of_{view}" for view in self.views)
+    inputs = property(lambda self: " ".join(f"of_{view}" for view in self.views))
+    sizes = property(lambda self: " ".join(("b image", *(f"tokens_{view} patches_{view}" for view in self.views))))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         parts = " * ".join(f"of_{view}[b patches_{view}:tokens_{view} d]" for view in self.views)
@@ -49,12 +44,10 @@ class Join(BaseLayer):
 
 
 @final
-@dataclass(frozen=True)
 class RowsJoin(Join):
     """The image's tokens in reading order: a newline after each row, one separator at the end.
 
-    Vendor: DeepseekOCRForCausalLM._pixel_values_to_embedding in deepseek_ocr.py.
-    Axes: as Join.
+    Vendor: DeepseekOCRForCausalLM._pixel_values_to_embedding in deepseek_ocr.py. Axes: as Join.
 
     >>> RowsJoin(d=4, views=("global",)).cost(b=1, image=7, tokens_global=6, patches_global=4).parameters
     8
@@ -88,33 +81,29 @@ class VisionStage(BaseLayer):
     projector: MlpProjector
     join: Join
     views: tuple[Place, ...]
+    inputs = property(lambda self: " ".join(f"pixels_{view}" for view, *_ in self.views))
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
-        found = ["b", "image"]
+        found = ["b image"]
         for view, u, _, one in self.views:
-            found += [f"tokens_{view}"] + ([] if one else [f"count_{view}"])
-            found += [f"rows_{view}", f"columns_{view}"] if u is None else []
+            found += [f"tokens_{view}"] + [f"count_{view}"] * (not one)
+            found += [f"rows_{view} columns_{view}"] * (u is None)
         return " ".join(found)
-
-    @property
-    def inputs(self) -> str:  # type: ignore[override]
-        return " ".join(f"pixels_{view}" for view, *_ in self.views)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         tower: Any = self.tower
         patches = {}
         for view, u, v, one in self.views:
-            b = n.b if one else n.b * getattr(n, f"count_{view}")
+            count = 1 if one else getattr(n, f"count_{view}")
             if u is None or v is None:
                 u, v = getattr(n, f"rows_{view}"), getattr(n, f"columns_{view}")
-            held = {name: f"{name}_{view}" for name in tower.keeps.split()}
+            b, s, held = n.b * count, tower.features(u, v), {name: f"{name}_{view}" for name in tower.keeps.split()}
             yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
-            s = tower.features(u, v)
-            patches[f"patches_{view}"] = s if one else s * getattr(n, f"count_{view}")
             yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
+            patches[f"patches_{view}"] = s * count
         join = replace(self.join, views=tuple(view for view, *_ in self.views))
-        projected = {f"of_{view}": f"projected_{view}" for view, *_ in self.views}
+        projected = {f"of_{view}": f"projected_{view}" for view in join.views}
         yield from join.at(n, "join", y="y", **projected, **patches)
 
 
@@ -129,10 +118,11 @@ class VLM(BaseModel):
     projector: MlpProjector
     join: Join
     decoder: CausalLM
+    positions = property(attrgetter("decoder.positions"))
 
     def __post_init__(self) -> None:
         tower: Any = self.tower
-        leaving = self.projector.c if self.projector.kind == "identity" else self.projector.d
+        leaving = self.projector.leaving
         for what, a, b in (
             ("projector inputs and the tower's features", self.projector.c, tower.d),
             ("projector outputs and decoder hidden size", leaving, self.decoder.d),
@@ -142,19 +132,13 @@ class VLM(BaseModel):
             if a != b:
                 raise InputError(f"{self.name}: {what} must be equal, not {a} and {b}")
 
-    @property
-    def positions(self) -> Size | None:
-        return self.decoder.positions
-
     @cached_property
-    def stages(self) -> tuple[Stage, ...]:
-        vision = Stage(
-            "vision",
-            lambda views: VisionStage(self.tower, self.projector, self.join, views),
-            self._vision_sizes,
-            self._views,
-            whole=(("global", None, None, True),),
-        )
+    def stages(self) -> tuple[Stage, ...]:  # type: ignore[override]
+        def layer(views: tuple[Place, ...]) -> BaseLayer:
+            return VisionStage(self.tower, self.projector, self.join, views)
+
+        whole = (("global", None, None, True),)
+        vision = Stage("vision", layer, self._vision_sizes, self._views, whole=whole)
         return (vision, *language_stages(self.decoder))
 
     def _views(self, work: Workload) -> tuple[Place, ...]:
@@ -194,4 +178,4 @@ def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
 
 def text_model(name: str, decoder: CausalLM) -> Model:
     """A decoder alone, on text."""
-    return Model(name, language_stages(decoder), longest=decoder.positions)
+    return Model(name, language_stages(decoder), positions=decoder.positions)

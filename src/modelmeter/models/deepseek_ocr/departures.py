@@ -1,8 +1,7 @@
 """The departures of the published ModelMeter report from the real DeepSeek-OCR, one small function each.
 
-A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime, and
-nothing in the layers knows of it. DEPARTURES names them with the evidence for the real count. The model that applies
-them is in `published.py`, the published tables in configs/published/deepseek_ocr.
+A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime. DEPARTURES
+names them with the evidence for the real count. `published.py` applies them; configs/published has the tables.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from itertools import accumulate
 
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref
@@ -55,20 +53,20 @@ def projector(ops: Iterable[Op]) -> Iterator[Op]:
 
 def mixtures(stage: Stage) -> Stage:
     """Every decoder layer with the mixture of the others."""
-    mixture = next((layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)), None)
+    mixtures = [layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)]
 
     def mixed(layer: BaseLayer) -> BaseLayer:
-        return replace(layer, mlp=mixture) if mixture and isinstance(layer, DeepseekV2DecoderLayer) else layer
+        return replace(layer, mlp=mixtures[0]) if isinstance(layer, DeepseekV2DecoderLayer) else layer
 
-    return replace(stage, layer=rebuild(stage.layer, mixed))
+    return replace(stage, layer=rebuild(stage.layer, mixed)) if mixtures else stage
 
 
 def decode_context(stage: Stage) -> Stage:
     """Steps whose query does not see its own key; a stage that runs once as it is."""
 
     def sizes(work: Workload) -> dict[str, Size]:
-        real = dict(stage.sizes(work))
-        return real | {stage.grows: real[stage.grows] - 1}
+        real = stage.sizes(work)
+        return {**real, stage.grows: real[stage.grows] - 1}
 
     return replace(stage, sizes=sizes) if stage.grows else stage
 
@@ -95,9 +93,8 @@ def weights(ops: Iterable[Op]) -> Iterator[Op]:
     for op in ops:
         held = 0 if op.kind == "unused" else copies.get(op.path.partition(".")[0], 1)
         held = ratio(1, op.n.E) if op.path.endswith(".experts") else held
-        yield op._replace(
-            reads=tuple(r._replace(stored=r.stored * held) if r.role == "weight" else r for r in op.reads)
-        )
+        reads = (r._replace(stored=r.stored * held) if r.role == "weight" else r for r in op.reads)
+        yield op._replace(reads=tuple(reads))
 
 
 def traffic_and_peak(runtime: Runtime) -> Runtime:
@@ -116,22 +113,20 @@ def activations_alone(graph: Graph) -> Graph:
 
 def never_freed(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
     """A rule of lifetimes: all that was written up to an op, each time that it was."""
-    given = [read for reads in graph.reads() for read in reads if read.writer < 0 and read.ref.role == "activation"]
-    inputs = {read.ref.name: size(read.ref) for read in given}
-    written: list[Size] = [sum(inputs.values(), start=0)]
+    given = [read.ref for reads in graph.reads() for read in reads if read.writer < 0]
+    held: Size = sum({ref.name: size(ref) for ref in given if ref.role == "activation"}.values(), start=0)
     for index, op in enumerate(graph.ops):
         kept = [w for w in op.writes if w.role == "activation" and (w.name, index) not in hidden]
-        written.append(sum((size(w) * op.times for w in kept), start=0))
-    _, *totals = accumulate(written)
-    return iter(totals)
+        held = held + sum((size(w) * op.times for w in kept), start=0)
+        yield held
 
 
 @dataclass(frozen=True)
 class Departure:
     """One way in which the published counts differ from the real ones.
 
-    `what` the report does, `evidence` why the real count is right; `stage`, `ops` (of a stage's graph) and `runtime`
-    turn the real thing into the published one.
+    `what` the report does, `evidence` why the real count is right; `stage`, `ops` (of a graph) and `runtime` turn the
+    real thing into the published one.
     """
 
     name: str

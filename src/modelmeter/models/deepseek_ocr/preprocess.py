@@ -12,7 +12,7 @@ from typing import Any
 
 from modelmeter.errors import InputError, choose
 from modelmeter.models.planner import Points
-from modelmeter.sizes import Expr, Size, as_size, ceil_div
+from modelmeter.sizes import Size, as_size, below, ceil_div
 from modelmeter.workload import ImagePlan, View
 
 MOST_CROPS = 4096  # the largest grid that a sweep may ask for
@@ -30,20 +30,13 @@ class Mode:
     tile: int | None = None
     padded: bool = True
 
-    def check(self, name: str, patch: int) -> None:
-        """Raise InputError unless the sides are whole multiples of the patch."""
-        for key, value in (("base", self.base), ("tile", self.tile)):
-            if value is not None and as_size(f"modes.{name}.{key}", value) % patch:
-                raise InputError(f"modes.{name}.{key} {value} must be a multiple of the patch, {patch} pixels")
-
 
 @dataclass(frozen=True)
 class CropRule:
-    """The vendor's preprocessor.
+    """The vendor's preprocessor: `patch` pixels a patch side, `downsample` patches a token side.
 
-    `patch` pixels a patch side and `downsample` patches a token side; crops from `min_crops` to
-    `max_crops`; images within `uncropped` pixels each way are not cropped; `fill` is the share of
-    the tiles' area that an image must exceed for a larger grid of the same aspect to win.
+    Crops are from `min_crops` to `max_crops`; images within `uncropped` pixels each way are not cropped; `fill` is the
+    share of the tiles' area that an image must exceed for a larger grid of the same aspect to win.
     """
 
     modes: Mapping[str, Any]
@@ -60,7 +53,9 @@ class CropRule:
             as_size(key, getattr(self, key))
         modes = {str(k): m if isinstance(m, Mode) else Mode(**m) for k, m in self.modes.items()}
         for name, mode in modes.items():
-            mode.check(name, self.patch)
+            for key, side in (("base", mode.base), ("tile", mode.tile)):
+                if side is not None and as_size(f"modes.{name}.{key}", side) % self.patch:
+                    raise InputError(f"modes.{name}.{key} {side} must be a multiple of the patch, {self.patch} pixels")
         object.__setattr__(self, "modes", modes)
         choose("mode", self.default_mode, modes)
         if not isinstance(self.fill, (int, float)) or isinstance(self.fill, bool) or not self.fill >= 0:
@@ -79,14 +74,10 @@ class CropRule:
         """Tokens along one side of a square view: 640 -> 10, 1024 -> 16."""
         return int(ceil_div(pixels // self.patch, self.downsample))
 
-    def global_tokens(self, base: int) -> int:
-        """q rows of q tokens and a newline each."""
-        return self.side(base) * (self.side(base) + 1)
-
-    def crop_tokens(self, tile: int, rows: Size, columns: Size) -> Size:
-        """q * rows rows of q * columns tokens and a newline each."""
-        q = self.side(tile)
-        return q * rows * (q * columns + 1)
+    def view(self, name: str, side: int, rows: Size = 1, columns: Size = 1) -> View:
+        """Images of `side` pixels beside each other: q * rows rows of q * columns tokens and a newline each."""
+        q = self.side(side)
+        return View(name, rows * columns, side, side, q * rows * (q * columns + 1))
 
     def choose_grid(self, width: int, height: int, tile: int) -> tuple[int, int] | None:
         """The vendor's grid (rows, columns) for an image, None if it is not cropped."""
@@ -113,22 +104,16 @@ class CropRule:
             grid = (as_size("grid rows", grid[0]), as_size("grid columns", grid[1]))
         elif kind.tile is not None and image_size is not None:
             grid = self.choose_grid(*image_size, kind.tile)
-        views = [View("global", 1, kind.base, kind.base, self.global_tokens(kind.base))]
+        views = [self.view("global", kind.base)]
         valid: Size = self._valid(kind, image_size)
+        produced = True
         if grid is not None and kind.tile is not None:
-            crops = grid[0] * grid[1]
-            views.insert(0, View("crops", crops, kind.tile, kind.tile, self.crop_tokens(kind.tile, *grid)))
+            views.insert(0, self.view("crops", kind.tile, *grid))
+            crops = views[0].count
             valid = valid + crops * self.side(kind.tile) ** 2
+            produced = not below(crops, self.min_crops) and not below(self.max_crops, crops)
         tokens = sum((view.tokens for view in views), start=SEPARATOR)
-        return ImagePlan(name, tuple(views), tokens, valid, grid, grid is None or self.produces(grid))
-
-    def produces(self, grid: tuple[Size, Size]) -> bool:
-        """Whether the preprocessor can choose this grid (every one, for arrays)."""
-        crops = grid[0] * grid[1]
-        if isinstance(crops, Expr):
-            return True
-        inside = (crops >= self.min_crops) & (crops <= self.max_crops)
-        return bool(inside.all()) if hasattr(inside, "all") else bool(inside)
+        return ImagePlan(name, tuple(views), tokens, valid, grid, produced)
 
     def has_crops(self, mode: str | None) -> bool:
         """Whether images are cut into crops in this mode (None: the default one)."""
@@ -149,12 +134,8 @@ class CropRule:
         self.plan(mode, None, grids[0])  # refuses a mode without crops
         if own is not None and own.grid is not None and own.grid not in grids:
             grids.append(own.grid)
-        return Points(
-            "crop grids" if len(grids) > 1 else "crop grid",
-            "image tokens (grid of crops written rows x columns)",
-            ("grid_h", "grid_w"),
-            [{"grid": grid} for grid in grids],
-        )
+        noun, axis = "crop grid" + "s" * (len(grids) > 1), "image tokens (grid of crops written rows x columns)"
+        return Points(noun, axis, ("grid_h", "grid_w"), [{"grid": grid} for grid in grids])
 
     def columns(self, plan: ImagePlan) -> dict[str, Any]:
         """Crops and their grid; 0 without crops."""

@@ -1,8 +1,7 @@
 """DeepSeek-OCR as the published ModelMeter report counts it, departure by departure.
 
-With no departure the counts are those of the real model, with all of them the published ones. What
-each departure is, and why the real count is right, is told in `departures.py`; the report's table of
-layers is made in `published_layers.py`.
+With no departure the counts are those of the real model, with all of them the published ones. What each is, and why the
+real count is right, is told in `departures.py`; the report's table of layers is made in `published_layers.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import pairwise
+from operator import attrgetter
 from typing import final
 
 from modelmeter.errors import InputError, choose
@@ -19,7 +19,6 @@ from modelmeter.graph.ops import Op
 from modelmeter.models.deepseek_ocr.departures import DEPARTURES, Departure
 from modelmeter.models.deepseek_ocr.published_layers import LayerRow, layer_table
 from modelmeter.models.model import BaseModel, Stage
-from modelmeter.models.planner import Planner
 from modelmeter.models.vlm import VLM
 from modelmeter.programs.counting import Counting
 from modelmeter.sizes import Size
@@ -29,13 +28,13 @@ from modelmeter.workload import Workload
 @final
 @dataclass(frozen=True)
 class PublishedDeepSeekOCR(BaseModel):
-    """The real model with the departures that `departures` names.
-
-    Raises InputError for a name that is not in DEPARTURES.
-    """
+    """The real model with the departures of these names; raises InputError for one that is not in DEPARTURES."""
 
     real: VLM
     departures: tuple[str, ...]
+    name = property(attrgetter("real.name"))
+    planner = property(attrgetter("real.planner"))
+    positions = property(attrgetter("real.positions"))
 
     def __post_init__(self) -> None:
         if not isinstance(self.departures, (list, tuple)):
@@ -49,20 +48,8 @@ class PublishedDeepSeekOCR(BaseModel):
         """The departures by name, in the order in which they are applied."""
         return tuple(departure for departure in DEPARTURES if departure.name in self.departures)
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.real.name
-
-    @property
-    def planner(self) -> Planner:  # type: ignore[override]
-        return self.real.planner
-
-    @property
-    def positions(self) -> Size | None:
-        return self.real.positions
-
     @cached_property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[Stage, ...]:  # type: ignore[override]
         return tuple(reduce(lambda stage, d: d.stage(stage), self.chosen, real) for real in self.real.stages)
 
     def changed(self, graph: Graph) -> Graph:
@@ -77,7 +64,7 @@ class PublishedDeepSeekOCR(BaseModel):
 
         I/O is that of vision and prefill together and that of decode, the peak the larger of the first two.
         """
-        costs = {stage.name: self.cost(stage.name, work) for stage in self.stages}
+        costs = self.costs(work)
         engines = ("tensor_core_flops", "cuda_core_flops")
         flops = {f"{stage}_{engine}": getattr(cost, engine) for stage, cost in costs.items() for engine in engines}
         both = costs["vision"] + costs["prefill"]

@@ -1,7 +1,7 @@
 """The published table of layers: "measured" beside "theoretical" FLOPs, and how its rows were made.
 
-Measured are the tensor-core FLOPs of the real layers, which FlopCounterMode counts exactly; theoretical
-are those of the same layers as the chosen departures count them. Without departures the two are equal.
+Measured are the tensor-core FLOPs of the real layers, which FlopCounterMode counts exactly; theoretical those of the
+same layers as the chosen departures count them. Without departures the two are equal.
 """
 
 from __future__ import annotations
@@ -9,21 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from modelmeter import layers as nn
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.place import Node, Root, Sizes
-from modelmeter.layers import (
-    BaseLayer,
-    Block,
-    DeepEncoder,
-    DeepseekV2DecoderLayer,
-    DeepseekV2MLP,
-    DeepseekV2MoE,
-    LlamaAttention,
-    LlamaFlashAttention2,
-    LlamaRotaryEmbedding,
-    MlpProjector,
-    NoTPTransformer,
-)
 from modelmeter.layers.base import walk
 from modelmeter.models.vlm import VLM
 from modelmeter.sizes import Size, ceil_div, ratio
@@ -69,17 +57,15 @@ class _Row:
     group: str
     name: str
     place: str
-    layer: BaseLayer
+    layer: nn.BaseLayer
     sizes: dict[str, Size]
-    measured: BaseLayer | None = None
+    measured: nn.BaseLayer | None = None
     core: bool = True
 
-    def graph(self, layer: BaseLayer) -> Graph:
+    def graph(self, layer: nn.BaseLayer) -> Graph:
         """The ops of a layer at the place."""
-        ops = layer.ops(
-            Sizes(self.sizes | layer.axes, Node(self.place, self.name), Root(), bound=frozenset(self.sizes))
-        )
-        kept = (op for op in ops if self.core or not op.composite or op.composite.kind != "attention")
+        n = Sizes(self.sizes | layer.axes, Node(self.place, self.name), Root(), bound=frozenset(self.sizes))
+        kept = (op for op in layer.ops(n) if self.core or not op.composite or op.composite.kind != "attention")
         return Graph(tuple(kept), frozenset())
 
 
@@ -100,17 +86,15 @@ def layer_table(real: VLM, changed: Callable[[Graph], Graph], *, as_published: b
 
 def _vision(model: VLM, as_published: bool) -> Iterator[_Row]:
     tower, projector = model.tower, model.projector
-    assert isinstance(tower, DeepEncoder)
+    assert isinstance(tower, nn.DeepEncoder)
     sam, clip = tower.sam, tower.clip
-    blocks = [block for block in walk(sam) if isinstance(block, Block)]
-    window = next(block for block in blocks if block.w is not None)
-    full = next(block for block in blocks if block.w is None)
-    attention, stack = window.attention, clip.transformer
-    assert isinstance(stack, NoTPTransformer)
-    block = stack.block
+    blocks = {block.w is None: block for block in walk(sam) if isinstance(block, nn.Block)}
+    full, window, stack = blocks[True], blocks[False], clip.transformer
+    assert isinstance(stack, nn.NoTPTransformer)
+    block, attention = stack.block, window.attention
     if as_published:
         stack = replace(stack, l=STACKED)
-        projector = MlpProjector("mlp_gelu", projector.c, projector.d, depth=2)
+        projector = nn.MlpProjector("mlp_gelu", projector.c, projector.d, depth=2)
     unbiased = replace(attention, relative=False) if as_published else None
     windows = {"b": ceil_div(sam.U, window.w) * ceil_div(sam.U, window.w), "u": window.w, "v": window.w}
     page, pixels = {"b": 1, "u": sam.U, "v": sam.U}, {"b": 1, "s": sam.U * sam.U}
@@ -132,15 +116,14 @@ def _vision(model: VLM, as_published: bool) -> Iterator[_Row]:
 
 
 def _decoder(model: VLM, as_published: bool) -> Iterator[_Row]:
-    layers = [layer for layer in walk(model.decoder) if isinstance(layer, DeepseekV2DecoderLayer)]
-    dense = next(layer for layer in layers if isinstance(layer.mlp, DeepseekV2MLP))
-    moe, mixture = next((layer, layer.mlp) for layer in layers if isinstance(layer.mlp, DeepseekV2MoE))
+    layers = {type(layer.mlp): layer for layer in walk(model.decoder) if isinstance(layer, nn.DeepseekV2DecoderLayer)}
+    dense, moe = layers[nn.DeepseekV2MLP], layers[nn.DeepseekV2MoE]
     sizes = {"b": 1, "s": DECODER_TOKENS, "t": DECODER_TOKENS}
-    a = dense.attention
-    assert isinstance(a, LlamaAttention)
+    a, mixture = dense.attention, moe.mlp
+    assert isinstance(a, nn.LlamaAttention) and isinstance(mixture, nn.DeepseekV2MoE)
     given = replace(a, rotary=None) if as_published else a  # the rotary table is made outside the measured layers
-    rotary = a.rotary or LlamaRotaryEmbedding(a.e)
-    flash = LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary)
+    rotary = a.rotary or nn.LlamaRotaryEmbedding(a.e)
+    flash = nn.LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary)
     yield _Row("decoder", "DeepseekV2MLP", "decoder.layers.mlp", dense.mlp, sizes)
     yield _Row("decoder", "MoEGate", "decoder.layers.mlp.gate", mixture.gate, sizes)
     yield _Row("decoder", "DeepseekV2MoE", "decoder.layers.mlp", mixture, sizes)
