@@ -13,12 +13,17 @@ from typing import Any
 from modelmeter.sizes import Size, as_size, maximum, whole
 
 
+def _in(count: str, unit: float, says: str) -> Any:
+    """A property: a count in another unit."""
+    return property(lambda cost: getattr(cost, count) / unit, doc=says)
+
+
 @dataclass(frozen=True)
 class StageCost:
     """What a stage, a layer or any part of a model costs. Sizes may be ints or arrays.
 
-    `a + b` is one part after the other: work, traffic, weights and KV add up, the peak is the
-    larger one. `n * a` is n such parts. `basis` says by which options it was counted.
+    `a + b` is one part after the other: work, traffic, weights and KV add up, the peak is the larger one. `n * a` is
+    n such parts. `basis` says by which options it was counted.
     """
 
     tensor_core_flops: Size = 0
@@ -47,48 +52,20 @@ class StageCost:
         """FLOPs per byte of traffic."""
         return self.flops / maximum(self.io_bytes, 1)
 
-    @property
-    def flops_tflops(self) -> Size:
-        """All FLOPs in TFLOP (1e12)."""
-        return self.flops / 1e12
-
-    @property
-    def flops_tensor_tflops(self) -> Size:
-        """Tensor-core FLOPs in TFLOP (1e12)."""
-        return self.tensor_core_flops / 1e12
-
-    @property
-    def flops_cuda_tflops(self) -> Size:
-        """CUDA-core FLOPs in TFLOP (1e12)."""
-        return self.cuda_core_flops / 1e12
-
-    @property
-    def io_tb(self) -> Size:
-        """Traffic in terabits (1e12 bits), the unit of the published reports."""
-        return self.io_bytes * 8 / 1e12
-
-    @property
-    def weights_gb(self) -> Size:
-        """Stored weights in GB (1e9 bytes)."""
-        return self.weight_bytes / 1e9
-
-    @property
-    def activations_gb(self) -> Size:
-        """Peak activations in GB (1e9 bytes)."""
-        return self.peak_activation_bytes / 1e9
-
-    @property
-    def kv_gb(self) -> Size:
-        """KV cache at the end of the stage in GB (1e9 bytes)."""
-        return self.kv_cache_bytes / 1e9
+    flops_tflops = _in("flops", 1e12, "All FLOPs in TFLOP (1e12).")
+    flops_tensor_tflops = _in("tensor_core_flops", 1e12, "Tensor-core FLOPs in TFLOP (1e12).")
+    flops_cuda_tflops = _in("cuda_core_flops", 1e12, "CUDA-core FLOPs in TFLOP (1e12).")
+    io_tb = _in("io_bytes", 1e12 / 8, "Traffic in terabits (1e12 bits), the unit of the published reports.")
+    weights_gb = _in("weight_bytes", 1e9, "Stored weights in GB (1e9 bytes).")
+    activations_gb = _in("peak_activation_bytes", 1e9, "Peak activations in GB (1e9 bytes).")
+    kv_gb = _in("kv_cache_bytes", 1e9, "KV cache at the end of the stage in GB (1e9 bytes).")
 
     def __add__(self, other: StageCost) -> StageCost:
         if not isinstance(other, StageCost):
             return NotImplemented
-        sums = {f: getattr(self, f) + getattr(other, f) for f in COUNTS if f != "peak_activation_bytes"}
-        peak = maximum(self.peak_activation_bytes, other.peak_activation_bytes)
-        basis = " + ".join(dict.fromkeys(b for b in (self.basis, other.basis) if b))
-        return StageCost(**sums, peak_activation_bytes=peak, basis=basis)
+        sums = {f: getattr(self, f) + getattr(other, f) for f in COUNTS}
+        sums["peak_activation_bytes"] = maximum(self.peak_activation_bytes, other.peak_activation_bytes)
+        return StageCost(**sums, basis=" + ".join(dict.fromkeys(b for b in (self.basis, other.basis) if b)))
 
     def __radd__(self, other: object) -> StageCost:
         return self if other == 0 else NotImplemented
@@ -99,18 +76,15 @@ class StageCost:
         if isinstance(times, StageCost):
             return NotImplemented
         times = as_size("the number of parts", times, least=0)
-        scaled = {f: whole(times * getattr(self, f)) for f in COUNTS if f != "peak_activation_bytes"}
-        return replace(self, **scaled)
+        return replace(self, **{f: whole(times * getattr(self, f)) for f in COUNTS if f != "peak_activation_bytes"})
 
     __rmul__ = __mul__
 
     def as_dict(self) -> dict[str, Size]:
-        """Every count and the derived totals by name, in FLOPs and bytes."""
-        counts = {f: _plain(getattr(self, f)) for f in COUNTS}
-        return counts | {
-            "io_bytes": _plain(self.io_bytes),
-            "arithmetic_intensity_flop_per_byte": self.arithmetic_intensity,
-        }
+        """Every count and the derived totals by name, in FLOPs and bytes; fractions of a byte (4.1 bits) as floats."""
+        counts = {f: getattr(self, f) for f in (*COUNTS, "io_bytes")}
+        plain = {f: float(value) if isinstance(value, Fraction) else value for f, value in counts.items()}
+        return plain | {"arithmetic_intensity_flop_per_byte": self.arithmetic_intensity}
 
     def to_series(self) -> Any:
         """The same as a pandas Series (a row of a table)."""
@@ -119,16 +93,9 @@ class StageCost:
         return pandas.Series(self.as_dict(), dtype=object)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{name}</th><td style='text-align:right'>{_show(value)}</td></tr>"
-            for name, value in self.as_dict().items()
-        )
+        cell = "<tr><th>{}</th><td style='text-align:right'>{}</td></tr>"
+        rows = "".join(cell.format(name, _show(value)) for name, value in self.as_dict().items())
         return f"<table><caption>{self.basis}</caption>{rows}</table>"
-
-
-def _plain(value: Size) -> Size:
-    """A fraction of a byte (from formats such as 4.1 bits) as a float; whole numbers stay exact."""
-    return float(value) if isinstance(value, Fraction) else value
 
 
 def _show(value: Size) -> str:

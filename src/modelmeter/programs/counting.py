@@ -20,9 +20,9 @@ from modelmeter.runtimes.runtime import Runtime
 LOGITS = ("all", "last")
 
 
-def _option(default: Any, help: str, valid: Callable[[], Iterable[str]] | None, of: Callable[[Any], Any] = str) -> Any:
-    """A field with what it takes: one of the `valid` names (None: judged by `of` alone), made its value by `of`."""
-    return field(default=default, metadata={"help": help, "valid": valid, "of": of})
+def _takes(help: str, valid: Callable[[], Iterable[str]] | None, of: Callable[[Any], Any] = str) -> dict[str, Any]:
+    """What a field takes: one of the `valid` names (None: judged by `of` alone), made its value by `of`."""
+    return {"help": help, "valid": valid, "of": of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +36,16 @@ class Counting:
     'flash, causal exact, logits all, int4'
     """
 
-    runtime: Any = _option(
-        "flash", "what is one kernel; docs/counting.md says how", lambda: config_names("runtime"), Runtime.of
-    )
-    causal: Any = _option("full", "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)", lambda: CAUSAL)
-    logits: Any = _option("all", "all (as the Hugging Face code) or last (as serving engines)", lambda: LOGITS)
-    precision: Any = _option(Precision(), "a dtype or bits per element, for all or by role", None, Precision.of)
+    # fmt: off
+    runtime: Any = field(default="flash", metadata=_takes(
+        "what is one kernel; docs/counting.md says how", lambda: config_names("runtime"), Runtime.of))
+    causal: Any = field(default="full", metadata=_takes(
+        "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)", lambda: CAUSAL))
+    logits: Any = field(default="all", metadata=_takes(
+        "all (as the Hugging Face code) or last (as serving engines)", lambda: LOGITS))
+    precision: Any = field(default=Precision(), metadata=_takes(
+        "a dtype or bits per element, for all or by role", None, Precision.of))
+    # fmt: on
 
     def __post_init__(self) -> None:
         for name, of, valid in OPTIONS:
@@ -58,9 +62,8 @@ class Counting:
     @cached_property
     def basis(self) -> str:
         """The options as words."""
-        runtime, *choices = ((name, getattr(self, name)) for name, *_ in OPTIONS)
-        texts = (str(value) if name == "precision" else f"{name} {value}" for name, value in choices)
-        return ", ".join((str(runtime[1]), *texts))
+        named = zip((name for name, *_ in OPTIONS), self.key, strict=True)
+        return ", ".join(f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
 
 
 OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata["of"], f.metadata["valid"]) for f in fields(Counting)]

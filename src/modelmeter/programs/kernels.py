@@ -6,11 +6,11 @@ it reads, what leaves the stage, and the KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from modelmeter.graph.graph import Graph, Read
+from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.passes import WHOLE_STAGE
@@ -18,20 +18,20 @@ from modelmeter.sizes import Size, maximum, ratio
 
 
 class Move(NamedTuple):
-    """A tensor that crosses between memory and chip in one run of a kernel; `op` is the op that does it."""
+    """Bytes that cross between memory and chip in one run of a kernel; `op` is the op that does it."""
 
     op: int
-    ref: Ref
-    elements: Size
+    role: str
+    bytes: Size
     writes: bool
 
 
 class Group(NamedTuple):
     """The ops of one kernel by index, how often it runs, what it moves; `spans` says that it spans repetitions."""
 
-    ops: tuple[int, ...]
+    ops: list[int]
     times: Size
-    moves: tuple[Move, ...]
+    moves: list[Move]
     spans: bool
 
 
@@ -63,64 +63,59 @@ class Kernel:
         return sum(self.tensor_flops.values()) + sum(self.cuda_flops.values())
 
 
-def groups(graph: Graph) -> list[Group]:
-    """The kernels of a graph that a runtime has lowered, in the order of their first ops."""
+def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
+    """The kernels of a graph that a runtime has lowered, in the order of their first ops.
+
+    One reads what others wrote and the cache, and writes what others read, or nobody.
+    """
     labels = [op.kernel or f"#{index}" for index, op in enumerate(graph.ops)]
+    reads = list(graph.reads())
     members: dict[str, list[int]] = {}
+    users: dict[tuple[str, int], set[str]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    reads = list(graph.reads())
-    users: dict[tuple[str, int], set[str]] = {}
-    for label, found in zip(labels, reads, strict=True):
-        for r, writer in found:
+        for r, writer in reads[index]:
             users.setdefault((r.name, writer), set()).add(label)
-    return [_group(graph, label, indices, labels, reads, users) for label, indices in members.items()]
+    for label, indices in members.items():
+        spans = label == WHOLE_STAGE or len({graph.ops[i].node.loop for i in indices}) > 1
+        read: dict[tuple[str, int], Move] = {}
+        written: list[Move] = []
+        for i in indices:
+            often = graph.ops[i].times if spans else 1
+            for r, writer in reads[i]:
+                if writer < 0 or labels[writer] != label or r.role == "kv":
+                    move = _move(i, r, often, precision)
+                    known = read.get((r.name, writer), move)
+                    read[r.name, writer] = known._replace(bytes=maximum(known.bytes, move.bytes))
+            leaving = (w for w in graph.ops[i].writes if w.role == "kv" or users.get((w.name, i)) != {label})
+            written += (_move(i, w, often, precision, writes=True) for w in leaving)
+        yield Group(indices, 1 if spans else graph.ops[indices[0]].times, [*read.values(), *written], spans)
 
 
-def _group(
-    graph: Graph, label: str, indices: list[int], labels: list[str], reads: list[list[Read]],
-    users: dict[tuple[str, int], set[str]],
-) -> Group:  # fmt: skip
-    """A kernel of these ops: it reads what others wrote and the cache, and writes what others read, or nobody."""
-    spans = label == WHOLE_STAGE or len({graph.ops[i].node.loop for i in indices}) > 1
-    moves: dict[tuple[str, int], Move] = {}
-    written = []
-    for i in indices:
-        op = graph.ops[i]
-        often = op.times if spans else 1
-        for r, writer in reads[i]:
-            if writer < 0 or labels[writer] != label or r.role == "kv":
-                move = Move(i, r, r.touched * (1 if r.role == "activation" else often), False)
-                known = moves.get((r.name, writer), move)
-                moves[r.name, writer] = known._replace(elements=maximum(known.elements, move.elements))
-        for w in op.writes:
-            if w.role == "kv" or users.get((w.name, i)) != {label}:
-                written.append(Move(i, w, w.touched * (1 if w.role == "activation" else often), True))
-    return Group(tuple(indices), 1 if spans else graph.ops[indices[0]].times, (*moves.values(), *written), spans)
+def _move(op: int, r: Ref, often: Size, precision: Precision, writes: bool = False) -> Move:
+    elements = r.touched * (1 if r.role == "activation" else often)
+    return Move(op, r.role, elements * bytes_of(r, precision), writes)
 
 
 def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:
     """The kernels of a lowered graph, counts as expressions; unused weights and constants make none."""
-    for group in groups(graph):
+    for group in groups(graph, precision):
         ops = [graph.ops[i] for i in group.ops]
         if all(op.kind in ("unused", "constant") for op in ops):
             continue
-        read: dict[str, Size] = {}
-        written: dict[str, Size] = {}
-        for _, r, elements, writes in group.moves:
-            side = written if writes else read
-            side[r.role] = side.get(r.role, 0) + elements * bytes_of(r, precision)
-        tensor: dict[str, Size] = {}
-        cuda: dict[str, Size] = {}
-        for op in ops:
-            form = precision.format("activation", max((r.bits for r in (*op.reads, *op.writes)), default=0))
-            often = op.times if group.spans else 1
-            for work, engine in ((op.tensor, tensor), (op.cuda, cuda)):
-                if not isinstance(work, int) or work:
-                    engine[form] = engine.get(form, 0) + work * often
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
         texts = tuple(op.equation.text for op in ops)
-        yield Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, tensor, cuda, read, written)
+        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {})
+        for move in group.moves:
+            side = found.written_bytes if move.writes else found.read_bytes
+            side[move.role] = side.get(move.role, 0) + move.bytes
+        for op in ops:
+            bits = max(r.bits for r in (*op.reads, *op.writes))
+            form = f"fp{bits}" if bits else str(precision.activations)
+            for work, engine in ((op.tensor, found.tensor_flops), (op.cuda, found.cuda_flops)):
+                if not isinstance(work, int) or work:
+                    engine[form] = engine.get(form, 0) + work * (op.times if group.spans else 1)
+        yield found
 
 
 def bytes_of(r: Ref, precision: Precision) -> Size:
@@ -134,21 +129,18 @@ def loops_of(op: Op) -> dict[str, Size]:
     A convolution is a product of its patches with its kernel; routed experts are a batch of the distinct ones,
     each with its share of the rows.
     """
-    n, equation = op.n, op.equation
-    out, left, right = equation.outputs[0].stored, equation.factors[0], equation.factors[1]
-    if op.kind == "conv2d":
-        kernel = right.stored
-        axes = {"m": [a for a in out if a not in kernel], "n": [a for a in out if a in kernel]}
-        return {k: n.elements(tuple(v)) for k, v in axes.items()} | {
-            "k": n.elements(tuple(a for a in kernel if a not in out)), "batch": 1,
-        }  # fmt: skip
+    out, left, right = op.equation.outputs[0].stored, *op.equation.factors[:2]
     a, b = left.touched, right.touched
-    stacked = [x for x in b if x not in a and x not in out]  # experts
-    batch = n.elements((*(x for x in a if x in b and x in out), *stacked))
-    rows = n.elements(tuple(x for x in a if x not in b))
+    if op.kind == "conv2d":
+        a = tuple(x for x in out + b if (x in out) != (x in b))
+
+    def product(of: Iterable[str], chosen: Callable[[str], bool]) -> Size:
+        return op.n.elements(tuple(x for x in of if chosen(x)))
+
+    experts = product(b, lambda x: x not in a and x not in out)
     return {
-        "m": ratio(rows, n.elements(tuple(stacked))) if stacked else rows,
-        "n": n.elements(tuple(x for x in b if x not in a and x not in stacked)),
-        "k": n.elements(tuple(x for x in a if x in b and x not in out)),
-        "batch": batch,
+        "m": ratio(product(a, lambda x: x not in b), experts),
+        "n": product(b, lambda x: x not in a and x in out),
+        "k": product(a, lambda x: x in b and x not in out),
+        "batch": product(a, lambda x: x in b and x in out) * experts,
     }

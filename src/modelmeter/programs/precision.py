@@ -13,23 +13,21 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-from modelmeter.errors import InputError, choose, unknown
+from modelmeter.errors import InputError, choose
+from modelmeter.sizes import whole
 
 DTYPES = {
     "fp64": 64, "fp32": 32, "tf32": 32, "bf16": 16, "fp16": 16, "fp8": 8, "int8": 8, "int4": 4, "fp4": 4,
 }  # fmt: skip
 """Bits an element of the formats that need no block scales; for others give bits as a number."""
+ROLES = {"weight": "weights", "activation": "activations", "kv": "kv"}
+"""The field of a tensor's role."""
 
 
 def bits_of(key: str, value: Any) -> Fraction:
-    """Bits per element from a dtype name ("bf16") or a positive number (4.5).
-
-    Raises InputError for anything else.
-    """
+    """Bits per element from a dtype name ("bf16") or a positive number (4.5); raises InputError for anything else."""
     if isinstance(value, str):
-        if value not in DTYPES:
-            raise unknown(f"dtype for {key}", value, DTYPES)
-        return Fraction(DTYPES[value])
+        return Fraction(DTYPES[choose(f"dtype for {key}", value, DTYPES)])
     if isinstance(value, bool) or not isinstance(value, (int, float, Fraction)) or not 0 < value <= 64:
         raise InputError(f"{key} must be a dtype name or bits per element between 0 and 64, not {value!r}")
     return Fraction(str(value)) if isinstance(value, float) else Fraction(value)
@@ -46,19 +44,15 @@ class Precision:
     weights: str | float = "bf16"
     activations: str | float = "bf16"
     kv: str | float = "bf16"
-    overrides: Mapping[str, str | float] = field(default_factory=dict)
+    overrides: Mapping[str, str | float] = field(default_factory=dict, hash=False)
 
-    @cached_property
-    def _bits(self) -> dict[str, Fraction]:
-        return {
-            "weight": bits_of("precision.weights", self.weights),
-            "activation": bits_of("precision.activations", self.activations),
-            "kv": bits_of("precision.kv", self.kv),
-        }
-
-    @cached_property
-    def _memo(self) -> dict[tuple[str, str], int | Fraction]:
-        return {}
+    def __post_init__(self) -> None:
+        if not isinstance(self.overrides, Mapping):
+            raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
+        for key, value in self.overrides.items():
+            bits_of(f"precision override {key}", value)
+        for name in ROLES.values():
+            bits_of(f"precision.{name}", getattr(self, name))
 
     @classmethod
     def of(cls, value: Any) -> Precision:
@@ -71,41 +65,20 @@ class Precision:
             return cls(**value)
         return cls(weights=value, activations=value, kv=value)
 
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash((self.weights, self.activations, self.kv, tuple(self.overrides.items())))
-
-    def format(self, role: str, bits: int) -> str:
-        """The name of the format of a tensor that is declared in so many bits (0: as its role)."""
-        if bits:
-            return f"fp{bits}"
-        return str({"weight": self.weights, "activation": self.activations, "kv": self.kv}[role])
-
     def __str__(self) -> str:
-        names = dict.fromkeys(map(str, (self.weights, self.activations, self.kv)))
-        one = next(iter(names)) if len(names) == 1 else f"{self.weights}/{self.activations}/{self.kv}"
+        names = [str(getattr(self, name)) for name in ROLES.values()]
+        one = names[0] if len(set(names)) == 1 else "/".join(names)
         return one + "".join(f", {pattern} {bits}" for pattern, bits in self.overrides.items())
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.overrides, Mapping):
-            raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
-        for key, value in self.overrides.items():
-            bits_of(f"precision override {key}", value)
-        _ = self._bits
+    @cached_property
+    def _memo(self) -> dict[tuple[str, str], Any]:
+        return {}
 
-    def bytes(self, name: str, role: str) -> int | Fraction:
-        """Bytes per element of the tensor with this full name and role (weight, activation, kv)."""
+    def bytes(self, name: str, role: str) -> Any:
+        """Bytes per element, an int or a Fraction, of the tensor with this full name and role (see ROLES)."""
         found = self._memo.get((name, role))
         if found is None:
-            bits = self._bits[role]
-            for pattern, value in self.overrides.items():
-                if fnmatchcase(name, pattern):
-                    bits = bits_of(pattern, value)
-                    break
-            exact = bits / 8
-            found = exact.numerator if exact.denominator == 1 else exact
+            overrides = (value for pattern, value in self.overrides.items() if fnmatchcase(name, pattern))
+            found = whole(bits_of(name, next(overrides, getattr(self, ROLES[role]))) / 8)
             self._memo[name, role] = found
         return found

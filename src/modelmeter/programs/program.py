@@ -7,7 +7,7 @@ one point (exact), arrays, formulas (`costs`) and JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, reduce
 from typing import Any
 
@@ -17,26 +17,16 @@ from modelmeter.graph.ops import Op
 from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
-from modelmeter.runtimes.lifetimes import Rule
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import (
-    Evaluator,
-    Size,
-    added,
-    as_size,
-    below,
-    evaluated,
-    largest,
-    maximum,
-    rivals,
-    substituted,
-    summed,
-)
+from modelmeter.sizes import Evaluator, Size, added, as_size, below, evaluated, maximum, rivals
+from modelmeter.sizes.sums import largest, substituted, summed
 
-FLOWS = ("tensor", "cuda", "weight", "activation", "kv")
 STEPS = ("first", "steps")
 """The names of the first context and of the number of steps in a program with steps."""
+PEAK, CACHE, FLOWS = "peak_activation_bytes", "kv_cache_bytes", COUNTS[:5]
 Part = Callable[[Op], str]
+Ledger = Mapping[str, dict[Any, Size]]
+"""What a part's counts add up from, each summand by what tells it from the others."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +60,11 @@ class Program:
 
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
-        found, basis = self._evaluator(values), self.counting.basis
-        width = len(COUNTS)
-        if self.requirements:
-            self._require(found[len(self.parts) * width :], values)
-        return {
-            part: StageCost(*(*found[start : start + width], basis))
-            for part, start in zip(self.parts, range(0, len(found), width), strict=False)
-        }
-
-    def _require(self, found: Sequence[Size], values: Sequence[Size]) -> None:
-        for (sentence, _), size in zip(self.requirements, found, strict=True):
+        found, basis, width = self._evaluator(values), self.counting.basis, len(COUNTS)
+        for (sentence, _), size in zip(self.requirements, found[len(self.parts) * width :], strict=True):
             if below(size, 0):
                 raise InputError(sentence.format(**dict(zip(self.names, values, strict=True))))
+        return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.parts)}
 
     @property
     def costs(self) -> dict[str, StageCost]:
@@ -126,53 +108,42 @@ def program_of(
     largest and the KV cache that of the last. Raises InputError for what cannot be summed exactly.
     """
     lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
-    ledgers: dict[str, _Ledger] = {}
     labels = [part(op) for op in lowered.ops]
-    _fill([ledgers.setdefault(label, _Ledger()) for label in labels], lowered, counting)
+    ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
+    _fill([ledgers[label] for label in labels], lowered, counting)
     asked = lowered.root.requirements.items()
     requirements = tuple((text, substituted(size, steps.name, steps.first) if steps else size) for text, size in asked)
-    parts = {label: ledger.counts(steps) for label, ledger in (ledgers or {"": _Ledger()}).items()}
+    parts = {label: _counts(ledger, steps) for label, ledger in ledgers.items()}
     return Program(tuple(names), counting, parts, lowered, steps, requirements)
 
 
-def _fill(ledgers: Sequence[_Ledger], graph: Graph, counting: Counting) -> None:
+def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting) -> None:
     """Enter what each op does, moves, stores and keeps alive into its ledger."""
     precision = counting.precision
-    for group in groups(graph):
-        for move in group.moves:
-            moved = move.elements * group.times * bytes_of(move.ref, precision)
-            ledgers[move.op].flows[move.ref.role].append(moved)
-    owners: dict[str, _Ledger] = {}
-    rule: Rule = counting.runtime.lifetimes
-    alive = rule(graph, on_chip(graph), lambda r: r.stored * bytes_of(r, precision))
-    for op, ledger, live in zip(graph.ops, ledgers, alive, strict=True):
-        ledger.flows["tensor"].append(op.tensor * op.times)
-        ledger.flows["cuda"].append(op.cuda * op.times)
+    for number, (group, move) in enumerate((g, move) for g in groups(graph, precision) for move in g.moves):
+        ledgers[move.op][f"{move.role}_io_bytes"][number] = move.bytes * group.times
+    stored = set()
+    alive = counting.runtime.lifetimes(graph, on_chip(graph), lambda r: r.stored * bytes_of(r, precision))
+    for index, (op, ledger, live) in enumerate(zip(graph.ops, ledgers, alive, strict=True)):
+        ledger["tensor_core_flops"][index] = op.tensor * op.times
+        ledger["cuda_core_flops"][index] = op.cuda * op.times
+        ledger[PEAK][index] = live
         for r in (*op.reads, *op.writes):
-            if r.role == "weight" and owners.setdefault(r.name, ledger) is ledger:
-                ledger.weights.setdefault(r.name, (r.stored * op.times, bytes_of(r, precision)))
+            if r.role == "weight" and r.name not in stored:
+                stored.add(r.name)
+                ledger["parameters"][r.name] = r.stored * op.times
+                ledger["weight_bytes"][r.name] = r.stored * op.times * bytes_of(r, precision)
             elif r.role == "kv":
-                ledger.kv[r.name] = (r.stored * op.times, bytes_of(r, precision))
-        ledger.peaks.append(live)
+                ledger[CACHE][r.name] = r.stored * op.times * bytes_of(r, precision)
 
 
-@dataclass
-class _Ledger:
-    """What the ops of one part add up to."""
-
-    flows: dict[str, list[Size]] = field(default_factory=lambda: {flow: [] for flow in FLOWS})
-    weights: dict[str, tuple[Size, Any]] = field(default_factory=dict)
-    kv: dict[str, tuple[Size, Any]] = field(default_factory=dict)
-    peaks: list[Size] = field(default_factory=list)
-
-    def counts(self, steps: Steps | None) -> dict[str, Size]:
-        flows, peaks = [added(self.flows[flow]) for flow in FLOWS], rivals(self.peaks)
-        kv = added(elements * width for elements, width in self.kv.values())
-        if steps is not None:
-            place = (steps.name, steps.first, steps.last)
-            flows = [summed(f, *place) for f in flows]
-            peaks, kv = [largest(p, *place) for p in peaks], substituted(kv, steps.name, steps.last)
-        peak = reduce(maximum, peaks, 0)
-        parameters = added(elements for elements, _ in self.weights.values())
-        weight_bytes = added(elements * width for elements, width in self.weights.values())
-        return dict(zip(COUNTS, (*flows, parameters, weight_bytes, peak, kv), strict=True))
+def _counts(ledger: Ledger, steps: Steps | None) -> dict[str, Size]:
+    """The sums of a ledger; its peak is the largest."""
+    counts = {count: added(ledger[count].values()) for count in COUNTS if count != PEAK}
+    peaks = rivals(ledger[PEAK].values())
+    if steps is not None:
+        place = (steps.name, steps.first, steps.last)
+        counts |= {flow: summed(counts[flow], *place) for flow in FLOWS}
+        counts[CACHE] = substituted(counts[CACHE], steps.name, steps.last)
+        peaks = [largest(peak, *place) for peak in peaks]
+    return counts | {PEAK: reduce(maximum, peaks, 0)}
