@@ -1,12 +1,11 @@
 """How a result is counted: runtime, pairs of causal attention, logits, precision. Each result says it.
 
-An option is one field of `Counting`: its default, what it takes and its help. The command line, the configuration
-and Python calls all follow from it.
+An option is one field of `Counting`: its default, its help and what it takes: one of the `valid` names (None: judged
+by `of` alone), made its value by `of`. The command line, the configuration and Python calls all follow from it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -18,11 +17,6 @@ from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.runtime import Runtime
 
 LOGITS = ("all", "last")
-
-
-def _takes(help: str, valid: Callable[[], Iterable[str]] | None, of: Callable[[Any], Any] = str) -> dict[str, Any]:
-    """What a field takes: one of the `valid` names (None: judged by `of` alone), made its value by `of`."""
-    return {"help": help, "valid": valid, "of": of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +31,21 @@ class Counting:
     """
 
     # fmt: off
-    runtime: Any = field(default="flash", metadata=_takes(
-        "what is one kernel; docs/counting.md says how", lambda: config_names("runtime"), Runtime.of))
-    causal: Any = field(default="full", metadata=_takes(
-        "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)", lambda: CAUSAL))
-    logits: Any = field(default="all", metadata=_takes(
-        "all (as the Hugging Face code) or last (as serving engines)", lambda: LOGITS))
-    precision: Any = field(default=Precision(), metadata=_takes(
-        "a dtype or bits per element, for all or by role", None, Precision.of))
+    runtime: Any = field(default="flash", metadata={
+        "help": "what is one kernel; docs/counting.md says how", "valid": lambda: config_names("runtime"),
+        "of": Runtime.of})
+    causal: Any = field(default="full", metadata={
+        "help": "full (every query sees every key) or exact (s(2t-s+1)/2 pairs)", "valid": lambda: CAUSAL})
+    logits: Any = field(default="all", metadata={
+        "help": "all (as the Hugging Face code) or last (as serving engines)", "valid": lambda: LOGITS})
+    precision: Any = field(default=Precision(), metadata={
+        "help": "a dtype or bits per element, for all or by role", "valid": None, "of": Precision.of})
     # fmt: on
 
     def __post_init__(self) -> None:
         for name, of, valid in OPTIONS:
-            if of is str:
-                choose(name, getattr(self, name), valid())
-            else:
-                object.__setattr__(self, name, of(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, of(value) if of else choose(name, value, valid()))
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
@@ -66,4 +59,4 @@ class Counting:
         return ", ".join(f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
 
 
-OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata["of"], f.metadata["valid"]) for f in fields(Counting)]
+OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata.get("of"), f.metadata["valid"]) for f in fields(Counting)]

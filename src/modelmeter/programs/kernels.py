@@ -6,7 +6,7 @@ it reads, what leaves the stage, and the KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,14 +133,10 @@ def loops_of(op: Op) -> dict[str, Size]:
     a, b = left.touched, right.touched
     if op.kind == "conv2d":
         a = tuple(x for x in out + b if (x in out) != (x in b))
-
-    def product(of: Iterable[str], chosen: Callable[[str], bool]) -> Size:
-        return op.n.elements(tuple(x for x in of if chosen(x)))
-
-    experts = product(b, lambda x: x not in a and x not in out)
-    return {
-        "m": ratio(product(a, lambda x: x not in b), experts),
-        "n": product(b, lambda x: x not in a and x in out),
-        "k": product(a, lambda x: x in b and x not in out),
-        "batch": product(a, lambda x: x in b and x in out) * experts,
-    }
+    axes: dict[str, list[str]] = {"m": [], "n": [], "k": [], "batch": [], "experts": []}
+    for x in dict.fromkeys(a + b):
+        reduced = x not in out
+        loop = "m" if x not in b else ("k" if reduced else "batch") if x in a else ("experts" if reduced else "n")
+        axes[loop].append(x)
+    m, n, k, batch, experts = (op.n.elements(tuple(found)) for found in axes.values())
+    return {"m": ratio(m, experts), "n": n, "k": k, "batch": batch * experts}

@@ -49,10 +49,9 @@ class Precision:
     def __post_init__(self) -> None:
         if not isinstance(self.overrides, Mapping):
             raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
-        for key, value in self.overrides.items():
-            bits_of(f"precision override {key}", value)
-        for name in ROLES.values():
-            bits_of(f"precision.{name}", getattr(self, name))
+        overrides = {f"precision override {key}": value for key, value in self.overrides.items()}
+        for key, value in (overrides | {f"precision.{name}": getattr(self, name) for name in ROLES.values()}).items():
+            bits_of(key, value)
 
     @classmethod
     def of(cls, value: Any) -> Precision:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 from modelmeter.errors import InputError, choose
 from modelmeter.graph.graph import Graph
@@ -29,8 +29,7 @@ Ledger = Mapping[str, dict[Any, Size]]
 """What a part's counts add up from, each summand by what tells it from the others."""
 
 
-@dataclass(frozen=True)
-class Steps:
+class Steps(NamedTuple):
     """A stage that runs once for each of a range of contexts: the size that varies, its first and last value."""
 
     name: str
@@ -142,8 +141,7 @@ def _counts(ledger: Ledger, steps: Steps | None) -> dict[str, Size]:
     counts = {count: added(ledger[count].values()) for count in COUNTS if count != PEAK}
     peaks = rivals(ledger[PEAK].values())
     if steps is not None:
-        place = (steps.name, steps.first, steps.last)
-        counts |= {flow: summed(counts[flow], *place) for flow in FLOWS}
+        counts |= {flow: summed(counts[flow], *steps) for flow in FLOWS}
         counts[CACHE] = substituted(counts[CACHE], steps.name, steps.last)
-        peaks = [largest(peak, *place) for peak in peaks]
+        peaks = [largest(peak, *steps) for peak in peaks]
     return counts | {PEAK: reduce(maximum, peaks, 0)}

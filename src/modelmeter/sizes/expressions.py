@@ -7,6 +7,7 @@ gives as hyper-parameters are atoms too, told apart by their content. Next: `fun
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from functools import cached_property, reduce
@@ -136,18 +137,12 @@ def added(values: Iterable[Any]) -> Any:
 
 def divided(a: Any, b: Any) -> Any:
     """The quotient of two sizes without rounding, a polynomial where it is one."""
-    below = terms_of(b)
-    if below is not None and len(below) == 1:
-        (divisor, number), found = below[0], {}
-        try:
-            for monomial, c in terms_of(a) or ():
-                rest = list(monomial)
-                for atom in divisor:
-                    rest.remove(atom)
-                found[tuple(rest)] = Fraction(c) / number
-            return Expr.of(found)
-        except ValueError:  # an atom of the divisor is in no factor
-            pass
+    above, below = terms_of(a) or (), terms_of(b) or ()
+    if len(below) == 1:
+        (monomial, number) = below[0]
+        divisor = Counter(monomial)
+        if all(Counter(m) >= divisor for m, _ in above):
+            return Expr.of({tuple((Counter(m) - divisor).elements()): Fraction(c) / number for m, c in above})
     return call("ratio", a, b)
 
 

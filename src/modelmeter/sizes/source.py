@@ -33,6 +33,7 @@ class Evaluator:
         self.arrays: list[Any] = []
         self._known: dict[Expr | Monomial, int] = {}
         self.outputs = [self._operand(o) for o in outputs]
+        self._closed = not self.arrays and all(line[1] in self.names for line in self.lines if line[0] == "name")
 
     def _operand(self, value: Any) -> Any:
         if isinstance(value, Expr) and len(value.terms) == 1 and value.terms[0][1] == 1:
@@ -90,18 +91,8 @@ class Evaluator:
         found: Function = scope["evaluate"]
         return found
 
-    @cached_property
-    def _exact(self) -> Function:
-        return self._function(FUNCTIONS | {"minimum": min, "maximum": max})
-
-    @cached_property
-    def _general(self) -> Function:
-        return self._function(BUILDERS)
-
-    @cached_property
-    def _closed(self) -> bool:
-        """Whether ints for its names give numbers."""
-        return not self.arrays and all(line[1] in self.names for line in self.lines if line[0] == "name")
+    _exact = cached_property(lambda self: self._function(FUNCTIONS | {"minimum": min, "maximum": max}))
+    _general = cached_property(lambda self: self._function(BUILDERS))
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and outputs as plain data; fractions are [numerator, denominator]."""
