@@ -14,7 +14,7 @@ from modelmeter import cli, load_model
 from modelmeter.config import config_dir
 from modelmeter.errors import InputError
 from modelmeter.models.deepseek_ocr.departures import DEPARTURES
-from modelmeter.models.deepseek_ocr.published_layers import LayerRow
+from modelmeter.models.deepseek_ocr.published import LayerRow
 from modelmeter.programs.cost import COUNTS
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.sizes import evaluated

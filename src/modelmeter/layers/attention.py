@@ -99,9 +99,9 @@ class _MultiHead(BaseLayer):
 
 @dataclass(frozen=True)
 class SelfAttention(_MultiHead):
-    """Bidirectional multi-head attention with biases. y = W_out softmax(scale q k) v.
+    """Bidirectional multi-head attention with biases.
 
-    Vendor: CLIPAttention in transformers. Paper: arXiv 1706.03762.
+    y = W_out softmax(scale q k) v. Vendor: CLIPAttention in transformers. Paper: arXiv 1706.03762.
     Axes: b images, s tokens (t of them as keys), h heads, e head width.
 
     >>> SelfAttention(d=4, h=2, e=2).forward_tensor_core_flops(b=1, s=3) == 2 * (4 * 3 * 16 + 2 * 9 * 4)

@@ -160,12 +160,6 @@ class BaseLayer(ABC):
     """FLOPs per byte of the backward pass."""
 
 
-def repeat(layer: BaseLayer, n: Sizes, scope: str, times: Size) -> Iterator[Op]:
-    """`times` copies of a layer, the output of one the input of the next."""
-    names = {name: name for name in (*layer.inputs.split(), "y")}
-    return layer.at(n, scope, times=times, **names)
-
-
 def width_of(layer: BaseLayer) -> Size | None:
     """The hidden width of a layer that has one."""
     return getattr(layer, "d", None)
@@ -226,7 +220,6 @@ def _checked(key: str, value: Any, kinds: tuple[type[Any], ...]) -> Any:
     return value
 
 
-@final
 @dataclass(frozen=True)
 class Repeat(BaseLayer):
     """`l` copies of one layer, each with its own weights, the output of one the input of the next.
@@ -236,12 +229,14 @@ class Repeat(BaseLayer):
 
     layer: BaseLayer
     l: Size
+    scope: ClassVar[str] = "each"
     sizes = property(attrgetter("layer.sizes"))
     inputs = property(attrgetter("layer.inputs"))
     d = property(attrgetter("layer.d"))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from repeat(self.layer, n, "each", self.l)
+        names = {name: name for name in (*self.inputs.split(), "y")}
+        yield from self.layer.at(n, self.scope, times=self.l, **names)
 
 
 @final
@@ -279,9 +274,7 @@ def require_divisible(layer: str, what: str, value: Size, by: str, divisor: Size
 def require_axes(layer: str, wanted: list[str], given: Mapping[str, Any]) -> None:
     """Raise InputError if workload sizes are missing or not of the layer."""
     listing = ", ".join(f"{a} ({AXES[a].split(':')[0]})" if a in AXES else a for a in wanted)
-    for axis in given:
-        if axis not in wanted:
-            raise InputError(f"{layer} has no size {axis!r}; its sizes: {listing}")
-    missing = [a for a in wanted if a not in given]
-    if missing:
-        raise InputError(f"{layer} needs size {missing[0]!r}; its sizes: {listing}")
+    for axis in (a for a in given if a not in wanted):
+        raise InputError(f"{layer} has no size {axis!r}; its sizes: {listing}")
+    for axis in (a for a in wanted if a not in given):
+        raise InputError(f"{layer} needs size {axis!r}; its sizes: {listing}")

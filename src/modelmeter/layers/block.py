@@ -10,7 +10,7 @@ from modelmeter.graph.forms import ADD, MERGE, PARTITION
 from modelmeter.graph.ops import Op, copy, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.attention import GridAttention
-from modelmeter.layers.base import BaseLayer, repeat, union, width_of
+from modelmeter.layers.base import BaseLayer, Repeat, union, width_of
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size, ceil_div, maximum, minimum
 
@@ -90,8 +90,7 @@ class GridBlock(ResidualBlock):
         yield copy("h[b u v d] = h[b W w w d]", n, MERGE)
 
 
-@dataclass(frozen=True)
-class Transformer(BaseLayer):
+class Transformer(Repeat):
     """`l` transformer blocks. y = block(...block(x)).
 
     Vendor: CLIPEncoder in transformers. Axes: b images, s tokens, l blocks.
@@ -100,10 +99,6 @@ class Transformer(BaseLayer):
     'b s'
     """
 
-    block: ResidualBlock
-    l: Size
     sizes = "b s"
-    d = property(attrgetter("block.d"))
-
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        yield from repeat(self.block, n, "layers", self.l)
+    scope = "layers"
+    block = property(attrgetter("layer"))

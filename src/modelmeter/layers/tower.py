@@ -96,16 +96,9 @@ class ImageEncoderViT(BaseLayer):
     downsample: tuple[Conv2d, ...]
     U: Size
     sizes = "b u v"
-
-    @property
-    def d(self) -> Size:
-        """Channels of the features."""
-        return self.downsample[-1].o
-
-    @property
-    def strides(self) -> Size:
-        """Patches of one side that become one feature."""
-        return prod(conv.stride for conv in self.downsample)
+    d = property(lambda self: self.downsample[-1].o)
+    strides = property(lambda self: prod(conv.stride for conv in self.downsample))
+    """Patches of one side that become one feature."""
 
     def check(self) -> None:
         if not self.neck or not self.downsample:

@@ -32,10 +32,9 @@ from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
 class Stage:
     """What a model does in one go. `layer` runs at `sizes` of a workload, by axis.
 
-    `layer` may depend on the `structure` of a workload (what is no number: its views). A stage with `steps` runs
-    that often, and the axis `grows` is one longer each time; axes in `fixed` have these sizes always.
-    `same` names axes that are another one's size; `whole` is a structure that has all weights. A stage with nothing to
-    do at a structure (no views) has the structure ().
+    `layer` may depend on the `structure` of a workload (what is no number: views; (): nothing to do); `whole` is one
+    that has all weights. A stage with `steps` runs that often, and the axis `grows` is one longer each time. Axes in
+    `fixed` have these sizes always, those in `same` the sizes of others.
     """
 
     name: str
@@ -103,21 +102,18 @@ class BaseModel:
         self, *, image: str | None = None, image_size: Any = None, grid: Any = None, mode: str | None = None,
         **options: Any,
     ) -> Workload:  # fmt: skip
-        """A workload from an image file, a size "WxH" in pixels, a crop grid "HxW" or a mode.
+        """A workload from an image file, a size "WxH" in pixels, a crop grid "HxW" (or two arrays) or a mode.
 
-        A grid may also be two arrays, rows and columns. Other keywords are those of Workload.
-        Raises InputError for contradictory or impossible input.
+        Other keywords are those of Workload. Raises InputError for contradictory or impossible input.
         """
-        places = {"image": image, "image_size": image_size, "grid": grid, "mode": mode}
-        given = [k for k, v in places.items() if v is not None]
         _require_known(options, "image_size", "grid", "mode")
+        given = [k for k, v in (("image", image), ("image_size", image_size), ("grid", grid)) if v is not None]
         if self.planner is None:
-            if given:
-                raise InputError(f"{self.name} takes no image, so no {given[0]}")
+            if given or mode is not None:
+                raise InputError(f"{self.name} takes no image, so no {(*given, 'mode')[0]}")
             return Workload(NO_IMAGE, **options)
-        sized = [k for k in given if k != "mode"]
-        if len(sized) > 1:
-            raise InputError(f"give only one of image, image_size and grid, not {' and '.join(sized)}")
+        if len(given) > 1:
+            raise InputError(f"give only one of image, image_size and grid, not {' and '.join(given)}")
         size = parse_pair("image_size", image_size, "WIDTHxHEIGHT in pixels") if image_size is not None else None
         if image is not None:
             size = read_image_size(image)
@@ -164,8 +160,7 @@ class BaseModel:
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:
         """The stage's costs by part: depth 1 gives components (sam, decoder...), 2 their layers.
 
-        Depth 0 is the stage as a whole, greater depths go into the layers. A part's peak is the stage's
-        largest live set while it runs.
+        Depth 0 is the whole stage, greater depths go into layers. A part's peak is the stage's largest live set in it.
         """
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
             raise InputError(f"depth must be a whole number of at least 0, not {depth!r}")
@@ -216,8 +211,8 @@ class BaseModel:
                 self._made[key] = self.changed(stage.graph(structure, counting.causal)[0])
             for op in self._made[key].ops:
                 for r in (r for r in op.reads if r.role == "weight" and r.name not in found):
-                    bytes_ = counting.precision.bytes(r.name, r.role)
-                    found[r.name] = (r.stored * op.times, r.stored * op.times * bytes_)
+                    stored = r.stored * op.times
+                    found[r.name] = (stored, stored * counting.precision.bytes(r.name, r.role))
         return found
 
     @final

@@ -73,7 +73,6 @@ class FixedSize:
             raise InputError(f"side {self.side} must be a multiple of the patch, {self.patch} pixels")
 
     def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
-        """The one view."""
         name = self.modes[0] if mode is None else choose("mode", mode, self.modes)
         if grid is not None:
             given = "image=FILE, image_size=WIDTHxHEIGHT or none"
@@ -82,13 +81,10 @@ class FixedSize:
         return ImagePlan(name, (View("global", 1, self.side, self.side, tokens),), tokens, tokens, None, True)
 
     def has_crops(self, mode: str | None) -> bool:
-        """Never."""
         return False
 
     def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
-        """The one page that there is."""
         return Points("page", "image tokens", ("image_size",), [{}])
 
     def columns(self, plan: ImagePlan) -> dict[str, Any]:
-        """The pixels of the view."""
         return {"image_size": f"{self.side}x{self.side}"}

@@ -57,7 +57,7 @@ def forms(n: Callable[[str], Size] = symbol) -> dict[str, BaseLayer]:
     moe = made(of.DeepseekV2MoE, n, gate=made(of.MoEGate, n), shared=shared)
     clip = of.NoTPTransformerBlock(made(of.NoTPAttention, n), made(of.NoTPFeedForward, n), layer_norm)
     embeddings = made(of.CLIPVisionEmbeddings, n, patch=made(of.PatchEmbed, n, bias=False))
-    encoder, grid = made(of.NoTPTransformer, n, block=clip), (made(of.MLPBlock, n), layer_norm, n("w"))
+    encoder, grid = made(of.NoTPTransformer, n, layer=clip), (made(of.MLPBlock, n), layer_norm, n("w"))
     stacks = {
         "Block": of.Block(made(of.Attention, n), *grid),
         "CLIPVisionEmbeddings": embeddings,
@@ -73,7 +73,7 @@ def forms(n: Callable[[str], Size] = symbol) -> dict[str, BaseLayer]:
         "NoTPTransformer": encoder,
         "NoTPTransformerBlock": clip,
         "ResidualBlock": of.ResidualBlock(made(of.SelfAttention, n), made(of.GatedMLP, n), made(of.RMSNorm, n)),
-        "Transformer": made(of.Transformer, n, block=clip),
+        "Transformer": made(of.Transformer, n, layer=clip),
         "VitModel": of.VitModel(embeddings, layer_norm, encoder),
     }  # fmt: skip
     named = {title.partition(" ")[0] for title in stacks}
