@@ -1,5 +1,6 @@
 """Runtimes: one of a user's own, the laws of passes and lifetimes, gradients beside torch's own kernels."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -260,14 +261,11 @@ def written_out():
 def test_the_steps_of_a_form_cost_what_the_form_costs(name):
     """Each step runs over all elements or over the rows; rotation counts pairs of them, of which one is turned round."""
     form = written_out()[name]
-    outputs = [step.equation.partition(" = ")[0] for step in form.steps]
-    pair = 2 if any("{half}" in output for output in outputs) else 1
-    row = sum(
-        s.flops for s, y in zip(form.steps, outputs, strict=True) if "{rest}" in y and "{y}" not in y and not s.over
-    )
-    element = (
-        sum(s.flops * (1 if "{half}" in y else pair) for s, y in zip(form.steps, outputs, strict=True)) - row * pair
-    )
+    pair = 2 if any("[half]" in step.equation for step in form.steps) else 1
+    over_rows = [all("[rest]" in t for t in re.findall(r"\w+[:\d]*(?:\[.*?\])?", s.equation)) for s in form.steps]
+    row = sum(s.flops for s, rows in zip(form.steps, over_rows, strict=True) if rows)
+    every = sum(s.flops * (1 if "[half] =" in s.equation else pair) for s in form.steps)
+    element = every - row * pair
     assert element == form.element
     assert row == form.row or name in ("SOFTMAX_IN_FP32", "LAYER_NORM")  # one kernel each, rows included
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.axes import AXES
-from modelmeter.sizes import Size, minimum, never_negative, ratio, substituted, summed, symbol
+from modelmeter.sizes import Size, minimum, never_negative, ratio, summed, symbol
 
 CAUSAL = ("full", "exact")
 
@@ -87,11 +87,6 @@ class Sizes:
         """The same place with further axes."""
         return replace(self, axes=self.axes | axes, bound=self.bound | axes.keys())
 
-    def with_axis(self, axis: str, size: Size) -> Sizes:
-        """The same place with one axis of another size, also in the sizes that were derived from it."""
-        name = str(self.axes[axis])
-        return replace(self, axes={a: substituted(v, name, size) for a, v in self.axes.items()} | {axis: size})
-
     def pairs(self, s: Size, t: Size, window: Size | None = None) -> Size:
         """Query-key pairs of s queries, the last of t positions, each with the `window` positions up to its own.
 
@@ -122,8 +117,8 @@ class Sizes:
         return self._names[local]
 
     def inside(
-        self, scope: str, layer: str, workload: Mapping[str, Size], fields: Mapping[str, Size],
-        names: Mapping[str, str], times: Size = 1,
+        self, scope: str, layer: str, workload: dict[str, Size], fields: dict[str, Size], names: Mapping[str, str],
+        times: Size = 1,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
         self.root.placed += 1
@@ -134,7 +129,7 @@ class Sizes:
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
             loop = (path, ends, minimum(times - 1, 1))
         node = Node(path, layer, outer.times * times, *loop, self.root.placed, (*outer.around, outer.layer))
-        return Sizes({**workload, **fields}, node, self.root, frozenset(workload), inner)
+        return Sizes(workload | fields, node, self.root, frozenset(workload), inner)
 
 
 _TAKEN = {"axes", "node", "root", "bound", *(name for name in dir(Sizes) if not name.startswith("_"))}

@@ -6,12 +6,14 @@ of its modules beside it. Constants of the shape (masks, interpolated tables, in
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import mul
 from typing import NamedTuple
 
 from modelmeter.graph.equations import Tensor
+from modelmeter.graph.forms import Step
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Composite, Op, build, ref
 from modelmeter.runtimes.passes import Pass, composites
@@ -22,39 +24,29 @@ Axes = tuple[str, ...]
 
 def taken_apart(graph: Graph) -> Graph:
     """Each form that is written out becomes its steps."""
-    return graph.with_ops(part for op in graph.ops for part in _steps(op))
+    return graph.with_ops(part for op in graph.ops for part in _steps(op) or [_grouped(op)])
 
 
-def _steps(op: Op) -> Iterator[Op]:
+def _steps(op: Op) -> list[Op]:
     """The kernels of a form; they do the op's FLOPs, what pairs or rows leave over in the last that computes."""
-    if op.form is None or not op.form.steps:
-        yield _grouped(op)
-        return
-    names, left = _names(op), op.cuda
+    steps = op.form.steps if op.form else []
+    left, frames = op.cuda, {r.name: r.frame for r in op.writes}
     weights = {r.name: r for r in op.reads if r.role == "weight"}
-    frames = {r.name: r.frame for r in op.writes}
-    computing = [step for step in op.form.steps if step.flops]
-    for step in op.form.steps:
-        kind = "pointwise" if step.flops else "copy"
-        made = build(kind, step.equation.format(**names), op.n, over=step.over.format(**names))
-        work: Size = 0
-        if step.flops:
-            work = (
-                left
-                if step is computing[-1]
-                else op.n.elements(tuple(made.over.split()) or made.output.stored) * step.flops
-            )
-            left = left - work
-        beside = op.writes[0].frame if made.writes[0].name == op.writes[0].name else made.writes[0].frame
-        writes = tuple(r._replace(frame=frames.get(r.name, beside)) for r in made.writes)
-        if step.rebinds:
-            writes = (*writes, op.reads[0]._replace(stored=0, touched=0))
-        reads = tuple(weights.get(r.name, r) for r in made.reads)
-        again = op.n.elements((step.when,)) if step.when else 1
-        yield op._replace(
-            kind=kind, equation=made.equation, reads=reads, writes=writes, cuda=work, form=None, over=made.over, row="",
-            again=again,
-        )  # fmt: skip
+    last = max((place for place, step in enumerate(steps) if step.flops), default=-1)
+    found = []
+    for place, step in enumerate(steps):
+        made = build("pointwise" if step.flops else "copy", _equation(op, step), op.n)
+        work = left if place == last else op.n.elements(made.equation.loops) * step.flops
+        left = left - work
+        beside = frames.get(made.writes[0].name)
+        held = [r._replace(frame=frames.get(r.name, r.frame if beside is None else beside)) for r in made.writes]
+        found.append(made._replace(
+            reads=tuple(weights.get(r.name, r) for r in made.reads),
+            writes=(*held, *(op.reads[0]._replace(stored=0, touched=0) for _ in step.rebinds)),
+            cuda=work, grad=op.grad, composite=op.composite, kernel=op.kernel,
+            again=op.n.elements((step.when,)) if step.when else 1,
+        ))  # fmt: skip
+    return found
 
 
 def _grouped(op: Op) -> Op:
@@ -64,18 +56,21 @@ def _grouped(op: Op) -> Op:
     return op._replace(reads=(*op.reads, ref(op.n, Tensor("ends", "activation", 32, ("E",), ("E",)))))
 
 
-def _names(op: Op) -> dict[str, str]:
-    """What the placeholders of a form's steps stand for (see graph/forms.py)."""
-    outputs, (x, *others) = op.equation.outputs, op.equation.factors
-    out = outputs[0].stored
-    found = {"x": str(x), "y": str(outputs[0]), "z": str(outputs[-1]), "all": " ".join(out)}
-    found |= dict(zip("wv", map(str, others), strict=False)) | {"b": " ".join(map(str, op.equation.addends))}
-    return found | {
-        "rest": " ".join(a for a in out if a not in op.row.split()),
-        "half": " ".join((*out[:-1], "H")),
-        "half_x": str(x._replace(touched=(*x.touched[:-1], "H"))),
-        "x_as_y": str(x._replace(stored=out, touched=out)),
-    }
+def _equation(op: Op, step: Step) -> str:
+    """A step's equation with the tensors of the op (see graph/forms.py)."""
+    out = op.output.stored
+    known = dict(zip("xwv", op.equation.operands, strict=False)) | {"y": op.output, "z": op.equation.outputs[-1]}
+    axes = {"all": out, "rest": tuple(a for a in out if a not in op.row.split()), "half": (*out[:-1], "H")}
+
+    def tensor(found: re.Match[str]) -> str:
+        name, bits, own = found.groups()
+        if own is None and name in known:
+            return str(known[name])
+        sizes = axes.get(own or "all") or tuple(own.split())
+        given = known.get(name, Tensor(name, "", int(bits or 0), sizes, sizes))
+        return str(given._replace(stored=given.stored if own == "half" else sizes, touched=sizes))
+
+    return re.sub(r"(\w+)(?::(\d+))?(?:\[(.*?)\])?", tensor, step.equation)
 
 
 def concatenated_cache(graph: Graph) -> Graph:

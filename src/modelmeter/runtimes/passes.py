@@ -12,7 +12,7 @@ from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Composite, Op, Ref, build
-from modelmeter.sizes import minimum
+from modelmeter.sizes import minimum, substituted
 
 Pass = Callable[[Graph], Graph]
 WHOLE_STAGE = "whole stage"
@@ -84,19 +84,18 @@ def merge_projections(graph: Graph) -> Graph:
 
 def last_logits(graph: Graph) -> Graph:
     """Logits of the last position alone, as serving engines compute them."""
-    return graph.with_ops(_last_logits(graph))
+    return graph.with_ops(made for op in graph.ops for made in _of_last_position(op))
 
 
-def _last_logits(graph: Graph) -> Iterator[Op]:
-    for op in graph.ops:
-        if op.composite and op.composite.kind == "logits":
-            n = op.n.bind(l=1)
-            x = op.equation.factors[0]
-            to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
-            yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", n)
-            one = build(op.kind, op.equation.text, op.n.with_axis("s", 1), op.form, op.over, op.row, op.grad)
-            op = one._replace(composite=op.composite, kernel=op.kernel)
-        yield op
+def _of_last_position(op: Op) -> Iterator[Op]:
+    if op.composite and op.composite.kind == "logits":
+        x, s = op.equation.factors[0], str(op.n.s)
+        to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
+        yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", op.n.bind(l=1))
+        n = op.n.bind(**{axis: substituted(size, s, 1) for axis, size in op.n.axes.items()} | {"s": 1})
+        one = build(op.kind, op.equation.text, n, op.form, op.over, op.row, op.grad)
+        op = one._replace(composite=op.composite, kernel=op.kernel)
+    yield op
 
 
 def without_dead_copies(graph: Graph) -> Graph:
