@@ -110,7 +110,7 @@ def reference_modules(model: Any) -> Iterator[tuple[str, str]]:
     from modelmeter.validate.deepseek_ocr_stages import language_case, vision_case
 
     page = model.workload(grid="2x3")
-    cases = [vision_case(model, page), language_case(model, page), language_case(model, page, steps=1)]
+    cases = [vision_case(model, page), language_case(model, page), language_case(model, page, step=1)]
     with torch.device("meta"), torch.no_grad():
         runs = [(case, *case.build()) for case in cases]
         count = lambda: [tensor_core_flops(lambda c=c, m=m, i=i: c.run(m, *i)) for c, m, i in runs]

@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 
 from modelmeter.errors import InputError  # noqa: E402
 from modelmeter.validate.case import compare  # noqa: E402
-from modelmeter.validate.deepseek_ocr_vendor import vendor_rows  # noqa: E402
-from modelmeter.validate.vendor import vendor_cases  # noqa: E402
+from modelmeter.validate.deepseek_ocr_vendor import vendor_cases  # noqa: E402
+from modelmeter.validate.vendor import found_cases  # noqa: E402
 
 VISION = """
     import torch
@@ -77,7 +77,7 @@ def folder(tmp_path):
 
 
 def test_classes_of_the_folder_are_compared_and_others_listed(folder, model):
-    cases, lacking = vendor_cases(str(folder), vendor_rows(model))
+    cases, lacking = found_cases(str(folder), vendor_cases(model))
     assert {case.layer for case in cases} == {"MLPBlock", "NoTPFeedForward", "DeepseekV2RMSNorm"}
     for case in cases:
         assert compare(case).equal, case.layer
@@ -92,12 +92,12 @@ def test_a_vendor_class_that_differs_is_not_equal(folder, model):
     path.write_text(
         path.read_text().replace("nn.Linear(embedding_dim, mlp_dim)", "nn.Linear(embedding_dim, mlp_dim, bias=False)")
     )
-    case = next(c for c in vendor_cases(str(folder), vendor_rows(model))[0] if c.layer == "MLPBlock")
+    case = next(c for c in found_cases(str(folder), vendor_cases(model))[0] if c.layer == "MLPBlock")
     assert compare(case).difference["parameters"] == -3072 and not compare(case).equal
 
 
 def test_stand_ins_do_not_leak_into_python(folder, model):
-    vendor_cases(str(folder), vendor_rows(model))
+    found_cases(str(folder), vendor_cases(model))
     for name in ("easydict", "flash_attn", "transformers.utils.nowhere"):
         with pytest.raises(ImportError):
             __import__(name)
@@ -106,4 +106,4 @@ def test_stand_ins_do_not_leak_into_python(folder, model):
 def test_a_folder_without_python_is_refused(tmp_path, model):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="is not a folder with the vendor's Python files"):
-            vendor_cases(str(folder), vendor_rows(model))
+            found_cases(str(folder), vendor_cases(model))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from modelmeter.layers.base import BaseLayer
 from modelmeter.models.model import BaseModel
@@ -17,8 +17,7 @@ from modelmeter.validate.counters import ScalarOperations, tensor_core_flops
 from modelmeter.workload import Workload
 
 
-@dataclass(frozen=True)
-class LayerAt:
+class LayerAt(NamedTuple):
     """A layer at sizes."""
 
     layer: BaseLayer
@@ -31,26 +30,28 @@ class LayerAt:
         return self.layer.program().kernels(**self.sizes)
 
 
-@dataclass(frozen=True)
-class StageAt:
-    """A stage of a model at a workload; of decode that step."""
+class StageAt(NamedTuple):
+    """A stage of a model at a workload."""
 
     model: BaseModel
     stage: str
     work: Workload
-    step: int = 1
 
     def cost(self) -> StageCost:
-        later = replace(self.work, prompt_tokens=self.work.prompt_tokens + self.step - 1, decode_steps=1)
-        return self.model.cost(self.stage, later)
+        return self.model.cost(self.stage, self.work)
 
     def kernels(self) -> list[Kernel]:
-        return self.model.kernels(self.stage, self.work, self.step)
+        return self.model.kernels(self.stage, self.work)
+
+
+def like(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    """A tensor that says what an input is like and holds nothing."""
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @dataclass(frozen=True)
 class Case:
-    """`build` makes the module and its inputs; `run` calls it.
+    """`make` makes the module (None where a function is compared), `inputs` are like what `run` gives it.
 
     `unseen` says that torch's counter sees no FLOPs by nature (norms, lookups): then the scalar
     operations are what is compared. `known` is by how much the reference differs for a stated reason;
@@ -60,42 +61,27 @@ class Case:
 
     group: str
     layer: str
-    reference: str
     ours: LayerAt | StageAt
-    build: Callable[[], tuple[torch.nn.Module | None, tuple[Any, ...]]]
+    make: Callable[..., torch.nn.Module | None]
+    inputs: tuple[Any, ...]
+    reference: str = ""
     run: Callable[..., Any] = lambda module, *inputs: module(*inputs)
     unseen: bool = False
     known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     device: str = "meta"
 
+    def build(self, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Module | None, tuple[Any, ...]]:
+        """The module and its inputs on torch's default device; whole numbers are zeros."""
 
-UNSEEN = {"unseen": True}
-"""`more` of a layer without tensor-core FLOPs."""
+        def made(tensor: torch.Tensor) -> torch.Tensor:
+            real = tensor.is_floating_point()
+            return torch.randn(tensor.shape, dtype=dtype) if real else torch.zeros(tensor.shape, dtype=tensor.dtype)
 
-
-class Row(NamedTuple):
-    """A layer at `sizes` beside the module that `make` makes, which is given a random tensor of `shape`, then `others`.
-
-    `more` are further fields of its Case.
-    """
-
-    layer: str
-    make: Callable[..., torch.nn.Module]
-    ours: BaseLayer
-    sizes: Mapping[str, int]
-    shape: tuple[int, ...]
-    reference: str = ""
-    others: Callable[[torch.dtype], tuple[Any, ...]] = lambda dtype: ()
-    more: Mapping[str, Any] = MappingProxyType({})
-
-    def case(self, group: str, dtype: torch.dtype = torch.bfloat16) -> Case:
-        """The case in a group of the table."""
-
-        def build() -> tuple[torch.nn.Module, tuple[Any, ...]]:
-            return self.make().to(dtype).eval(), (torch.randn(*self.shape, dtype=dtype), *self.others(dtype))
-
-        return Case(group, self.layer, self.reference, LayerAt(self.ours, self.sizes), build, **self.more)
+        module = self.make()
+        if module is not None:
+            module = module.to(dtype).eval()
+        return module, tree_map_only(torch.Tensor, made, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -139,7 +125,7 @@ def compare(case: Case) -> Comparison:
             run()
         measured |= {"cuda_core_flops": seen.flops, "kernel_io_bytes": seen.bytes}
     measured = {quantity: count for quantity, count in measured.items() if quantity not in case.skip}
-    if module is not None:
+    if module is not None and isinstance(case.ours, LayerAt):
         measured["parameters"] = sum(p.numel() for p in module.parameters())
     for quantity, (amount, _) in case.known.items():
         theoretical[quantity] += amount

@@ -6,9 +6,9 @@ so the same list serves the table at full size and tests at random shapes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ from transformers.models.unlimited_ocr.configuration_unlimited_ocr import Unlimi
 from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
 from modelmeter.layers import LlamaFlashAttention2, LlamaRotaryEmbedding, RotaryEmbedding, Sequence
-from modelmeter.validate.case import UNSEEN, Case, Row
+from modelmeter.validate.case import Case, LayerAt, like
 
 OVERRIDES = ("tower.clip.projections=split", "decoder.gate_up=merged", "decoder.rotary=model")
 """Overrides under which our model has transformers' kernels."""
 MIXTURE_IO = {"kernel_io_bytes": "batched_mm gathers one copy of an expert's weights for each token"}
+UNSEEN = {"unseen": True}
 
 
 @dataclass(frozen=True)
@@ -94,10 +95,9 @@ def _side(clip: Any) -> int:
 
 
 def experts_here(tower: Any, decoder: Any) -> Any:
-    """The configuration for torch's default device: real experts run grouped, without copies of weights
-    for each token; on meta the counter would not see them so."""
-    experts = "batched_mm" if torch.get_default_device().type == "meta" else "grouped_mm"
-    return config(tower, decoder, experts=experts)
+    """The configuration for torch's default device: real experts run grouped, without copies of weights for each
+    token; on meta the counter would not see them so."""
+    return config(tower, decoder, "sdpa", "batched_mm" if torch.get_default_device().type == "meta" else "grouped_mm")
 
 
 class LayerNormWrittenOut(nn.Module):
@@ -112,153 +112,10 @@ class LayerNormWrittenOut(nn.Module):
         return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight + self.bias
 
 
-def no_patch(model: Any) -> dict[str, tuple[int, str]]:
-    """Parameters that the checkpoint has and transformers has not."""
-    stored = model.tower.clip.embeddings.patch.cost(b=1, u=1, v=1).parameters
-    return {"parameters": (-stored, "transformers drops CLIP's unused patch convolution")}
-
-
 def two_norms(model: Any, pixels: int) -> dict[str, tuple[int, str]]:
     """The neck's two norms subtract the mean once in transformers, twice in the vendor's code."""
     fewer = -2 * model.tower.sam.neck_norm.c * pixels
     return {"cuda_core_flops": (fewer, "transformers' LayerNorm2d subtracts the mean once")}
-
-
-def layer_cases(model: Any, at: At = At(), dtype: torch.dtype = torch.bfloat16) -> Iterator[Case]:
-    """One case for every layer class."""
-    c = config(model.tower, model.decoder)
-    for group, rows in (
-        ("vision", _sam_rows(model, at, c.vision_config.sam_config)),
-        ("vision", _clip_rows(model, at, c.vision_config.encoder_config)),
-        ("vision", _projector_rows(model.projector, at)),
-        ("decoder", _text_rows(model, at, c.text_config)),
-        ("llama", _attention_rows(model.decoder, at, c.text_config)),
-        ("decoder", _decoder_rows(model, at, c.text_config)),
-        ("llama", _rotary_rows(model.decoder, at, c.text_config)),
-    ):
-        yield from (row.case(group, dtype) for row in rows)
-
-
-def _sam_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
-    sam, (windowed, full) = model.tower.sam, inner(model.tower.sam.blocks)
-    d, w, neck, down = full.d, windowed.w, sam.neck_norm, sam.downsample[0]
-    grid, tokens, edges = (
-        {"b": at.b, "u": at.u, "v": at.v},
-        {"b": at.b, "s": at.u * at.v},
-        {"b": at.b, "i": at.u, "j": at.v},
-    )
-    many, known = at.b * -(-at.u // w) * -(-at.v // w), {"known": two_norms(model, at.b * at.u * at.v)}
-    windows, features, line = {"b": many, "u": w, "v": w}, (at.b, at.u, at.v, d), (at.b, at.u * at.v, d)
-    pixels, channels = (at.b, 3, at.u * sam.patch.p, at.v * sam.patch.p), (at.b, neck.c, at.u, at.v)
-    vit = ocr.UnlimitedOcrSamVisionLayer, "SamVisionLayer"
-    sdpa = ocr.UnlimitedOcrSamVisionSdpaAttention, "SamVisionSdpaAttention"
-    yield from (
-        Row("PatchEmbed", lambda: ocr.UnlimitedOcrSamPatchEmbeddings(cfg), sam.patch, grid, pixels, "SamPatchEmbeddings"),
-        Row("Attention (global)", lambda: sdpa[0](cfg, 0), full.attention, grid, features, sdpa[1]),
-        Row("Attention (window)", lambda: sdpa[0](cfg, w), windowed.attention, windows, (many, w, w, d), sdpa[1]),
-        Row("MLPBlock", lambda: ocr.UnlimitedOcrSamMLPBlock(cfg), full.mlp, tokens, line, "SamMLPBlock"),
-        Row("Block (global)", lambda: vit[0](cfg, 0), full, grid, features, vit[1]),
-        Row("Block (window)", lambda: vit[0](cfg, w), windowed, grid, features, vit[1]),
-        Row("LayerNorm", lambda: LayerNormWrittenOut(d), full.norm, tokens, line, "LayerNorm written out", more=UNSEEN),
-        Row("LayerNorm2d", lambda: VitDetLayerNorm(neck.c), neck, grid, channels, "VitDetLayerNorm", more=UNSEEN),
-        Row("Conv2d", lambda: nn.Conv2d(down.c, down.o, 3, 2, 1, bias=False), down, edges, channels, "torch.nn.Conv2d"),
-        Row("ImageEncoderViT", lambda: ocr.UnlimitedOcrSamVisionEncoder(cfg), sam, grid, pixels, "SamVisionEncoder", more=known),
-    )  # fmt: skip
-
-
-def _clip_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
-    clip, side = model.tower.clip, _side(model.tower.clip)
-    block, table, d, known = clip.transformer.block, clip.embeddings, clip.d, {"known": no_patch(model)}
-    own, convolved = CLIPVisionConfig(**_clip(clip)), replace(table, own_patches=True)
-    patches, pixels = {"b": at.b, "u": side, "v": side}, (at.b, 3, *2 * (table.patch.p * side,))
-    u, v = -(-at.u // 4), -(-at.v // 4)
-    grid, features = {"b": at.b, "u": u, "v": v}, (at.b, d, u, v)
-    line, tokens, alone = {"b": at.b, "s": u * v + 1}, (at.b, u * v + 1, d), {"run": lambda module, x: module(x, None)}
-    yield from (
-        Row("CLIPVisionEmbeddings (conv)", lambda: ClipEmbeddings(own), convolved, patches, pixels, "CLIPVisionEmbeddings"),
-        Row("CLIPVisionEmbeddings", lambda: ocr.UnlimitedOcrVisionEmbeddings(cfg), table, grid, features,
-            "VisionEmbeddings", more=known | UNSEEN),
-        Row("NoTPAttention", lambda: ocr.UnlimitedOcrAttention(cfg), block.attention, line, tokens, "Attention"),
-        Row("NoTPFeedForward", lambda: ocr.UnlimitedOcrMLP(cfg), block.mlp, line, tokens, "MLP"),
-        Row("NoTPTransformerBlock", lambda: ocr.UnlimitedOcrEncoderLayer(cfg), block, line, tokens, "EncoderLayer", more=alone),
-        Row("NoTPTransformer", lambda: ocr.UnlimitedOcrEncoder(cfg), clip.transformer, line, tokens, "Encoder"),
-        Row("VitModel", lambda: ocr.UnlimitedOcrVisionEncoder(cfg), clip, grid, features, "VisionEncoder", more=known),
-    )  # fmt: skip
-
-
-def _projector_rows(linear: Any, at: At, depth: int = 3) -> Iterator[Row]:
-    s, deep = -(-at.u // 4) * -(-at.v // 4), replace(linear, kind="mlp_gelu", depth=depth)
-    place, shape = {"b": at.b, "s": s}, (at.b, s, linear.c)
-
-    def stacked() -> nn.Module:
-        others = (part for _ in range(depth - 1) for part in (nn.GELU(), nn.Linear(linear.d, linear.d)))
-        return nn.Sequential(nn.Linear(linear.c, linear.d), *others)
-
-    yield from (
-        Row("MlpProjector (linear)", lambda: nn.Linear(linear.c, linear.d), linear, place, shape, "multi_modal_projector"),
-        Row("MlpProjector (mlp_gelu)", stacked, deep, place, shape, "torch.nn.Sequential"),
-    )  # fmt: skip
-
-
-def _text_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
-    decoder, (dense, moe) = model.decoder, inner(model.decoder.layers)
-    d, shared, vocabulary = decoder.d, moe.mlp.shared, decoder.head.V
-    place = ({"b": at.b, "s": at.s}, (at.b, at.s, d))
-    both = Sequence((decoder.embedding, decoder.head))  # a lookup alone has nothing that a counter could see
-
-    def head() -> nn.Module:
-        return nn.Linear(d, vocabulary, bias=False)
-
-    yield from (
-        Row("DeepseekV2MLP", lambda: ocr.UnlimitedOcrTextMLP(cfg, intermediate_size=shared.f), shared, *place, "TextMLP"),
-        Row("MoEGate", lambda: ocr.UnlimitedOcrTextTopkRouter(cfg), moe.mlp.gate, *place, "TextTopkRouter"),
-        Row("DeepseekV2MoE", lambda: ocr.UnlimitedOcrTextMoe(experts_here(model.tower, model.decoder).text_config), moe.mlp, *place, "TextMoe",
-            more={"skip": MIXTURE_IO}),
-        Row("DeepseekV2RMSNorm", lambda: ocr.UnlimitedOcrTextRMSNorm(d), dense.norm, *place, "TextRMSNorm", more=UNSEEN),
-        Row("TokenEmbedding", lambda: nn.Sequential(nn.Embedding(vocabulary, d), head()), both, *place,
-            "torch.nn.Linear after torch.nn.Embedding", _positions(at), {"run": lambda m, x, ids: m(ids)}),
-        Row("LMHead", head, decoder.head, *place, "lm_head"),
-    )  # fmt: skip
-
-
-def _cached_rows(
-    decoder: Any, at: At, *rows: tuple[str, str, Callable[[], nn.Module], Any, dict[str, str]]
-) -> Iterator[Row]:
-    """Attention or decoder layers (name, reference, module, ours, what is not compared), with `past` tokens in the cache."""
-    attention, t = inner(decoder.layers)[0].attention, at.past + at.s
-    chunked = at.past > 0 and at.s > 1  # transformers then needs a mask, or it drops the cache from the product
-    masked = {"kernel_io_bytes": "with a mask transformers reads it and copies grouped KV heads"} if chunked else {}
-
-    def others(dtype: torch.dtype) -> tuple[Any, ...]:
-        cos, sin = (torch.randn(at.b, at.s, attention.e, dtype=dtype) for _ in "cs")
-        return (cos, sin), *(torch.randn(at.b, attention.g, at.past, attention.e, dtype=dtype) for _ in "kv")
-
-    def run(module: Any, x: Any, table: Any, k: Any, v: Any) -> Any:
-        mask = torch.ones(1, 1, at.s, t, dtype=torch.bool, device=x.device) if chunked else None
-        return module(x, position_embeddings=table, past_key_values=cached(k, v, 2), attention_mask=mask)
-
-    for name, reference, make, ours, skip in rows:
-        more = {"run": run, "skip": masked | skip}
-        yield Row(name, make, ours, {"b": at.b, "s": at.s, "t": t}, (at.b, at.s, decoder.d), reference, others, more)
-
-
-def _attention_rows(decoder: Any, at: At, cfg: Any) -> Iterator[Row]:
-    attention = inner(decoder.layers)[0].attention
-    flash = LlamaFlashAttention2(attention.d, attention.g, attention.r, attention.e)
-    theirs = "TextAttention", lambda: ocr.UnlimitedOcrTextAttention(cfg, 0)
-    return _cached_rows(
-        decoder, at, ("LlamaAttention", *theirs, attention, {}), ("LlamaFlashAttention2", *theirs, flash, {})
-    )
-
-
-def _decoder_rows(model: Any, at: At, cfg: Any) -> Iterator[Row]:
-    (dense, moe), first = inner(model.decoder.layers), model.decoder.layers[0].l
-    layer, name = ocr.UnlimitedOcrTextDecoderLayer, "DeepseekV2DecoderLayer"
-    return _cached_rows(
-        model.decoder, at,
-        (f"{name} (dense)", "TextDecoderLayer", lambda: layer(cfg, 0), dense, {}),
-        (f"{name} (moe)", "TextDecoderLayer", lambda: layer(experts_here(model.tower, model.decoder).text_config, first), moe, MIXTURE_IO),
-    )  # fmt: skip
 
 
 def cached(k: torch.Tensor, v: torch.Tensor, layers: int) -> DynamicCache:
@@ -269,23 +126,158 @@ def cached(k: torch.Tensor, v: torch.Tensor, layers: int) -> DynamicCache:
     return cache
 
 
-def _rotary_rows(decoder: Any, at: At, cfg: Any) -> Iterator[Row]:
-    e, text, shape = inner(decoder.layers)[0].attention.e, {"b": at.b, "s": at.s}, (at.b, at.s, decoder.d)
-    name, positions = "LlamaRotaryEmbedding", _positions(at)
-    yield from (
-        Row(f"{name} (transformers)", lambda: ocr.UnlimitedOcrTextRotaryEmbedding(cfg), RotaryEmbedding(e), text, shape,
-            "TextRotaryEmbedding", positions, UNSEEN),
-        Row(f"{name} (vendor)", nn.Identity, LlamaRotaryEmbedding(e), text, (e // 2,), "inv_freq @ positions", positions,
-            {"run": _vendor_rotary}),
+def layer_cases(model: Any, at: At = At()) -> Iterator[Case]:
+    """One case for every layer class."""
+    c = config(model.tower, model.decoder)
+    yield from _sam_cases(model, at, c.vision_config.sam_config)
+    yield from _clip_cases(model.tower.clip, at, c.vision_config.encoder_config)
+    yield from _projector_cases(model.projector, at)
+    yield from _text_cases(model, at, c.text_config)
+    yield from _cached_cases(model, at, c.text_config)
+    yield from _rotary_cases(model.decoder, at, c.text_config)
+
+
+def _cases(group: str, *rows: tuple[Any, ...]) -> Iterator[Case]:
+    """Cases from rows: layer, module, ours, its sizes, what the module is given, and further fields where needed.
+
+    The reference is named as its class where it is not named otherwise.
+    """
+    for layer, make, ours, sizes, inputs, *more in rows:
+        fields = {"reference": make.func.__name__.removeprefix("UnlimitedOcr")} | dict(*more)
+        yield Case(group, layer, LayerAt(ours, sizes), make, inputs, **fields)
+
+
+def _sam_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
+    sam, (windowed, full) = model.tower.sam, inner(model.tower.sam.blocks)
+    d, w, p, neck, down = full.d, windowed.w, sam.patch.p, sam.neck_norm, sam.downsample[0]
+    grid, tokens, edges = dict(b=at.b, u=at.u, v=at.v), dict(b=at.b, s=at.u * at.v), dict(b=at.b, i=at.u, j=at.v)
+    windows = dict(b=at.b * -(-at.u // w) * -(-at.v // w), u=w, v=w)
+    pixels, channels = (like(at.b, 3, at.u * p, at.v * p),), (like(at.b, neck.c, at.u, at.v),)
+    features, line, inside = (like(*grid.values(), d),), (like(*tokens.values(), d),), (like(*windows.values(), d),)
+    vit, sdpa = ocr.UnlimitedOcrSamVisionLayer, ocr.UnlimitedOcrSamVisionSdpaAttention
+    yield from _cases(
+        "vision",
+        ("PatchEmbed", partial(ocr.UnlimitedOcrSamPatchEmbeddings, cfg), sam.patch, grid, pixels),
+        ("Attention (global)", partial(sdpa, cfg, 0), full.attention, grid, features),
+        ("Attention (window)", partial(sdpa, cfg, w), windowed.attention, windows, inside),
+        ("MLPBlock", partial(ocr.UnlimitedOcrSamMLPBlock, cfg), full.mlp, tokens, line),
+        ("Block (global)", partial(vit, cfg, 0), full, grid, features),
+        ("Block (window)", partial(vit, cfg, w), windowed, grid, features),
+        ("LayerNorm", partial(LayerNormWrittenOut, d), full.norm, tokens, line, 
+         UNSEEN | {"reference": "LayerNorm written out"}),
+        ("LayerNorm2d", partial(VitDetLayerNorm, neck.c), neck, grid, channels, UNSEEN),
+        ("Conv2d", partial(nn.Conv2d, down.c, down.o, 3, 2, 1, bias=False), down, edges, channels, {"reference": "torch.nn.Conv2d"}),
+        ("ImageEncoderViT", partial(ocr.UnlimitedOcrSamVisionEncoder, cfg), sam, grid, pixels,
+         {"known": two_norms(model, at.b * at.u * at.v)}),
     )  # fmt: skip
 
 
-def _positions(at: At) -> Callable[[torch.dtype], tuple[torch.Tensor]]:
-    """Further inputs of a row: positions, or ids."""
-    return lambda dtype: (torch.zeros(at.b, at.s, dtype=torch.long),)
+def _clip_cases(clip: Any, at: At, cfg: Any) -> Iterator[Case]:
+    block, table, d, side = clip.transformer.block, clip.embeddings, clip.d, _side(clip)
+    own, u, v = partial(ClipEmbeddings, CLIPVisionConfig(**_clip(clip))), -(-at.u // 4), -(-at.v // 4)
+    convolved, patches = replace(table, own_patches=True), dict(b=at.b, u=side, v=side)
+    grid, line, tokens = dict(b=at.b, u=u, v=v), dict(b=at.b, s=u * v + 1), (like(at.b, u * v + 1, d),)
+    pixels, features = (like(at.b, 3, *2 * (table.patch.p * side,)),), (like(at.b, d, u, v),)
+    stored = table.patch.cost(b=1, u=1, v=1).parameters  # which the checkpoint has and transformers has not
+    known = {"known": {"parameters": (-stored, "transformers drops CLIP's unused patch convolution")}}
+    yield from _cases(
+        "vision",
+        ("CLIPVisionEmbeddings (conv)", own, convolved, patches, pixels),
+        ("CLIPVisionEmbeddings", partial(ocr.UnlimitedOcrVisionEmbeddings, cfg), table, grid, features, known | UNSEEN),
+        ("NoTPAttention", partial(ocr.UnlimitedOcrAttention, cfg), block.attention, line, tokens),
+        ("NoTPFeedForward", partial(ocr.UnlimitedOcrMLP, cfg), block.mlp, line, tokens),
+        ("NoTPTransformerBlock", partial(ocr.UnlimitedOcrEncoderLayer, cfg), block, line, tokens,
+         {"run": lambda module, x: module(x, None)}),
+        ("NoTPTransformer", partial(ocr.UnlimitedOcrEncoder, cfg), clip.transformer, line, tokens),
+        ("VitModel", partial(ocr.UnlimitedOcrVisionEncoder, cfg), clip, grid, features, known),
+    )  # fmt: skip
 
 
-def _vendor_rotary(module: nn.Module, inv_freq: torch.Tensor, positions: torch.Tensor) -> Any:
+def _projector_cases(linear: Any, at: At, depth: int = 3) -> Iterator[Case]:
+    place = dict(b=at.b, s=-(-at.u // 4) * -(-at.v // 4))
+    given, first = (like(*place.values(), linear.c),), partial(nn.Linear, linear.c, linear.d)
+
+    def stacked() -> nn.Module:
+        others = (part for _ in range(depth - 1) for part in (nn.GELU(), nn.Linear(linear.d, linear.d)))
+        return nn.Sequential(first(), *others)
+
+    yield from _cases(
+        "vision",
+        ("MlpProjector (linear)", first, linear, place, given, {"reference": "multi_modal_projector"}),
+        ("MlpProjector (mlp_gelu)", partial(stacked), replace(linear, kind="mlp_gelu", depth=depth), place, given,
+         {"reference": "torch.nn.Sequential"}),
+    )  # fmt: skip
+
+
+def _text_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
+    decoder, (dense, moe) = model.decoder, inner(model.decoder.layers)
+    d, shared, place = decoder.d, moe.mlp.shared, dict(b=at.b, s=at.s)
+    given, ids, head = (
+        (like(at.b, at.s, d),),
+        (like(at.b, at.s, dtype=torch.long),),
+        partial(nn.Linear, d, decoder.head.V, bias=False),
+    )
+    both = Sequence((decoder.embedding, decoder.head))  # a lookup alone has nothing that a counter could see
+    yield from _cases(
+        "decoder",
+        ("DeepseekV2MLP", partial(ocr.UnlimitedOcrTextMLP, cfg, intermediate_size=shared.f), shared, place, given),
+        ("MoEGate", partial(ocr.UnlimitedOcrTextTopkRouter, cfg), moe.mlp.gate, place, given),
+        ("DeepseekV2MoE", partial(_with_experts, ocr.UnlimitedOcrTextMoe, model), moe.mlp, place, given,
+         {"reference": "TextMoe"} | {"skip": MIXTURE_IO}),
+        ("DeepseekV2RMSNorm", partial(ocr.UnlimitedOcrTextRMSNorm, d), dense.norm, place, given, UNSEEN),
+        ("TokenEmbedding", partial(lambda: nn.Sequential(nn.Embedding(decoder.head.V, d), head())), both, place, ids,
+         {"reference": "torch.nn.Linear after torch.nn.Embedding"}),
+        ("LMHead", head, decoder.head, place, given, {"reference": "lm_head"}),
+    )  # fmt: skip
+
+
+def _with_experts(kind: Any, model: Any, *arguments: Any) -> nn.Module:
+    """A module with a mixture, for torch's default device."""
+    made: nn.Module = kind(experts_here(model.tower, model.decoder).text_config, *arguments)
+    return made
+
+
+def _cached_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
+    """Attention and decoder layers, with `past` tokens in the cache."""
+    dense, moe = inner(model.decoder.layers)
+    attention, t, layer = dense.attention, at.past + at.s, ocr.UnlimitedOcrTextDecoderLayer
+    chunked = at.past > 0 and at.s > 1  # transformers then needs a mask, or it drops the cache from the product
+    masked = {"kernel_io_bytes": "with a mask transformers reads it and copies grouped KV heads"} if chunked else {}
+
+    def run(module: Any, x: Any, table: Any, k: Any, v: Any) -> Any:
+        mask = torch.ones(1, 1, at.s, t, dtype=torch.bool, device=x.device) if chunked else None
+        return module(x, position_embeddings=table, past_key_values=cached(k, v, 2), attention_mask=mask)
+
+    angles, keys = like(at.b, at.s, attention.e), like(at.b, attention.g, at.past, attention.e)
+    sizes, given = dict(b=at.b, s=at.s, t=t), (like(at.b, at.s, attention.d), (angles, angles), keys, keys)
+    flash = LlamaFlashAttention2(attention.d, attention.g, attention.r, attention.e)
+    theirs, more = partial(ocr.UnlimitedOcrTextAttention, cfg, 0), {"run": run, "skip": masked}
+    mixture = partial(_with_experts, layer, model, model.decoder.layers[0].l)
+    yield from _cases(
+        "llama",
+        ("LlamaAttention", theirs, attention, sizes, given, more),
+        ("LlamaFlashAttention2", theirs, flash, sizes, given, more),
+    )
+    yield from _cases(
+        "decoder",
+        ("DeepseekV2DecoderLayer (dense)", partial(layer, cfg, 0), dense, sizes, given, more),
+        ("DeepseekV2DecoderLayer (moe)", mixture, moe, sizes, given,
+         {"reference": "TextDecoderLayer"} | {"run": run, "skip": MIXTURE_IO}),
+    )  # fmt: skip
+
+
+def _rotary_cases(decoder: Any, at: At, cfg: Any) -> Iterator[Case]:
+    e, text, positions = inner(decoder.layers)[0].attention.e, dict(b=at.b, s=at.s), like(at.b, at.s, dtype=torch.long)
+    theirs, given = partial(ocr.UnlimitedOcrTextRotaryEmbedding, cfg), (like(at.b, at.s, decoder.d), positions)
+    yield from _cases(
+        "llama",
+        ("LlamaRotaryEmbedding (transformers)", theirs, RotaryEmbedding(e), text, given, UNSEEN),
+        ("LlamaRotaryEmbedding (vendor)", partial(lambda: None), LlamaRotaryEmbedding(e), text, (like(e // 2), positions),
+         {"reference": "inv_freq @ positions", "run": _vendor_rotary}),
+    )  # fmt: skip
+
+
+def _vendor_rotary(_: None, inv_freq: torch.Tensor, positions: torch.Tensor) -> Any:
     """The published form: frequencies x positions as a batched matmul, then cos, sin and scaling."""
     left = inv_freq[None, :, None].float().expand(positions.shape[0], -1, 1)
     angles = (left @ positions[:, None, :].float()).transpose(1, 2)

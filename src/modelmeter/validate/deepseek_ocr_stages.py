@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from transformers.models.unlimited_ocr import modeling_unlimited_ocr as ocr
 
-from modelmeter.validate.case import Case, StageAt
+from modelmeter.validate.case import Case, StageAt, like
 from modelmeter.validate.deepseek_ocr import MIXTURE_IO, cached, experts_here, inner, two_norms
 from modelmeter.workload import Workload
 
 
 @lru_cache(maxsize=1)
 def _whole(tower: Any, decoder: Any, device: str) -> Any:
-    """The whole model; real experts run grouped, which on meta would hide them from the counter."""
     with torch.device(device):
-        return ocr.UnlimitedOcrForConditionalGeneration(experts_here(tower, decoder)).to(torch.bfloat16).eval()
+        return ocr.UnlimitedOcrForConditionalGeneration(experts_here(tower, decoder)).to(torch.bfloat16)
 
 
 def _here(model: Any) -> Any:
@@ -29,42 +28,36 @@ def _here(model: Any) -> Any:
 
 def vision_case(model: Any, work: Workload, label: str = "") -> Case:
     """The vision stage of a workload beside the vision tower and projector of the whole model."""
-    views = [(work.batch * v.count, 3, v.height, v.width) for v in work.image.views]
+    views, patch = [(work.batch * v.count, 3, v.height, v.width) for v in work.image.views], model.tower.patch
 
-    def build() -> tuple[None, tuple[Any, ...]]:
-        return None, (_here(model).model, *(torch.zeros(*view, dtype=torch.bfloat16) for view in views))
-
-    def run(_: None, whole: Any, *pixels: torch.Tensor) -> None:
+    def run(whole: Any, *pixels: torch.Tensor) -> None:
         for view in pixels:
-            whole.multi_modal_projector(whole.vision_tower(view).last_hidden_state)
+            whole.model.multi_modal_projector(whole.model.vision_tower(view).last_hidden_state)
 
-    patches = sum(
-        many * (height // model.tower.patch) * (width // model.tower.patch) for many, _, height, width in views
-    )
-    return Case("stage", f"vision {label or work.image.mode}", "UnlimitedOcrModel", StageAt(model, "vision", work),
-                build, run, known=two_norms(model, patches))  # fmt: skip
+    known = two_norms(model, sum(many * (height // patch) * (width // patch) for many, _, height, width in views))
+    ours, pixels = StageAt(model, "vision", work), tuple(like(*view) for view in views)
+    return Case("stage", f"vision {label or work.image.mode}", ours, partial(_here, model), pixels, "UnlimitedOcrModel",
+                run, known=known)  # fmt: skip
 
 
-def language_case(model: Any, work: Workload, steps: int = 0) -> Case:
-    """Prefill (steps 0), or that decode step after it with a cache, beside the whole decoder."""
+def language_case(model: Any, work: Workload, step: int = 0) -> Case:
+    """Prefill (step 0), or that decode step after it with a cache, beside the whole decoder."""
     s, attention = work.context_tokens, inner(model.decoder.layers)[0].attention
-    layers = sum(repeat.l for repeat in model.decoder.layers)
+    layers, rows = sum(repeat.l for repeat in model.decoder.layers), 1 if work.logits == "last" else 0
 
-    def build() -> tuple[None, tuple[Any, ...]]:
-        shape = (work.batch, 1 if steps else s, model.decoder.d)
-        positions = torch.zeros(shape[:2], dtype=torch.long)
-        return None, (_here(model), torch.zeros(shape, dtype=torch.bfloat16), positions)
-
-    def run(_: None, lm: Any, embedded: torch.Tensor, positions: torch.Tensor) -> None:
-        shape = (work.batch, attention.g, s + steps - 1 if steps else 0, attention.e)
-        past = torch.zeros(shape, dtype=torch.bfloat16, device=embedded.device)
-        cache, rows = cached(past, past, layers), 1 if work.logits == "last" else 0
+    def run(lm: Any, embedded: torch.Tensor, positions: torch.Tensor, past: torch.Tensor) -> None:
+        cache = cached(past, past, layers)
         lm(inputs_embeds=embedded, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=rows)
 
-    ours = StageAt(model, "decode", work, steps) if steps else StageAt(model, "prefill", work)
-    label = f"decode step {steps} after {s}" if steps else f"prefill {s}, logits {work.logits}"
+    ours, label, tokens, held = StageAt(model, "prefill", work), f"prefill {s}, logits {work.logits}", s, 0
+    if step:
+        later = replace(work, prompt_tokens=work.prompt_tokens + step - 1, decode_steps=1)
+        ours, label, tokens, held = StageAt(model, "decode", later), f"decode step {step} after {s}", 1, s + step - 1
     label += f", batch {work.batch}" if work.batch != 1 else ""
-    return Case("stage", label, "UnlimitedOcrForConditionalGeneration", ours, build, run, skip=MIXTURE_IO)
+    positions = like(work.batch, tokens, dtype=torch.long)
+    given = like(work.batch, tokens, model.decoder.d), positions, like(work.batch, attention.g, held, attention.e)
+    return Case("stage", label, ours, partial(_here, model), given, "UnlimitedOcrForConditionalGeneration", run,
+                skip=MIXTURE_IO)  # fmt: skip
 
 
 def stage_cases(model: Any) -> Iterator[Case]:
@@ -77,8 +70,11 @@ def stage_cases(model: Any) -> Iterator[Case]:
         label = " ".join([mode, *(f"{k} {v}" for k, v in options.items())])
         yield vision_case(model, model.workload(mode=mode, **options), label)
     page = model.workload(grid="1x2")
-    yield language_case(model, page)
-    yield language_case(model, replace(page, logits="last"))
-    yield language_case(model, page, steps=1)
-    yield language_case(model, page, steps=100)
-    yield language_case(model, replace(page, batch=3), steps=7)
+    for work, step in (
+        (page, 0),
+        (replace(page, logits="last"), 0),
+        (page, 1),
+        (page, 100),
+        (replace(page, batch=3), 7),
+    ):
+        yield language_case(model, work, step)

@@ -12,10 +12,10 @@ from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
-from modelmeter.validate.case import Case, Comparison, Row, compare
+from modelmeter.validate.case import Case, Comparison, compare
 from modelmeter.validate.counters import tensor_core_flops
 from modelmeter.validate.table import table
-from modelmeter.validate.vendor import vendor_cases
+from modelmeter.validate.vendor import found_cases
 from modelmeter.workload import Workload
 
 
@@ -30,7 +30,7 @@ class Reference:
     layers: Callable[[Any], Iterable[Case]]
     stages: Callable[[Any], Iterable[Case]]
     vision: Callable[[Any, Workload], Case]
-    vendor: Callable[[Any], Iterable[Row]]
+    vendor: Callable[[Any], Iterable[Case]]
 
 
 REFERENCES: dict[str, Reference] = {
@@ -39,7 +39,7 @@ REFERENCES: dict[str, Reference] = {
         deepseek_ocr.layer_cases,
         deepseek_ocr_stages.stage_cases,
         deepseek_ocr_stages.vision_case,
-        deepseek_ocr_vendor.vendor_rows,
+        deepseek_ocr_vendor.vendor_cases,
     ),
 }
 """The references by the names of models."""
@@ -98,9 +98,9 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     compared = cases(name, layers_only)
     results, lacking = [compare(case) for case in compared], list[str]()
     if vendor is not None:
-        rows = list(reference(name).vendor(load_model(name)))
-        found, lacking = vendor_cases(vendor, rows)
-        named = {row.layer for row in rows}
+        theirs = list(reference(name).vendor(load_model(name)))
+        found, lacking = found_cases(vendor, theirs)
+        named = {case.layer for case in theirs}
         others = dict.fromkeys(case.layer.partition(" (")[0] for case in compared if case.group != "stage")
         lacking.append("no class of the vendor's files: " + ", ".join(o for o in others if o not in named))
         results += _those_that_run(found, lacking)

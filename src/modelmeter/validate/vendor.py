@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +19,7 @@ import torch
 import transformers  # noqa: F401 (before any stand-in, or its own imports would see them)
 
 from modelmeter.errors import InputError
-from modelmeter.validate.case import Case, Row
+from modelmeter.validate.case import Case
 
 
 class AttributeDict(dict[str, Any]):
@@ -102,29 +103,26 @@ def _installed(name: str) -> bool:
     return True
 
 
-def vendor_cases(folder: str, rows: Iterable[Row]) -> tuple[list[Case], list[str]]:
-    """The cases of the classes that the folder holds, and a line for each that it lacks; `make` of a row takes the class.
+def found_cases(folder: str, cases: Iterable[Case]) -> tuple[list[Case], list[str]]:
+    """The cases of the classes that the folder holds, and a line for each that it lacks; `make` takes the class.
 
     Raises InputError if the folder does not exist or has no Python files.
     """
     if not Path(folder).is_dir() or not any(Path(folder).rglob("*.py")):
         raise InputError(f"--vendor {folder!r} is not a folder with the vendor's Python files")
-    files = _Folder(Path(folder))
-    cases, lacking = [], []
-    for row in rows:
-        found = files.find(row.layer)
-        if found is None:
-            lacking.append(f"vendor class {row.layer}: not in {folder}" + _why(files))
+    files, found, lacking = _Folder(Path(folder)), [], []
+    for case in cases:
+        kind = files.find(case.layer)
+        if kind is None:
+            why = "".join(f"; {stem}.py failed with {reason}" for stem, reason in files.failed.items())
+            lacking.append(f"vendor class {case.layer}: not in {folder}{why}")
             continue
+        one = replace(case, make=partial(case.make, kind), reference=kind.__module__)
         try:
             with torch.device("meta"):
-                row.make(found)
+                one.build()
         except Exception as error:  # a class that needs more than this machine has is listed, not hidden
-            lacking.append(f"vendor class {row.layer}: cannot be constructed here ({type(error).__name__}: {error})")
-            continue
-        cases.append(row._replace(reference=found.__module__, make=partial(row.make, found)).case("vendor"))
-    return cases, lacking
-
-
-def _why(files: _Folder) -> str:
-    return "".join(f"; {stem}.py failed with {reason}" for stem, reason in files.failed.items())
+            lacking.append(f"vendor class {case.layer}: cannot be constructed here ({type(error).__name__}: {error})")
+        else:
+            found.append(one)
+    return found, lacking
