@@ -27,12 +27,11 @@ class Move(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The ops of one kernel by index, how often it runs, what it moves; `spans` says that it spans repetitions."""
+    """The ops of one kernel, each with its index and how often one run runs it; how often it runs, what it moves."""
 
-    ops: list[int]
+    ops: list[tuple[int, Op, Size]]
     times: Size
     moves: list[Move]
-    spans: bool
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,18 @@ def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
             users.setdefault((r.name, writer), set()).add(label)
     for label, indices in members.items():
         spans = label == WHOLE_STAGE or len({graph.ops[i].node.loop for i in indices}) > 1
+        ops = [(i, graph.ops[i], graph.ops[i].times if spans else 1) for i in indices]
         read: dict[tuple[str, int], Move] = {}
         written: list[Move] = []
-        for i in indices:
-            often = graph.ops[i].times if spans else 1
+        for i, op, often in ops:
             for r, writer in reads[i]:
                 if writer < 0 or labels[writer] != label or r.role == "kv":
                     move = _move(i, r, often, precision)
                     known = read.get((r.name, writer), move)
                     read[r.name, writer] = known._replace(bytes=maximum(known.bytes, move.bytes))
-            leaving = (w for w in graph.ops[i].writes if w.role == "kv" or users.get((w.name, i)) != {label})
+            leaving = (w for w in op.writes if w.role == "kv" or users.get((w.name, i)) != {label})
             written += (_move(i, w, often, precision, writes=True) for w in leaving)
-        yield Group(indices, 1 if spans else graph.ops[indices[0]].times, [*read.values(), *written], spans)
+        yield Group(ops, 1 if spans else ops[0][1].times, [*read.values(), *written])
 
 
 def _move(op: int, r: Ref, often: Size, precision: Precision, writes: bool = False) -> Move:
@@ -100,7 +99,7 @@ def _move(op: int, r: Ref, often: Size, precision: Precision, writes: bool = Fal
 def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:
     """The kernels of a lowered graph, counts as expressions; unused weights and constants make none."""
     for group in groups(graph, precision):
-        ops = [graph.ops[i] for i in group.ops]
+        ops = [op for _, op, _ in group.ops]
         if all(op.kind in ("unused", "constant") for op in ops):
             continue
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
@@ -109,12 +108,12 @@ def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:
         for move in group.moves:
             side = found.written_bytes if move.writes else found.read_bytes
             side[move.role] = side.get(move.role, 0) + move.bytes
-        for op in ops:
+        for _, op, often in group.ops:
             bits = max(r.bits for r in (*op.reads, *op.writes))
             form = f"fp{bits}" if bits else str(precision.activations)
             for work, engine in ((op.tensor, found.tensor_flops), (op.cuda, found.cuda_flops)):
                 if not isinstance(work, int) or work:
-                    engine[form] = engine.get(form, 0) + work * (op.times if group.spans else 1)
+                    engine[form] = engine.get(form, 0) + work * often
         yield found
 
 

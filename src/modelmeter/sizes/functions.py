@@ -31,10 +31,7 @@ BUILDERS: dict[str, Function] = {}
 
 
 def as_size(name: str, value: Any, *, least: int = 1) -> Size:
-    """Check a size that a user gave; integer arrays become float64, NumPy scalars Python ints.
-
-    Raises InputError if it is not a whole number (or an array of them) of at least `least`.
-    """
+    """A size that a user gave, arrays as float64; raises InputError if it is no whole number(s) of at least `least`."""
     if (type(value) is int and value >= least) or isinstance(value, Expr):
         return value
     wanted = f"{name} must be a whole number of at least {least}"
@@ -90,13 +87,9 @@ def never_negative(value: Size) -> bool:
     """Whether a size is at least 0 whatever its named sizes are, each at least 1; False if that is not certain."""
     if not isinstance(value, Expr):
         return not anywhere(value < 0)
-    least = 0
-    for monomial, coefficient in value.terms:
-        if monomial and (coefficient < 0 or any(atom[0] == "~" for atom in monomial)):
-            return False
-        named = all(not atom.arguments for atom in monomial)  # a function may be 0
-        least += coefficient if named or coefficient < 0 else 0
-    return least >= 0
+    rises = all(c >= 0 and not any(atom[0] == "~" for atom in monomial) for monomial, c in value.terms if monomial)
+    least = sum(c for monomial, c in value.terms if not any(atom.arguments for atom in monomial))  # a function may be 0
+    return rises and least >= 0
 
 
 def rivals(values: Iterable[Size]) -> list[Size]:

@@ -41,20 +41,18 @@ class Evaluator:
         if not isinstance(value, (Expr, tuple)):
             return (value,)
         if value not in self._known:
-            line = self._sum(value) if isinstance(value, Expr) else self._product(*value)
-            self.lines.append(line)
+            self.lines.append(self._line(value))
             self._known[value] = len(self.lines) - 1
         return self._known[value]
 
-    def _sum(self, value: Expr) -> tuple[Any, ...]:
-        denominator = lcm(*(Fraction(c).denominator for _, c in value.terms))
-        terms = tuple((int(c * denominator), self._operand(m) if m else None) for m, c in value.terms)
-        return ("sum", terms, denominator)
-
-    def _product(self, *atoms: Any) -> tuple[Any, ...]:
-        *others, atom = atoms
+    def _line(self, value: Expr | Monomial) -> tuple[Any, ...]:
+        if isinstance(value, Expr):
+            denominator = lcm(*(Fraction(c).denominator for _, c in value.terms))
+            terms = tuple((int(c * denominator), self._operand(m) if m else None) for m, c in value.terms)
+            return ("sum", terms, denominator)
+        *others, atom = value
         if others:
-            return ("times", self._operand(atoms[:-1]), self._operand((atom,)))
+            return ("times", self._operand(value[:-1]), self._operand(value[-1:]))
         if atom.array is not None:
             self.arrays.append(atom.array)
             return ("array", len(self.arrays) - 1)
@@ -83,13 +81,12 @@ class Evaluator:
         results = "".join(f"{text(o)}, " for o in self.outputs)
         return f"def evaluate({', '.join(self.names)}):\n{''.join(lines)}    return ({results})\n"
 
-    def _function(self, functions: Mapping[str, Function]) -> Function:
+    def _function(self, functions: Mapping[str, Function]) -> Any:
         """The function itself, by what it calls; sizes that are not among its names stay symbols."""
         free = {line[1]: symbol(line[1]) for line in self.lines if line[0] == "name"}
-        scope: dict[str, Any] = {"Fraction": Fraction, "arrays": self.arrays, **free, **functions}
-        exec(compile(self.source(), "<program>", "exec"), scope)
-        found: Function = scope["evaluate"]
-        return found
+        scope = {"Fraction": Fraction, "arrays": self.arrays, **free, **functions}
+        exec(self.source(), scope)
+        return scope["evaluate"]
 
     _exact = cached_property(lambda self: self._function(FUNCTIONS | {"minimum": min, "maximum": max}))
     _general = cached_property(lambda self: self._function(BUILDERS))

@@ -71,10 +71,13 @@ def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
     product = Expr.of({factors: 1})
     extreme = _innermost(factors, name)
     if extreme is not None:
-        left, right, cut = _sides(extreme, name)
-        before = minimum(maximum(cut, first - 1), last)
-        up_to, beyond = (substituted(product, extreme, side) for side in (left, right))
-        return summed(up_to, name, first, before) + summed(beyond, name, before + 1, last)
+        a, b = extreme.arguments
+        slope, offset = _linear(a - b, name, extreme)
+        cut = floor_div(offset * -1, slope) if slope > 0 else floor_div(offset, -slope)
+        cut = minimum(maximum(cut, first - 1), last)
+        a_first = (slope > 0) == (extreme.name == "minimum")  # up to the cut a is below b
+        up_to, beyond = (substituted(product, extreme, side) for side in ((a, b) if a_first else (b, a)))
+        return summed(up_to, name, first, cut) + summed(beyond, name, cut + 1, last)
     if len(functions) == 1 and (atom := functions.pop()).name == "floor_div":
         return _blocks(factors, atom, name, first, last)
     raise _refusal(product)
@@ -87,15 +90,6 @@ def _innermost(atoms: Iterable[Atom], name: str) -> Atom | None:
         if found is not None or atom.name in ("minimum", "maximum"):
             return found or atom
     return None
-
-
-def _sides(atom: Atom, name: str) -> tuple[Size, Size, Size]:
-    """The side that holds up to a cut, the one that holds from there on, and the last value before the cut."""
-    a, b = atom.arguments
-    slope, offset = _linear(a - b, name, atom)
-    cut = floor_div(offset * -1, slope) if slope > 0 else floor_div(offset, -slope)
-    rising = (slope > 0) == (atom.name == "minimum")  # up to the cut a is below b
-    return (a, b, cut) if rising else (b, a, cut)
 
 
 def _linear(expression: Any, name: str, atom: Atom) -> tuple[int, Any]:
