@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
-from modelmeter.validate.case import Case, Comparison, compare
+from modelmeter.validate.case import Case, compare
 from modelmeter.validate.counters import tensor_core_flops
 from modelmeter.validate.table import table
 from modelmeter.validate.vendor import found_cases
-from modelmeter.workload import Workload
+from modelmeter.workload import NO_IMAGE, View, Workload
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,10 @@ class Reference:
 
 REFERENCES: dict[str, Reference] = {
     "deepseek_ocr": Reference(
-        deepseek_ocr.OVERRIDES,
-        deepseek_ocr.layer_cases,
-        deepseek_ocr_stages.stage_cases,
-        deepseek_ocr_stages.vision_case,
-        deepseek_ocr_vendor.vendor_cases,
+        deepseek_ocr.OVERRIDES, deepseek_ocr.layer_cases, deepseek_ocr_stages.stage_cases,
+        deepseek_ocr_stages.vision_case, deepseek_ocr_vendor.vendor_cases,
     ),
-}
+}  # fmt: skip
 """The references by the names of models."""
 
 
@@ -62,17 +60,10 @@ def cases(name: str, layers_only: bool = False) -> list[Case]:
 def comparison_rows(name: str) -> list[dict[str, Any]]:
     """The comparison of every layer and stage as data: its main quantity, and whether all quantities are equal."""
     return [
-        {
-            "layer": result.case.layer,
-            "group": result.case.group,
-            "reference": result.case.reference,
-            "quantity": result.main,
-            "measured": result.measured[result.main],
-            "theoretical": result.theoretical[result.main],
-            "compared": len(result.measured),
-            "equal": result.equal,
-        }
-        for result in map(compare, cases(name))
+        {key: getattr(found.case, key) for key in ("layer", "group", "reference")}
+        | {"quantity": found.main, "measured": found.measured[found.main], "theoretical": found.theoretical[found.main]}
+        | {"compared": len(found.measured), "equal": found.equal}
+        for found in map(compare, cases(name))
     ]
 
 
@@ -81,10 +72,16 @@ def reference_counts(model: BaseModel, work: Workload) -> dict[str, int]:
     shipped: Any = load_model(model.name)
     if any(getattr(model, part, None) != getattr(shipped, part) for part in ("tower", "projector", "decoder")):
         raise InputError("reference=true counts the model as shipped; leave out overrides of model dimensions")
-    case = reference(model.name).vision(model, work)
+    return {"reference_tensor_core_flops": sum(_counted(model.name, view, work.batch) for view in work.image.views)}
+
+
+@cache
+def _counted(name: str, view: View, batch: int) -> int:
+    """FLOPs of one view, which many workloads of a sweep share."""
+    case = reference(name).vision(load_model(name), Workload(replace(NO_IMAGE, views=(view,)), batch=batch))
     with torch.no_grad(), torch.device("meta"):
         module, inputs = case.build()
-        return {"reference_tensor_core_flops": tensor_core_flops(lambda: case.run(module, *inputs))}
+        return tensor_core_flops(lambda: case.run(module, *inputs))
 
 
 def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_only: bool = False) -> tuple[str, bool]:
@@ -95,24 +92,19 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     """
     if device not in ("meta", "cpu") and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"--device {device!r} is not available; valid: meta, cpu, cuda on a machine that has it")
-    compared = cases(name, layers_only)
-    results, lacking = [compare(case) for case in compared], list[str]()
+    compared, lacking = cases(name, layers_only), list[str]()
+    results = [compare(case) for case in compared]
     if vendor is not None:
         theirs = list(reference(name).vendor(load_model(name)))
         found, lacking = found_cases(vendor, theirs)
-        named = {case.layer for case in theirs}
-        others = dict.fromkeys(case.layer.partition(" (")[0] for case in compared if case.group != "stage")
-        lacking.append("no class of the vendor's files: " + ", ".join(o for o in others if o not in named))
-        results += _those_that_run(found, lacking)
+        layers = dict.fromkeys(case.layer.partition(" (")[0] for case in compared if case.group != "stage")
+        others = [layer for layer in layers if layer not in {case.layer for case in theirs}]
+        lacking.append(f"no class of the vendor's files: {', '.join(others)}")
+        for case in found:
+            try:
+                results.append(compare(case))
+            except Exception as error:  # whatever a stranger's class raises is for the user to read
+                lacking.append(f"vendor class {case.layer}: cannot be run here ({type(error).__name__}: {error})")
     unequal = sum(not result.equal for result in results)
     verdict = f"{len(results)} rows, " + (f"{unequal} NOT EQUAL" if unequal else "all equal")
     return "\n".join([table(results, device), *lacking, verdict]), not unequal
-
-
-def _those_that_run(cases: Iterable[Case], lacking: list[str]) -> Iterator[Comparison]:
-    """Comparisons of vendor classes; one that cannot run here is listed instead."""
-    for case in cases:
-        try:
-            yield compare(case)
-        except Exception as error:  # whatever a stranger's class raises is for the user to read
-            lacking.append(f"vendor class {case.layer}: cannot be run here ({type(error).__name__}: {error})")

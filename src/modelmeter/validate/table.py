@@ -12,62 +12,43 @@ from modelmeter.validate.case import Case, Comparison
 
 _HEAD = ["layer", "group", "reference class", "measured FLOPs", "theoretical FLOPs", "difference"]
 _OTHERS = {"cuda_core_flops": "scalar ops", "parameters": "parameters", "kernel_io_bytes": "kernel bytes"}
+_NOTES = """\
+* torch's counter sees nothing here by nature: scalar operations of the unfused graph instead.
+Columns after `difference` are differences too; - is not compared. Counted in: scalar ops and kernel bytes
+(operands of matmuls, convolutions and attention) as docs/counting.md says."""
 
 
 def table(results: Sequence[Comparison], device: str) -> str:
     """The comparisons as text, with notes; on a device other than meta their times too."""
-    return "\n".join([_table(results, device), "", *_notes(results)])
-
-
-def _table(results: Iterable[Comparison], device: str) -> str:
-    head = [*_HEAD, *_OTHERS.values()] + (["time", "memory"] if device != "meta" else [])
-    rows = [head]
+    rows = [[*_HEAD, *_OTHERS.values()] + (["time", "memory"] if device != "meta" else [])]
     for result in results:
-        main, difference = result.main, result.difference
-        mark = "*" if result.case.unseen else ""
-        row = [
-            result.case.layer,
-            result.case.group,
-            result.case.reference,
-            f"{result.measured[main]}{mark}",
-            f"{result.theoretical[main]}{mark}",
-            _difference(difference[main]),
-        ]
-        row += [_difference(difference.get(quantity)) for quantity in _OTHERS]
-        rows.append(row + (_real(result.case, device) if device != "meta" else []))
-    return align(rows)
+        case, main, difference = result.case, result.main, result.difference
+        mark = "*" if case.unseen else ""
+        counts = [f"{count[main]}{mark}" for count in (result.measured, result.theoretical)]
+        differences = (difference.get(quantity) for quantity in (main, *_OTHERS))
+        signed = ["-" if value is None else f"{value:+d}" if value else "0" for value in differences]
+        real = _real(case, device) if device != "meta" else []
+        rows.append([case.layer, case.group, case.reference, *counts, *signed, *real])
+    return "\n".join([align(rows), "", _NOTES, *_allowances(results)])
 
 
-def _difference(value: int | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+d}" if value else "0"
-
-
-def _notes(results: Iterable[Comparison]) -> list[str]:
-    """What the marks mean and which quantities are compared with an allowance or not at all."""
-    lines = [
-        "* torch's counter sees nothing here by nature: scalar operations of the unfused graph instead.",
-        "Columns after `difference` are differences too; - is not compared. Counted in: scalar ops and kernel bytes",
-        "(operands of matmuls, convolutions and attention) as docs/counting.md says.",
-    ]
-    allowed: dict[str, list[str]] = {}
-    for result in results:
-        for quantity, (_, reason) in result.case.known.items():
-            allowed.setdefault(f"{quantity} adjusted: {reason}", []).append(result.case.layer)
-        for quantity, reason in result.case.skip.items():
-            allowed.setdefault(f"{quantity} not compared: {reason}", []).append(result.case.layer)
-    return [*lines, *(f"{reason} ({', '.join(layers)})" for reason, layers in allowed.items())]
+def _allowances(results: Iterable[Comparison]) -> list[str]:
+    """Which quantities are compared with an allowance or not at all."""
+    layers: dict[str, list[str]] = {}
+    for case in (result.case for result in results):
+        reasons = [f"{quantity} adjusted: {reason}" for quantity, (_, reason) in case.known.items()]
+        for reason in (*reasons, *(f"{quantity} not compared: {reason}" for quantity, reason in case.skip.items())):
+            layers.setdefault(reason, []).append(case.layer)
+    return [f"{reason} ({', '.join(some)})" for reason, some in layers.items()]
 
 
 def _real(case: Case, device: str) -> list[str]:
     """Median time of the module on real tensors, and the most memory allocated on a GPU."""
     with torch.device(device):
         module, inputs = case.build()
-    cuda = device.startswith("cuda")
-    times: list[float] = []
+    cuda, times = device.startswith("cuda"), list[float]()
     with torch.no_grad():
-        for attempt in range(6 if cuda else 2):
+        for _ in range(6 if cuda else 2):
             if cuda:
                 torch.cuda.reset_peak_memory_stats(device)
                 torch.cuda.synchronize(device)
@@ -75,7 +56,7 @@ def _real(case: Case, device: str) -> list[str]:
             case.run(module, *inputs)
             if cuda:
                 torch.cuda.synchronize(device)
-            if attempt:  # the first run warms up
-                times.append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
     memory = si(float(torch.cuda.max_memory_allocated(device)), "B") if cuda else "-"
-    return [f"{sorted(times)[len(times) // 2] * 1e3:.3f} ms", memory]
+    warm = sorted(times[1:])
+    return [f"{warm[len(warm) // 2] * 1e3:.3f} ms", memory]
