@@ -14,9 +14,9 @@ import pytest
 from modelmeter import cli
 from modelmeter.report.inventory import inventory, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
-from modelmeter.sweep.columns import significant
+from modelmeter.sweep.columns import COLUMNS, MEASURES, significant
 from modelmeter.sweep.findings import trend
-from modelmeter.sweep.registry import COLUMNS, MEASURES, SWEEPS, findings
+from modelmeter.sweep.registry import SWEEPS, findings
 from modelmeter.sweep.table import Table
 
 REPORTS = Path("reports")

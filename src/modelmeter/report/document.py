@@ -18,8 +18,8 @@ from modelmeter.report.files import markdown_table
 from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
 from modelmeter.report.tables import answer, markdown, page_parts
-from modelmeter.sweep.columns import significant
-from modelmeter.sweep.registry import MEASURES, findings
+from modelmeter.sweep.columns import MEASURES, significant
+from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 

@@ -21,8 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from modelmeter.sweep.columns import Measure, Row, grid_of, significant
-from modelmeter.sweep.registry import COLUMNS, MEASURES
+from modelmeter.sweep.columns import COLUMNS, MEASURES, Measure, Row, grid_of, significant
 from modelmeter.sweep.table import Chart, Table
 
 WIDTH, SMALL = 4.6, 6.5

@@ -21,8 +21,8 @@ import modelmeter
 from modelmeter.errors import InputError
 from modelmeter.report.language import Language
 from modelmeter.report.tables import markdown
-from modelmeter.sweep.columns import notes_of
-from modelmeter.sweep.registry import COLUMNS, findings
+from modelmeter.sweep.columns import COLUMNS, notes_of
+from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Table
 
 SCHEMA_VERSION = 1

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from modelmeter.errors import choose
+from modelmeter.sweep.columns import TEXTS
 from modelmeter.sweep.findings import Finding
 
 LANGUAGES = ("en", "zh")
@@ -28,8 +29,8 @@ def catalogue(language: str) -> dict[str, Any]:
     choose("language", language, LANGUAGES)
     text = files("modelmeter.report").joinpath("text", f"{language}.yaml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)
-    for file in sorted(files("modelmeter.sweep").joinpath("text").iterdir(), key=str):
-        for part, entries in yaml.safe_load(file.read_text(encoding="utf-8")).get(language, {}).items():
+    for declared in TEXTS:
+        for part, entries in declared.get(language, {}).items():
             found[part] |= entries
     return found
 

@@ -1,8 +1,5 @@
-"""Sweeps: a grid of workloads becomes arrays, one evaluation and a tidy table.
-
-`run(model, settings, reference)` of a sweep's module gives a Table; `report/` writes and draws it. Each sweep
-is a module here with a `run` function and a YAML of the same name in configs/sweep/.
-"""
+"""Sweeps: a grid of workloads becomes a tidy table. Each is a module here with a `run` function that gives Tables,
+words beside it in `text/` and a YAML of the same name in configs/sweep/; `report/` writes and draws them."""
 
 from modelmeter.sweep.table import Table
 

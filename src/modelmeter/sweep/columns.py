@@ -1,13 +1,14 @@
 """Columns and measures: what tables and figures show of a row, in readable units.
 
-Here are those that several sweeps share; a sweep declares its own in its module, `registry.py` has all of
-them. TFLOP = 1e12 FLOPs, GB = 1e9 bytes, Tb = 1e12 bits.
+The YAML files of `text/` declare them, each sweep's beside its sentences. TFLOP = 1e12 FLOPs, GB = 1e9 bytes,
+Tb = 1e12 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -17,8 +18,8 @@ Row = Mapping[str, Any]
 class Column:
     """A column that a person reads: the value over `unit`, with so many significant `digits` (0: as it is).
 
-    `heading` stands over it in Markdown ("": the name), `axis` is its label on an x axis, `curve` how a
-    value reads in a legend; `shows` makes the text from the row where that is more than one value.
+    `heading` stands over it in Markdown ("": the name), `axis` is its label on an x axis, `curve` how a value reads in
+    a legend; `least` is the column of a range's other end.
     """
 
     name: str
@@ -27,28 +28,29 @@ class Column:
     digits: int = 0
     axis: str = ""
     curve: str = ""
-    shows: Callable[[Row], str] | None = None
+    least: str = ""
 
     def text(self, row: Row) -> str:
         """What a table says of it."""
         value = row.get(self.name, "")
-        if self.shows is not None:
-            return self.shows(row)
+        if self.name == "grid_h":
+            return grid_of(row)
         if isinstance(value, bool):
             return "yes" if value else "no"
-        return significant(float(value) / self.unit, self.digits) if self.digits and value != "" else str(value)
+        if not self.digits or value == "":
+            return str(value)
+        ends = (row[name] for name in (self.least, self.name) if name)
+        return " - ".join(dict.fromkeys(significant(float(end) / self.unit, self.digits) for end in ends))
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A quantity of a figure: the columns of `of` added up, over `unit`; `label` names it on an axis.
-
-    `short` stands in a legend; `points` are drawn without a line: published figures.
-    """
+    """A quantity of a figure: the columns of `of` added up, over `unit`. `label` names it on an axis, `short` in a
+    legend; `points` are drawn without a line: published figures."""
 
     name: str
     label: str
-    of: tuple[str, ...]
+    of: Sequence[str]
     unit: float = 1
     short: str = ""
     points: bool = False
@@ -57,6 +59,19 @@ class Measure:
         """Its number in a row, None where it has none."""
         values = [row.get(column, "") for column in self.of]
         return None if "" in values else sum(values) / self.unit
+
+
+def _texts() -> list[dict[str, Any]]:
+    import yaml
+
+    found = sorted(files("modelmeter.sweep").joinpath("text").iterdir(), key=str)
+    return [yaml.safe_load(file.read_text(encoding="utf-8")) for file in found]
+
+
+TEXTS = _texts()
+"""What the files of `text/` declare: columns, measures, and the sentences and words of each language."""
+COLUMNS = {name: Column(name, **given) for text in TEXTS for name, given in text.get("columns", {}).items()}
+MEASURES = {name: Measure(name, **given) for text in TEXTS for name, given in text.get("measures", {}).items()}
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -73,7 +88,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def flops_of(row: Row) -> int:
-    """The FLOPs of both engines."""
+    """Those of both engines."""
     return int(row["tensor_core_flops"] + row["cuda_core_flops"])
 
 
@@ -82,47 +97,13 @@ def grid_of(row: Row) -> str:
     return f"{row['grid_h']}x{row['grid_w']}" if row.get("crops") else "none"
 
 
+_NOTES = {
+    "marked": "**this page**", "extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions",
+}  # fmt: skip
+
+
 def notes_of(row: Row) -> list[str]:
     """What marks a row out: the user's own page, extrapolation, a context beyond the model's positions."""
-    notes = ["**this page**"] if row.get("marked") else []
-    notes += ["extrapolated"] if row.get("extrapolated") else []
-    notes += ["beyond the model's positions"] if row.get("beyond_positions") else []
+    notes = [note for mark, note in _NOTES.items() if row.get(mark)]
     measured = row.get("reference_tensor_core_flops")
-    if measured is not None:
-        notes.append(f"reference {measured - row['tensor_core_flops']:+d} FLOPs")
-    return notes
-
-
-COLUMNS = (
-    Column("crops", axis="crops"),
-    Column("grid_h", "grid", shows=grid_of),
-    Column("image_size", "pixels"),
-    Column("image_tokens", "image tokens", axis="image tokens"),
-    Column("mode"),
-    Column("decode_steps", "decode steps", curve="{} decode steps"),
-    Column("batch", curve="batch {}"),
-    Column("stage", curve="{}"),
-    Column("component"),
-    Column("execution", curve="{} execution"),
-    Column("engine", curve="{} cores"),
-    Column("tensor_core_flops", "tensor-core TFLOP", 1e12, 7),
-    Column("cuda_core_flops", "CUDA-core TFLOP", 1e12, 7),
-    Column("io_bytes", "I/O GB", 1e9, 5),
-    Column("arithmetic_intensity_flop_per_byte", "FLOP/byte", 1, 4),
-    Column("peak_activation_bytes", "peak activations GB", 1e9, 5),
-    Column("kv_cache_bytes", "KV cache GB", 1e9, 5),
-)
-
-_BY_ENGINE = "FLOPs by engine (TFLOP = 1e12)"
-_FLOPS = ("tensor_core_flops", "cuda_core_flops")
-MEASURES = (
-    Measure("flops_tflops", "FLOPs, tensor and CUDA cores (TFLOP = 1e12)", _FLOPS, 1e12),
-    Measure("tensor_tflops", _BY_ENGINE, _FLOPS[:1], 1e12, "tensor cores"),
-    Measure("cuda_tflops", _BY_ENGINE, _FLOPS[1:], 1e12, "CUDA cores"),
-    Measure("io_tb", "traffic to and from memory (Tb = 1e12 bits)", ("io_bytes",), 1e12 / 8),
-    Measure("io_gb", "traffic to and from memory (GB = 1e9 bytes)", ("io_bytes",), 1e9),
-    Measure("arithmetic_intensity", "arithmetic intensity (FLOP per byte)", ("arithmetic_intensity_flop_per_byte",)),
-    Measure("activations_gb", "peak activations (GB = 1e9 bytes)", ("peak_activation_bytes",), 1e9),
-    Measure("kv_gb", "KV cache at the end (GB = 1e9 bytes)", ("kv_cache_bytes",), 1e9),
-    Measure("error_percent", "published less real (%)", ("error_percent",)),
-)
+    return notes if measured is None else [*notes, f"reference {measured - row['tensor_core_flops']:+d} FLOPs"]

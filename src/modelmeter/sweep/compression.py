@@ -15,10 +15,10 @@ from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
 from modelmeter.settings import COUNTING, GRID, SIZES, SWEPT, WORD, Setting, joined, options_of, whole
-from modelmeter.sweep.columns import Column, Measure
-from modelmeter.sweep.findings import Finding, ranges, rows_of, span, spoken
-from modelmeter.sweep.pages import counted, main_kind, require_images
-from modelmeter.sweep.table import Chart, Table, number, runtime_columns
+from modelmeter.sweep.columns import Row
+from modelmeter.sweep.findings import Finding, grouped, ranges, rows_of, span, spoken
+from modelmeter.sweep.pages import require_images
+from modelmeter.sweep.table import Chart, Table, number, runtime_columns, table_of
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
@@ -27,29 +27,6 @@ SETTINGS = joined(
     replace(GRID, help="ROWSxCOLUMNS of crops, for the modes that have crops"),
     *SIZES, *COUNTING, *SWEPT,
 )  # fmt: skip
-COLUMNS = (
-    Column("text_tokens", "text tokens", axis="text tokens of the page"),
-    Column("vision_tokens", "vision tokens"),
-    Column("compression", "text per vision token", 1, 3),
-    Column("published_compression", "published"),
-    Column("published_precision_percent", "published precision %"),
-    Column("compression_in_decoder", "text per image token", 1, 3),
-    Column("text_prefill_flops", "prefill of the text, TFLOP", 1e12, 4),
-    Column("image_prefill_flops", "prefill of the picture, TFLOP", 1e12, 4),
-    Column("saved_prefill_flops", "saved, TFLOP", 1e12, 4),
-    Column("vision_flops", "vision tower, TFLOP", 1e12, 4),
-    Column("saved_flops_less_vision", "saved in all, TFLOP", 1e12, 4),
-    Column("saved_decode_io_bytes", "decode I/O saved, GB", 1e9, 4),
-    Column("saved_kv_cache_bytes", "KV cache saved, GB", 1e9, 4),
-)
-_RATIO = "text tokens per vision token"
-MEASURES = (
-    Measure("compression", _RATIO, ("compression",), short="computed"),
-    Measure("published_compression", _RATIO, ("published_compression",), short="published", points=True),
-    Measure("saved_prefill_tflops", "prefill FLOPs saved (TFLOP = 1e12)", ("saved_prefill_flops",), 1e12),
-    Measure("net_saved_tflops", "FLOPs saved in all (TFLOP = 1e12)", ("saved_flops_less_vision",), 1e12),
-    Measure("saved_kv_gb", "KV cache saved at the end (GB = 1e9 bytes)", ("saved_kv_cache_bytes",), 1e9),
-)
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
@@ -57,27 +34,26 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     `settings["published"]` are rows with text_tokens, mode, compression and precision of a paper.
     """
-    planner, lengths = require_images(model), settings["text_tokens"]
+    planner, lengths, given = require_images(model), settings["text_tokens"], settings["grid"]
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
-    rows = []
+    rows: list[Row] = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind, *SIZES)
         prompt = options.pop("prompt_tokens")
         texts = {n: model.costs(model.text(n + prompt, **options)) for n in lengths}
         for mode in _modes(planner, settings):
-            grid = settings["grid"] if planner.has_crops(mode) else None
+            grid = given if planner.has_crops(mode) else None
             page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
             read = model.costs(page)
             for n in lengths:
-                longest = prompt + max(n, page.image.tokens) + page.decode_steps
-                marks = {"beyond_positions": model.is_beyond(longest), "extrapolated": not page.image.produced}
+                beyond = model.is_beyond(prompt + max(n, page.image.tokens) + page.decode_steps)
+                marks = {"beyond_positions": beyond, "extrapolated": not page.image.produced}
                 rows.append(_head(page, n, known.get((mode, n))) | _saved(read, texts[n]) | marks)
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
-    grid = "" if settings["grid"] is None else f", grid {'x'.join(map(str, settings['grid']))}"
-    title = f"{model.name}: pages of {size} text tokens as pictures, {answer}{grid}"
-    main = main_kind(settings)
-    return [Table("compression", title, counted(page), rows, dict(settings), _charts(main), kind=main)]
+    title = f"{model.name}: pages of {size} text tokens as pictures, {answer}"
+    title += f", grid {given[0]}x{given[1]}" if given else ""
+    return [table_of("compression", title, page, rows, settings, _charts)]
 
 
 def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:
@@ -93,20 +69,12 @@ def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:
     return modes
 
 
-def _head(page: Workload, text_tokens: int, paper: Mapping[str, Any] | None) -> dict[str, Any]:
-    image = page.image
-    return {
-        "text_tokens": text_tokens,
-        "mode": image.mode,
-        "vision_tokens": image.valid_tokens,
-        "image_tokens": image.tokens,
-        "prompt_tokens": page.prompt_tokens,
-        "decode_steps": page.decode_steps,
-        **runtime_columns(page),
-        "compression": text_tokens / image.valid_tokens,
-        "compression_in_decoder": text_tokens / image.tokens,
-        **{f"published_{key}": paper[key] if paper else "" for key in ("compression", "precision_percent")},
-    }
+def _head(page: Workload, text_tokens: int, paper: Row | None) -> dict[str, Any]:
+    image, published = page.image, ("compression", "precision_percent")
+    head = {"text_tokens": text_tokens, "mode": image.mode, "vision_tokens": image.valid_tokens}
+    head |= {"image_tokens": image.tokens, "prompt_tokens": page.prompt_tokens, "decode_steps": page.decode_steps}
+    ratios = {"compression": text_tokens / image.valid_tokens, "compression_in_decoder": text_tokens / image.tokens}
+    return head | runtime_columns(page) | ratios | {f"published_{k}": paper[k] if paper else "" for k in published}
 
 
 def _saved(read: Mapping[str, StageCost], text: Mapping[str, StageCost]) -> dict[str, Any]:
@@ -114,17 +82,13 @@ def _saved(read: Mapping[str, StageCost], text: Mapping[str, StageCost]) -> dict
     (vision, prefill, decode), (text_prefill, text_decode) = read.values(), (text["prefill"], text["decode"])
     saved = text_prefill.flops - prefill.flops
     return {
-        "text_prefill_flops": text_prefill.flops,
-        "image_prefill_flops": prefill.flops,
-        "vision_flops": vision.flops,
-        "saved_prefill_flops": saved,
-        "saved_flops_less_vision": saved - vision.flops,
+        "text_prefill_flops": text_prefill.flops, "image_prefill_flops": prefill.flops, "vision_flops": vision.flops,
+        "saved_prefill_flops": saved, "saved_flops_less_vision": saved - vision.flops,
         "saved_decode_flops": text_decode.flops - decode.flops,
         "saved_decode_io_bytes": number(text_decode.io_bytes - decode.io_bytes),
-        "text_kv_cache_bytes": text_decode.kv_cache_bytes,
-        "image_kv_cache_bytes": decode.kv_cache_bytes,
+        "text_kv_cache_bytes": text_decode.kv_cache_bytes, "image_kv_cache_bytes": decode.kv_cache_bytes,
         "saved_kv_cache_bytes": text_decode.kv_cache_bytes - decode.kv_cache_bytes,
-    }
+    }  # fmt: skip
 
 
 def _charts(kind: str) -> list[Chart]:
@@ -134,23 +98,18 @@ def _charts(kind: str) -> list[Chart]:
         ("net", ("net_saved_tflops",), "vision tower included"),
         ("kv", ("saved_kv_gb",), ""),
     )
-    return [
-        Chart(f"compression_{name}", measures, "text_tokens", ("mode",), {"execution": kind}, note=note)
-        for name, measures, note in drawn
-    ]
+    where = {"execution": kind}
+    return [Chart(f"compression_{name}", ms, "text_tokens", ("mode",), where, note=note) for name, ms, note in drawn]
 
 
 def _findings(table: Table) -> Iterator[Finding]:
     rows = rows_of(table)
-    spared = [row for row in rows if row["saved_prefill_flops"] > 0]
-    ahead = [row for row in rows if row["saved_flops_less_vision"] > 0]
+    spared, ahead = (sum(row[f"saved_{what}"] > 0 for row in rows) for what in ("prefill_flops", "flops_less_vision"))
     yield from spoken(table)
-    yield "compression_saved", {"spared": len(spared), "ahead": len(ahead), "rows": len(rows)}
-    for mode in dict.fromkeys(row["mode"] for row in rows):
-        some = [row for row in rows if row["mode"] == mode]
-        tokens, text = some[0]["vision_tokens"], span([row["text_tokens"] for row in some])
-        ratios = [row["compression"] for row in some]
-        yield from ranges("compression_mode", ratios, mode=mode, tokens=tokens, text=text)
+    yield "compression_saved", {"spared": spared, "ahead": ahead, "rows": len(rows)}
+    for (mode, tokens), some in grouped(rows, "mode", "vision_tokens"):
+        text = span([row["text_tokens"] for row in some])
+        yield from ranges("compression_mode", [r["compression"] for r in some], mode=mode, tokens=tokens, text=text)
     known = [row for row in rows if row["published_compression"] != ""]
     lengths = {row["text_tokens"] for row in known}
     off = {r["text_tokens"] for r in known if f"{r['compression']:.1f}" != f"{r['published_compression']:.1f}"}

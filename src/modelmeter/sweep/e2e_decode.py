@@ -4,38 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from functools import partial
 from typing import Any
 
 from modelmeter.models.model import BaseModel
 from modelmeter.sweep import pages
-from modelmeter.sweep.columns import Column, flops_of, significant
+from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
-from modelmeter.sweep.pages import PageSweep, component_charts, run_pages, with_total
 from modelmeter.sweep.requirements import TPOT, requirements
 from modelmeter.sweep.table import TOTAL, Table, number
 from modelmeter.workload import Workload
 
+NAME = "e2e_decode"
 SETTINGS = (*pages.SETTINGS, TPOT.setting)
-COLUMNS = (
-    Column("tensor_core_flops_per_token", "tensor-core GFLOP a token", 1e9, 5),
-    Column("io_bytes_per_token", "I/O GB a token", 1e9, 5),
-)
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
-def per_token(work: Workload, costs: Mapping[str, Any]) -> dict[str, Any]:
+def per_token(work: Workload, costs: Row) -> dict[str, Any]:
     """The mean over all output tokens: one a step and page."""
     tokens = work.decode_steps * work.batch
     return {column: number(Fraction(costs[name]) / tokens) for column, name in PER_TOKEN.items()}
 
 
-def _before(work: Workload) -> dict[str, Any]:
-    return {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
+    """The Table of the sweep (see `run_pages`) and what TPOT budgets require."""
 
+    def rows(work: Workload) -> Iterator[Row]:
+        head = {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
+        beyond = {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
+        for costs in pages.component_rows(work, model.breakdown("decode", work)):
+            yield head | costs | per_token(work, costs) | beyond
 
-def _after(model: BaseModel, work: Workload, part: str, costs: Mapping[str, Any]) -> dict[str, Any]:
-    return per_token(work, costs) | {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
+    subject = lambda work: f"{work.decode_steps} decode steps"
+    table = pages.run_pages(NAME, model, settings, subject, rows, pages.component_charts(NAME))
+    return [table, requirements(TPOT, table)]
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -52,15 +53,4 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from eager(table, component=TOTAL)
 
 
-NAME = "e2e_decode"
 FINDINGS = {NAME: _findings}
-SWEEP = PageSweep(
-    NAME, lambda work: f"{work.decode_steps} decode steps",
-    lambda model, work: with_total(model.breakdown("decode", work)), partial(component_charts, NAME), _before, _after,
-)  # fmt: skip
-
-
-def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
-    """The Table of the sweep (see `run_pages`) and what TPOT budgets require."""
-    table = run_pages(SWEEP, model, settings)
-    return [table, requirements(TPOT, table)]

@@ -1,7 +1,7 @@
 """What findings of several sweeps share: ranges, trends, eager beside the runtime that is spoken of.
 
-A finding is a key of the sentences in `text/` with its values; every number and every word of a trend is
-computed from the rows. A sweep's module says what is found in its tables (FINDINGS).
+A finding is a key of the sentences in `text/` with its values; every number and every word of a trend is computed from
+the rows. A sweep's module says what is found in its tables (FINDINGS).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def grouped(rows: Iterable[Row], *keys: str) -> list[tuple[tuple[Any, ...], list
     return list(groups.items())
 
 
-def trend(points: Sequence[tuple[float, float]]) -> str:
+def trend(points: Iterable[tuple[float, float]]) -> str:
     """How y grows with x: constant, linear, nearly_linear, superlinear or sublinear, or falling.
 
     >>> trend([(1, 3), (2, 5), (4, 9)]), trend([(1, 1), (2, 4), (4, 16)]), trend([(1, 2), (9, 2)])
@@ -43,19 +43,16 @@ def trend(points: Sequence[tuple[float, float]]) -> str:
         return "constant"
     if y1 < y0:
         return "falling"
-    off = [y - (y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x, y in points]
-    worst = max(off, key=abs)
-    if abs(worst) <= STRAIGHT * top:
-        return "linear"
+    worst = max((y - (y0 + (y1 - y0) * (x - x0) / (x1 - x0)) for x, y in points), key=abs)
     if abs(worst) <= NEARLY * top:
-        return "nearly_linear"
+        return "linear" if abs(worst) <= STRAIGHT * top else "nearly_linear"
     return "superlinear" if worst < 0 else "sublinear"
 
 
 def trends(key: str, points: Mapping[float, float]) -> Iterator[Finding]:
     """The trend of y by x, if there are enough points for one."""
     if len(points) >= SHAPE:
-        yield key, {"trend": trend(list(points.items()))}
+        yield key, {"trend": trend(points.items())}
 
 
 def span(values: Sequence[float], unit: float = 1.0) -> tuple[str, str]:
@@ -68,10 +65,10 @@ def ranges(key: str, values: Sequence[float], unit: float = 1.0, **further: Any)
     yield key, {"range": span(values, unit), **further}
 
 
-def over_grids(key: str, rows: Sequence[Row]) -> Iterator[Finding]:
+def over_grids(key: str, rows: Iterable[Row]) -> Iterator[Finding]:
     """The FLOPs from the smallest to the largest grid of crops."""
-    first, last = (f(rows, key=lambda r: (r["crops"], r["image_tokens"])) for f in (min, max))
-    yield from ranges(key, [flops_of(row) for row in rows], 1e12, grids=(grid_of(first), grid_of(last)))
+    rows = sorted(rows, key=lambda r: (r["crops"], r["image_tokens"]))
+    yield from ranges(key, [flops_of(row) for row in rows], 1e12, grids=(grid_of(rows[0]), grid_of(rows[-1])))
 
 
 def spoken(table: Table) -> Iterator[Finding]:
@@ -96,11 +93,14 @@ def eager(table: Table, **where: Any) -> Iterator[Finding]:
             yield from ranges("eager_percent", [100 * (t - 1) for t in times], kind=table.kind)
 
 
-def engines(rows: Sequence[Row]) -> Iterator[Finding]:
-    """The share of CUDA cores."""
-    yield from ranges("cuda_share", [100 * row["cuda_core_flops"] / flops_of(row) for row in rows])
-
-
 def intensity(rows: Sequence[Row]) -> Iterator[Finding]:
     """FLOPs per byte."""
     yield from ranges("intensity", [row["arithmetic_intensity_flop_per_byte"] for row in rows])
+
+
+def execution(table: Table, **where: Any) -> Iterator[Finding]:
+    """The share of CUDA cores, what eager execution moves, FLOPs per byte."""
+    rows = rows_of(table, **where)
+    yield from ranges("cuda_share", [100 * row["cuda_core_flops"] / flops_of(row) for row in rows])
+    yield from eager(table, **where)
+    yield from intensity(rows)

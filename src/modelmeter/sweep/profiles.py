@@ -10,25 +10,24 @@ from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
 from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, options_of
 from modelmeter.sizes import as_size
-from modelmeter.sweep.columns import Column, flops_of, significant
+from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.findings import Finding, spoken
-from modelmeter.sweep.pages import counted, main_kind, page_columns, require_images
-from modelmeter.sweep.table import Chart, Table, cost_columns
+from modelmeter.sweep.pages import page_columns, require_images
+from modelmeter.sweep.table import Chart, Table, cost_columns, table_of
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
     Setting("profiles", entry("profile"), "of configs/profile or YAML files; null: all of them", True, True),
     BATCH, *COUNTING, *SWEPT,
 )  # fmt: skip
-COLUMNS = (Column("title", "document", axis="document"), Column("pages"))
 
 
 @dataclass(frozen=True)
 class Profile:
     """A workload of a document: pixel size of a page, prompt and output tokens of a page, number of pages.
 
-    `mode` is a resolution mode of the model, or modes by model name (others use their default).
-    Raises InputError for values that make no sense.
+    `mode` is a resolution mode of the model, or modes by model name (others use their default). Raises InputError for
+    values that make no sense.
     """
 
     name: str
@@ -64,45 +63,36 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     `settings["profiles"]` are Profile objects.
     """
-    rows: list[dict[str, Any]] = []
-    for profile in settings["profiles"]:
+    profiles, rows = settings["profiles"], list[Row]()
+    for profile in profiles:
         for kind in settings["runtime"]:
             work = profile.workload(model, **options_of(settings, kind, BATCH))
             rows += _rows(model, profile, work)
-    count = len(settings["profiles"])
-    title = f"{model.name}: {count} documents, batch {work.batch}" if count > 1 else f"{model.name}: {profile.title}"
-    main = main_kind(settings)
-    charts = _charts(main, tuple(stage.name for stage in model.stages))
-    return [Table("profiles", title, counted(work), rows, dict(settings), charts, kind=main)]
+    several = f"{len(profiles)} documents, batch {work.batch}"
+    title = f"{model.name}: {several if len(profiles) > 1 else profile.title}"
+    stages = tuple(stage.name for stage in model.stages)
+    return [table_of("profiles", title, work, rows, settings, lambda kind: _charts(kind, stages))]
 
 
-def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[dict[str, Any]]:
-    page = model.request(work)
+def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[Row]:
+    page, image = model.request(work), work.image
     stored = {key: getattr(page, key) for key in ("parameters", "weight_bytes", "kv_cache_bytes")}
     costs = model.costs(work) | {"page": page, "all pages": replace(page * profile.pages, **stored)}
+    head = {"profile": profile.name, "title": profile.title, "image_size": profile.image_size, "mode": image.mode}
+    head |= page_columns(model, image) | {"image_tokens": image.tokens, "context_tokens": work.context_tokens}
+    head |= {"decode_steps": work.decode_steps, "pages": profile.pages}
     for stage, cost in costs.items():
-        reach = work.context_tokens + (0 if stage == "prefill" else work.decode_steps)
-        yield {
-            "profile": profile.name,
-            "title": profile.title,
-            "image_size": profile.image_size,
-            "mode": work.image.mode,
-            **page_columns(model, work.image),
-            "image_tokens": work.image.tokens,
-            "context_tokens": work.context_tokens,
-            "decode_steps": work.decode_steps,
-            "pages": profile.pages,
-            "stage": stage,
-            **cost_columns(work, cost),
-            "beyond_positions": stage != "vision" and model.is_beyond(reach),
-        }
+        beyond = stage != "vision" and model.is_beyond(work.context_tokens + work.decode_steps * (stage != "prefill"))
+        yield head | {"stage": stage} | cost_columns(work, cost) | {"beyond_positions": beyond}
 
 
 def _charts(kind: str, stages: tuple[str, ...]) -> list[Chart]:
-    drawn = (("flops", "flops_tflops", stages), ("io", "io_gb", stages), ("kv", "kv_gb", ("page",)))
+    drawn = {"flops_tflops": stages, "io_gb": stages, "kv_gb": ("page",)}
     return [
-        Chart(f"profiles_{name}", (measure,), "title", ("stage",), {"execution": kind, "stage": some}, bars=True)
-        for name, measure, some in drawn
+        Chart(
+            f"profiles_{m.partition('_')[0]}", (m,), "title", ("stage",), {"execution": kind, "stage": some}, bars=True
+        )
+        for m, some in drawn.items()
     ]
 
 
@@ -110,13 +100,16 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from spoken(table)
     for page in table.select(stage="page", execution=table.kind):
         stages = {r["stage"]: r for r in table.select(profile=page["profile"], execution=table.kind)}
-        yield "profile", {
-            "title": page["title"],
-            "flops": significant(flops_of(page) / 1e12),
-            "vision": significant(100 * flops_of(stages["vision"]) / flops_of(page)),
-            "decode": significant(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
-            "io": significant(page["io_bytes"] / 1e9),
-        }  # fmt: skip
+        yield (
+            "profile",
+            {
+                "title": page["title"],
+                "flops": significant(flops_of(page) / 1e12),
+                "vision": significant(100 * flops_of(stages["vision"]) / flops_of(page)),
+                "decode": significant(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
+                "io": significant(page["io_bytes"] / 1e9),
+            },
+        )
 
 
 FINDINGS = {"profiles": _findings}

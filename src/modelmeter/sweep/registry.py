@@ -1,45 +1,17 @@
-"""The sweeps by name, and what their modules declare. A new sweep is one more line here."""
+"""The sweeps by name, and what their tables say. A new sweep is one more name here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import ModuleType
-from typing import Any
-
-from modelmeter.sweep import (
-    columns,
-    compression,
-    e2e_decode,
-    e2e_vision_prefill,
-    profiles,
-    requirements,
-    sequence,
-    targets,
-    vision_crops,
-)  # fmt: skip
+from modelmeter.sweep import compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops
+from modelmeter.sweep import requirements as required
 from modelmeter.sweep.findings import Finding, Reader
 from modelmeter.sweep.table import Table
 
-SWEEPS: dict[str, ModuleType] = {
-    "compression": compression,
-    "e2e_decode": e2e_decode,
-    "e2e_vision_prefill": e2e_vision_prefill,
-    "profiles": profiles,
-    "sequence": sequence,
-    "targets": targets,
-    "vision_crops": vision_crops,
-}
-
-
-def _declared(what: str) -> Iterator[Any]:
-    """What the sweeps declare under a name, and what they share."""
-    for module in (columns, requirements, *SWEEPS.values()):
-        yield getattr(module, what, ())
-
-
-COLUMNS: dict[str, columns.Column] = {column.name: column for some in _declared("COLUMNS") for column in some}
-MEASURES: dict[str, columns.Measure] = {measure.name: measure for some in _declared("MEASURES") for measure in some}
-_READERS: dict[str, Reader] = {table: read for some in _declared("FINDINGS") for table, read in dict(some).items()}
+_MODULES = (compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops)
+SWEEPS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+_READERS: dict[str, Reader] = {}
+for _module in (required, *_MODULES):
+    _READERS |= _module.FINDINGS
 
 
 def findings(table: Table) -> list[Finding]:

@@ -11,11 +11,10 @@ from modelmeter.errors import InputError
 from modelmeter.layers.attention import attention_layers, with_heads
 from modelmeter.models.model import BaseModel
 from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pair, whole
-from modelmeter.sweep.columns import Column, Measure, Row, flops_of, significant
+from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
 from modelmeter.sweep.findings import Finding, ranges, spoken, trends
-from modelmeter.sweep.pages import counted, main_kind
-from modelmeter.sweep.table import Chart, Table, cost_columns
+from modelmeter.sweep.table import Chart, Table, cost_columns, main_kind, table_of
 
 SETTINGS = joined(
     Setting("prefill_tokens", whole(), "beyond the model's positions is allowed and marked", several=True),
@@ -26,12 +25,6 @@ SETTINGS = joined(
     ),
     *COUNTING, *SWEPT,
 )  # fmt: skip
-COLUMNS = (
-    Column("prefill_tokens", "prefill tokens", axis="tokens of the prefill"),
-    Column("heads", curve="heads {}"),
-    Column("kv_heads", "KV heads", curve="KV heads {}"),
-)
-MEASURES = (Measure("io_gb_per_token", "traffic an output token (GB = 1e9 bytes)", ("io_bytes_per_token",), 1e9),)
 MOST_POINTS = 1_000_000
 SIZES = ("prefill_tokens", "decode_steps", "batch", "heads", "kv_heads")
 
@@ -48,7 +41,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     if count > MOST_POINTS:
         raise InputError(f"prefill_tokens, decode_tokens, batch and heads make {count} points; at most {MOST_POINTS}")
     models = [(heads, with_heads(model, *heads)) for heads in pairs]
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind)
         for (heads, changed), batch, steps, prefill in product(models, *lists):
@@ -57,27 +50,28 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
             for stage, reach in (("prefill", prefill), ("decode", prefill + steps)):
                 costs = cost_columns(work, changed.cost(stage, work))
                 means = per_token(work, costs) if stage == "decode" else dict.fromkeys(PER_TOKEN, "")
-                beyond = {"beyond_positions": model.is_beyond(reach)}
-                rows.append({**point, "stage": stage, **costs, **means, **beyond})
+                rows.append(point | {"stage": stage} | costs | means | {"beyond_positions": model.is_beyond(reach)})
     first, main = {size: rows[0][size] for size in SIZES}, main_kind(settings)
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
     digest = [r for r in rows if r["execution"] == main and r["decode_steps"] == first["decode_steps"]]
-    return [Table("sequence", title, counted(work), rows, dict(settings), _charts(first, main), digest, main)]
+    return [table_of("sequence", title, work, rows, settings, lambda kind: _charts(first, kind), digest=digest)]
 
 
 def _charts(first: Mapping[str, int], kind: str) -> list[Chart]:
     """Against the prefill length; whatever is no curve is held at its first value."""
-    fixed = {"execution": kind, "decode_steps": first["decode_steps"]}
-    own = {key: first[key] for key in ("heads", "kv_heads")}
-    decode = fixed | own | {"stage": "decode"}
-    x, batch = "prefill_tokens", ("batch",)
-    one = fixed | {"stage": "decode", "batch": first["batch"]}
-    return [
-        Chart("sequence_prefill_flops", ("flops_tflops",), x, batch, fixed | own | {"stage": "prefill"}, "xy"),
-        Chart("sequence_kv_cache", ("kv_gb",), x, tuple(own), one, "xy"),
-        Chart("sequence_decode_io", ("io_gb_per_token",), x, batch, decode, "xy"),
-        Chart("sequence_decode_intensity", ("arithmetic_intensity",), x, batch, decode, "xy"),
-    ]
+    fixed = {"execution": kind, **{k: first[k] for k in ("decode_steps", "heads", "kv_heads")}}
+    batch, heads = ("batch",), ("heads", "kv_heads")
+    drawn = (
+        ("prefill_flops", "flops_tflops", batch, "prefill"), ("kv_cache", "kv_gb", heads, "decode"),
+        ("decode_io", "io_gb_per_token", batch, "decode"),
+        ("decode_intensity", "arithmetic_intensity", batch, "decode"),
+    )  # fmt: skip
+    charts = []
+    for name, measure, by, stage in drawn:
+        held = fixed | {"stage": stage, "batch": first["batch"]}
+        where = {key: value for key, value in held.items() if key not in by}
+        charts.append(Chart(f"sequence_{name}", (measure,), "prefill_tokens", by, where, "xy"))
+    return charts
 
 
 def _findings(table: Table) -> Iterator[Finding]:

@@ -5,18 +5,18 @@ A Chart says which figure is drawn of a table; `report/` writes tables and draws
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from modelmeter.models.planner import Points
 from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import whole
+from modelmeter.sweep.columns import Row
 from modelmeter.workload import Workload
 
 TOTAL = "total"
 """The component that is the whole: sums of the others, its peak their largest."""
-
 COST_COLUMNS = (
     "tensor_core_flops", "cuda_core_flops", "weight_io_bytes", "activation_io_bytes", "kv_io_bytes", "io_bytes",
     "arithmetic_intensity_flop_per_byte", "weight_bytes", "peak_activation_bytes", "kv_cache_bytes",
@@ -25,11 +25,10 @@ COST_COLUMNS = (
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure: `measures` (by name) over column `x`, a curve for each value of `by`.
+    """A figure: `measures` (by name) over column `x`, a curve for each value of `by`, of the rows that are as `where`.
 
-    `where` selects rows by column. `log` names the logarithmic axes ("", "y", "xy"). `bars` stacks the
-    values of `by` above each value of `x` instead. `note` is added to the label of the y axis; `axis` is
-    that of the x axis where the column's own does not do.
+    `log` names the logarithmic axes ("", "y", "xy"). `bars` stacks the values of `by` above each value of `x` instead.
+    `note` is added to the label of the y axis; `axis` is that of the x axis where the column's own does not do.
     """
 
     name: str
@@ -47,24 +46,24 @@ class Chart:
 class Table:
     """Rows by column name; `title` says what was swept and `basis` how it was counted.
 
-    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of
-    where there are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's
-    own page that a report begins with.
+    `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of where there
+    are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's own page that
+    a report begins with.
     """
 
     name: str
     title: str
     basis: str
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
     settings: Mapping[str, Any] = field(default_factory=dict)
     charts: Sequence[Chart] = ()
-    digest: Sequence[Mapping[str, Any]] | None = None
+    digest: Sequence[Row] | None = None
     kind: str = ""
     points: Points | None = None
     headline: tuple[str, dict[str, Any]] | None = None
 
     @property
-    def shown(self) -> Sequence[Mapping[str, Any]]:
+    def shown(self) -> Sequence[Row]:
         """The rows that a person reads: the digest, or all."""
         return self.rows if self.digest is None else self.digest
 
@@ -73,18 +72,30 @@ class Table:
         """All columns, in order of first appearance."""
         return list(dict.fromkeys(column for row in self.rows for column in row))
 
-    def select(self, **where: Any) -> list[Mapping[str, Any]]:
+    def select(self, **where: Any) -> list[Row]:
         """The rows with these values; a tuple means one of them."""
-
-        def wanted(row: Mapping[str, Any]) -> bool:
-            return all(row.get(k) in v if isinstance(v, tuple) else row.get(k) == v for k, v in where.items())
-
-        return [row for row in self.rows if wanted(row)]
+        wanted = {key: value if isinstance(value, tuple) else (value,) for key, value in where.items()}
+        return [row for row in self.rows if all(row.get(key) in values for key, values in wanted.items())]
 
     def title_of(self, subject: str) -> str:
         """The title of a table about something else at the same points: "model: subject over points"."""
         model, _, rest = self.title.partition(": ")
         return f"{model}: {subject} over {rest.partition(' over ')[2]}"
+
+
+def table_of(
+    name: str, title: str, work: Workload, rows: Sequence[Row], settings: Mapping[str, Any],
+    charts: Callable[[str], Sequence[Chart]], **further: Any,
+) -> Table:  # fmt: skip
+    """The table of a sweep whose workloads are counted like `work`, but for the execution, which is a column."""
+    basis, kind = work.basis.partition(", ")[2], main_kind(settings)
+    return Table(name, title, basis, rows, dict(settings), charts(kind), kind=kind, **further)
+
+
+def main_kind(settings: Mapping[str, Any]) -> str:
+    """The execution that figures by component and sentences speak of: flash if it is there, else the last."""
+    kinds: list[str] = settings["runtime"]
+    return "flash" if "flash" in kinds else kinds[-1]
 
 
 def runtime_columns(work: Workload) -> dict[str, Any]:
@@ -95,8 +106,7 @@ def runtime_columns(work: Workload) -> dict[str, Any]:
 def cost_columns(work: Workload, cost: StageCost) -> dict[str, Any]:
     """The runtime and the columns of a StageCost, whole numbers as ints."""
     counts = cost.as_dict()
-    costs = {name: counts[name] if "intensity" in name else whole(counts[name]) for name in COST_COLUMNS}
-    return runtime_columns(work) | costs
+    return runtime_columns(work) | {k: counts[k] if "intensity" in k else number(counts[k]) for k in COST_COLUMNS}
 
 
 def number(value: Any) -> int | float:

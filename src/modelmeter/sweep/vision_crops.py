@@ -9,8 +9,17 @@ from modelmeter.models.model import BaseModel
 from modelmeter.sweep import findings as found
 from modelmeter.sweep.columns import flops_of, significant
 from modelmeter.sweep.pages import SETTINGS as SETTINGS
-from modelmeter.sweep.pages import STAGECOST, PageSweep, require_images, run_pages
-from modelmeter.sweep.table import Chart, Table
+from modelmeter.sweep.pages import STAGECOST, require_images, run_pages
+from modelmeter.sweep.table import Chart, Table, cost_columns
+
+COMPARABLE = True
+
+
+def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
+    """The Table of the sweep; see `run_pages`."""
+    require_images(model)
+    rows = lambda work: [cost_columns(work, model.cost("vision", work))]
+    return [run_pages("vision_crops", model, settings, lambda work: "vision stage", rows, _charts, reference)]
 
 
 def _charts(kind: str) -> list[Chart]:
@@ -24,15 +33,13 @@ def _findings(table: Table) -> Iterator[found.Finding]:
     yield from found.spoken(table)
     if len(tiled) > 1:
         yield from found.over_grids("vision_range", list(tiled.values()))
-        few, many = min(tiled), max(tiled)
-        each = significant((flops_of(tiled[many]) - flops_of(tiled[few])) / (many - few) / 1e12, 4)
         flops = {crops: flops_of(row) for crops, row in tiled.items()}
-        same = found.trend(list(flops.items())) == "linear"
+        few, many = min(tiled), max(tiled)
+        each = significant((flops[many] - flops[few]) / (many - few) / 1e12, 4)
+        same = found.trend(flops.items()) == "linear"
         yield "vision_per_crop" if same else "vision_per_crop_mean", {"each": each}
         yield from found.trends("vision_trend", flops)
-    yield from found.engines(rows)
-    yield from found.eager(table)
-    yield from found.intensity(rows)
+    yield from found.execution(table)
     yield from found.ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
     if len(tiled) > 1:
         fewer, many = sorted(tiled)[-2:]
@@ -41,13 +48,3 @@ def _findings(table: Table) -> Iterator[found.Finding]:
 
 
 FINDINGS = {"vision_crops": _findings}
-COMPARABLE = True
-SWEEP = PageSweep(
-    "vision_crops", lambda work: "vision stage", lambda model, work: {"": model.cost("vision", work)}, _charts
-)
-
-
-def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
-    """The Table of the sweep; see `run_pages`."""
-    require_images(model)
-    return [run_pages(SWEEP, model, settings, reference)]
