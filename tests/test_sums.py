@@ -227,7 +227,7 @@ def test_whole_floats_are_sizes():
 @pytest.mark.parametrize("step", [
     expected_distinct(64, 6, T), ratio(W, T), floor_div(T, 3) * floor_div(T, 5), place_in(T, C) * place_in(T, W),
     minimum(ratio(T, 2), W), minimum(T * T, W), maximum(T * W, C), floor_div(2 * T, C), ceil_div(W, T),
-    minimum(place_in(T, C), W),
+    minimum(place_in(T, C), W), minimum(T + W, T + C),
 ], ids=str)  # fmt: skip
 def test_what_cannot_be_summed_is_refused_in_a_sentence(step):
     with pytest.raises(
@@ -236,7 +236,9 @@ def test_what_cannot_be_summed_is_refused_in_a_sentence(step):
         summed(3 * step + T, "t", 1, symbol("last"))
 
 
-@pytest.mark.parametrize("step", [W - T, ratio(W, T), expected_distinct(W, T, 3), minimum(W - T, C)], ids=str)
+@pytest.mark.parametrize("step", [
+    W - T, ratio(W, T), expected_distinct(W, T, 3), minimum(W - T, C), place_in(2 * T, C), place_in(T * T, C),
+], ids=str)  # fmt: skip
 def test_a_peak_that_may_fall_is_refused_in_a_sentence(step):
     with pytest.raises(InputError, match=r"^a step's peak has .*, which may fall from one step to the next$"):
         largest(step, "t", 1, symbol("last"))

@@ -13,9 +13,9 @@ from typing import Any
 from modelmeter.sizes import Size, as_size, maximum, whole
 
 
-def _in(count: str, unit: float, says: str) -> Any:
+def _in(count: str, unit: float) -> Any:
     """A property: a count in another unit."""
-    return property(lambda cost: getattr(cost, count) / unit, doc=says)
+    return property(lambda cost: getattr(cost, count) / unit)
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,20 @@ class StageCost:
         """FLOPs per byte of traffic."""
         return self.flops / maximum(self.io_bytes, 1)
 
-    flops_tflops = _in("flops", 1e12, "All FLOPs in TFLOP (1e12).")
-    flops_tensor_tflops = _in("tensor_core_flops", 1e12, "Tensor-core FLOPs in TFLOP (1e12).")
-    flops_cuda_tflops = _in("cuda_core_flops", 1e12, "CUDA-core FLOPs in TFLOP (1e12).")
-    io_tb = _in("io_bytes", 1e12 / 8, "Traffic in terabits (1e12 bits), the unit of the published reports.")
-    weights_gb = _in("weight_bytes", 1e9, "Stored weights in GB (1e9 bytes).")
-    activations_gb = _in("peak_activation_bytes", 1e9, "Peak activations in GB (1e9 bytes).")
-    kv_gb = _in("kv_cache_bytes", 1e9, "KV cache at the end of the stage in GB (1e9 bytes).")
+    flops_tflops = _in("flops", 1e12)
+    """All FLOPs in TFLOP (1e12)."""
+    flops_tensor_tflops = _in("tensor_core_flops", 1e12)
+    """Tensor-core FLOPs in TFLOP (1e12)."""
+    flops_cuda_tflops = _in("cuda_core_flops", 1e12)
+    """CUDA-core FLOPs in TFLOP (1e12)."""
+    io_tb = _in("io_bytes", 1e12 / 8)
+    """Traffic in terabits (1e12 bits), the unit of the published reports."""
+    weights_gb = _in("weight_bytes", 1e9)
+    """Stored weights in GB (1e9 bytes)."""
+    activations_gb = _in("peak_activation_bytes", 1e9)
+    """Peak activations in GB (1e9 bytes)."""
+    kv_gb = _in("kv_cache_bytes", 1e9)
+    """KV cache at the end of the stage in GB (1e9 bytes)."""
 
     def __add__(self, other: StageCost) -> StageCost:
         if not isinstance(other, StageCost):

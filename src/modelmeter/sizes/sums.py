@@ -72,7 +72,10 @@ def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
     extreme = _innermost(factors, name)
     if extreme is not None:
         a, b = extreme.arguments
-        slope, offset = _linear(a - b, name, extreme)
+        slope = next((c for monomial, c in terms_of(a - b) or () if monomial == (name,)), 0)
+        offset = a - b - slope * symbol(name)
+        if not slope or not isinstance(slope, int) or _varies(offset, name):
+            raise _refusal(extreme)
         cut = floor_div(offset * -1, slope) if slope > 0 else floor_div(offset, -slope)
         cut = minimum(maximum(cut, first - 1), last)
         a_first = (slope > 0) == (extreme.name == "minimum")  # up to the cut a is below b
@@ -92,21 +95,14 @@ def _innermost(atoms: Iterable[Atom], name: str) -> Atom | None:
     return None
 
 
-def _linear(expression: Any, name: str, atom: Atom) -> tuple[int, Any]:
-    """Slope, a whole number, and offset of what is linear in a named size; raises InputError about `atom` if not."""
-    offset: dict[Any, Any] = dict(terms_of(expression) or ())
-    slope = offset.pop((name,), 0)
-    rest = Expr.of(offset)
-    if not isinstance(slope, int) or not slope or (isinstance(rest, Expr) and name in rest.names):
-        raise _refusal(atom)
-    return slope, rest
+def _varies(value: Size, name: str) -> bool:
+    return isinstance(value, Expr) and name in value.names
 
 
 def _blocks(factors: Monomial, atom: Atom, name: str, first: Size, last: Size) -> Size:
     """Powers of name and of floor_div(name + k, c): whole blocks of c, then the rest, up to each end."""
-    numerator, c = atom.arguments
-    slope, shift = _linear(numerator, name, atom)
-    if slope != 1 or (isinstance(c, Expr) and name in c.names):
+    shift, c = atom.arguments[0] - symbol(name), atom.arguments[1]
+    if _varies(shift, name) or _varies(c, name):
         raise _refusal(atom)
     q, r = symbol("~quotient"), symbol("~rest")
     step = (c * q + r - shift) ** (len(factors) - factors.count(atom)) * q ** factors.count(atom)
@@ -129,14 +125,14 @@ def largest(expression: Size, name: str, first: Size, last: Size) -> Size:
 
     Raises InputError for one that may fall elsewhere.
     """
-    if not isinstance(expression, Expr) or name not in expression.names:
+    if not _varies(expression, name):
         return expression
     saws = [a for a in expression.atoms if a.name == "place_in" and name in a.names]
     if len(saws) > 1 or not _rises(expression, name):
         raise InputError(f"a step's peak has {expression}, which may fall from one step to the next")
     at_last = substituted(expression, name, last)
     for saw in saws:
-        _, shift = _linear(saw.arguments[0], name, saw)
+        shift = saw.arguments[0] - symbol(name)
         chunk_end = saw.arguments[1] * floor_div(last + shift, saw.arguments[1]) - shift
         at_last = maximum(at_last, substituted(expression, name, maximum(first, chunk_end)))
     return at_last
@@ -151,9 +147,10 @@ def _rises(expression: Any, name: str, inside: bool = False) -> bool:
     """Whether an expression never falls as a named size grows, but where a chunk ends (not `inside` a function)."""
     for monomial, coefficient in terms_of(expression) or ():
         for atom in (a for a in monomial if name in a.names):
-            if coefficient < 0 or (inside and atom.name == "place_in"):
+            saw = atom.name == "place_in"
+            if coefficient < 0 or (saw and (inside or _varies(atom.arguments[0] - symbol(name), name))):
                 return False
-            inner = [p for p, a in enumerate(atom.arguments) if isinstance(a, Expr) and name in a.names]
+            inner = [p for p, a in enumerate(atom.arguments) if _varies(a, name)]
             if not all(p in _RISING[atom.name] and _rises(atom.arguments[p], name, True) for p in inner):
                 return False
     return True
