@@ -61,11 +61,12 @@ def test_equal_factors_are_one_whatever_object_they_are():
     import numpy as np
 
     from modelmeter import layers as mm
+    from modelmeter.programs.cost import COUNTS
 
     one, same, other = (mm.MLP(4, np.array(widths)) for widths in ([3.0, 5.0], [3.0, 5.0], [3.0, 6.0]))
-    first, second, third = (layer.program().parts[""] for layer in (one, same, other))
-    assert all(first[count] is second[count] for count in first)
-    assert first["tensor_core_flops"] is not third["tensor_core_flops"]
+    first, second, third = (layer.program().costs[""] for layer in (one, same, other))
+    assert all(getattr(first, count) is getattr(second, count) for count in COUNTS)
+    assert first.tensor_core_flops is not third.tensor_core_flops
     gated, again = mm.GatedMLP(4, 8), mm.GatedMLP(4, 8)
     assert gated.graph().ops[0].equation is again.graph().ops[0].equation
     assert [(op.kind, op.reads, op.writes, op.tensor, op.cuda, op.composite) for op in gated.graph().ops] == [

@@ -27,7 +27,7 @@ def assert_agree(program, points):
     """Whole numbers exactly (a JSON string holds them at any size), expectations to the last bits."""
     content = program.as_json()
     assert json.loads(json.dumps(content)) == content
-    assert content["counts"] == [[part, count] for part in program.parts for count in COUNTS]
+    assert content["counts"] == [[part, count] for part in program.costs for count in COUNTS]
     for point, found in zip(points, in_javascript(content, points), strict=True):
         costs = program(**dict(zip(content["names"], point, strict=True)))
         for (part, count), value in zip(content["counts"], found, strict=True):

@@ -39,18 +39,18 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True)
 class Program:
-    """The counts of a stage by part, as expressions of `names`; see `program_of`."""
+    """What a stage costs by part, as expressions of `names` (the formulas); see `program_of`."""
 
     names: tuple[str, ...]
     counting: Counting
-    parts: Mapping[str, Mapping[str, Size]]
+    costs: Mapping[str, StageCost]
     graph: Graph
     steps: Steps | None = None
     requirements: tuple[tuple[str, Size], ...] = ()
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        counts = [counts[c] for counts in self.parts.values() for c in COUNTS]
+        counts = [getattr(cost, count) for cost in self.costs.values() for count in COUNTS]
         return Evaluator(self.names, [*counts, *(size for _, size in self.requirements)])
 
     def __call__(self, **sizes: Size) -> dict[str, StageCost]:
@@ -60,30 +60,27 @@ class Program:
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
         found, basis, width = self._evaluator(values), self.counting.basis, len(COUNTS)
-        for (sentence, _), size in zip(self.requirements, found[len(self.parts) * width :], strict=True):
+        for (sentence, _), size in zip(self.requirements, found[len(self.costs) * width :], strict=True):
             if below(size, 0):
                 raise InputError(sentence.format(**dict(zip(self.names, values, strict=True))))
-        return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.parts)}
-
-    @property
-    def costs(self) -> dict[str, StageCost]:
-        """The counts as expressions: the formulas."""
-        return {part: StageCost(**counts, basis=self.counting.basis) for part, counts in self.parts.items()}
+        return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.costs)}
 
     def kernels(self, **sizes: Size) -> list[Kernel]:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
         found = list(kernels_of(self.graph, self.counting.precision))
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
-        flat = [v for k in found for f in fields for v in getattr(k, f).values()] + [k.runs for k in found]
+        flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()))]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
         values = iter(evaluated(flat, dict(zip(names, _in_order(names, sizes), strict=True))))
-        filled = [{f: {key: next(values) for key in getattr(k, f)} for f in fields} for k in found]
-        return [Kernel(k.path, k.ops, next(values), **parts) for k, parts in zip(found, filled, strict=True)]
+        return [
+            Kernel(k.path, k.ops, next(values), *({key: next(values) for key in getattr(k, f)} for f in fields))
+            for k in found
+        ]
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
         content = self._evaluator.as_json()
-        keys = [[part, count] for part in self.parts for count in COUNTS]
+        keys = [[part, count] for part in self.costs for count in COUNTS]
         return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
 
 
@@ -112,8 +109,8 @@ def program_of(
     _fill([ledgers[label] for label in labels], lowered, counting)
     asked = lowered.root.requirements.items()
     requirements = tuple((text, substituted(size, steps.name, steps.first) if steps else size) for text, size in asked)
-    parts = {label: _counts(ledger, steps) for label, ledger in ledgers.items()}
-    return Program(tuple(names), counting, parts, lowered, steps, requirements)
+    costs = {label: StageCost(**_counts(ledger, steps), basis=counting.basis) for label, ledger in ledgers.items()}
+    return Program(tuple(names), counting, costs, lowered, steps, requirements)
 
 
 def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting) -> None:
