@@ -14,7 +14,7 @@ from modelmeter.graph.forms import ADD, MUL, SOFTMAX_IN_FP32
 from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, rebuild, require_divisible, walk
-from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding, rotation
+from modelmeter.layers.rotary import RotaryTable, rotation
 from modelmeter.sizes import Size, as_size, differ, minimum, ratio
 
 
@@ -46,7 +46,7 @@ class CausalAttention(BaseLayer):
     inputs = property(lambda self: "x cos sin" if self.rotary is None else "x pos")
 
     def check(self) -> None:
-        if isinstance(self.rotary, (RotaryEmbedding, LlamaRotaryEmbedding)):
+        if isinstance(self.rotary, RotaryTable):
             self.require_equal(head_width=self.e, rotary_width=self.rotary.e)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
@@ -96,6 +96,14 @@ class _MultiHead(BaseLayer):
         ops = [matmul(f"{to}[{axes} h e] = x[{axes} d] * W_{to}[d h e] + W_b{to}[h e]", n) for to in "qkv"]
         return composite("projections", *ops, always=True) if self.one_matrix else iter(ops)
 
+    def attended(self, n: Sizes, at: str, to: str, *bias: Op, merged: str = "") -> Iterator[Op]:
+        """What the queries over the axes `at` see of the keys and values over `to`."""
+        a, p = f"a[b h {at} {to}]", f"p[b h {at} {to}]"
+        scores = matmul(f"{a} = q[b {at} h e] * k[b {to} h e]", n)
+        shares = softmax(f"{p} = {a}", n, row=to, form=SOFTMAX_IN_FP32)
+        seen = matmul(f"o[b {at} h e] = {p} * v[b {to} h e]", n)
+        return composite("attention", scores, pointwise(f"{a} = {a}", MUL, n), *bias, shares, seen, merged=merged)
+
 
 @dataclass(frozen=True)
 class SelfAttention(_MultiHead):
@@ -113,13 +121,7 @@ class SelfAttention(_MultiHead):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(t=n.s)
         yield from self.projected(n, "b s")
-        yield from composite(
-            "attention",
-            matmul("a[b h s t] = q[b s h e] * k[b t h e]", n),
-            pointwise("a[b h s t] = a[b h s t]", MUL, n),
-            softmax("p[b h s t] = a[b h s t]", n, row="t", form=SOFTMAX_IN_FP32),
-            matmul("o[b s h e] = p[b h s t] * v[b t h e]", n),
-        )
+        yield from self.attended(n, "s", "t")
         yield matmul("y[b s d] = o[b s h e] * W_out[h e d] + W_bout[d]", n)
 
 
@@ -154,15 +156,7 @@ class GridAttention(_MultiHead):
             yield matmul("bw[b h u v j] = q[b u v h e] * _Rw[v j e]", n)
             yield pointwise("bias[b h u v i j] = bh[b h u v i] + bw[b h u v j]", ADD, n)
             bias = [pointwise("a[b h u v i j] = a[b h u v i j] + bias[b h u v i j]", ADD, n)]
-        yield from composite(
-            "attention",
-            matmul("a[b h u v i j] = q[b u v h e] * k[b i j h e]", n),
-            pointwise("a[b h u v i j] = a[b h u v i j]", MUL, n),
-            *bias,
-            softmax("p[b h u v i j] = a[b h u v i j]", n, row="i j", form=SOFTMAX_IN_FP32),
-            matmul("o[b u v h e] = p[b h u v i j] * v[b i j h e]", n),
-            merged="b",
-        )
+        yield from self.attended(n, "u v", "i j", *bias, merged="b")
         yield matmul("y[b u v d] = o[b u v h e] * W_proj[h e d] + W_bproj[d]", n)
 
 
@@ -186,6 +180,6 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
     def change(layer: BaseLayer) -> BaseLayer:
         if isinstance(layer, CausalAttention):
             return replace(layer, g=kv_heads, r=r, e=e, rotary=layer.rotary and change(layer.rotary))
-        return replace(layer, e=e) if isinstance(layer, (RotaryEmbedding, LlamaRotaryEmbedding)) else layer
+        return replace(layer, e=e) if isinstance(layer, RotaryTable) else layer
 
     return rebuild(node, change)

@@ -170,16 +170,13 @@ def union(names: Iterable[str]) -> str:
     return " ".join(dict.fromkeys(" ".join(names).split()))
 
 
-def walk(node: Any) -> list[BaseLayer]:
+def walk(node: Any) -> Iterator[BaseLayer]:
     """Every layer in a model or layer, the outermost first, a repeated one once."""
-    found: list[BaseLayer] = []
-
-    def see(layer: BaseLayer) -> BaseLayer:
-        found.append(layer)
-        return layer
-
-    rebuild(node, see)
-    return found
+    if isinstance(node, BaseLayer):
+        yield node
+    if isinstance(node, tuple) or (is_dataclass(node) and not isinstance(node, type)):
+        for part in node if isinstance(node, tuple) else (getattr(node, f.name) for f in fields(node)):
+            yield from walk(part)
 
 
 def rebuild(node: Any, change: Callable[[BaseLayer], BaseLayer]) -> Any:
@@ -242,9 +239,9 @@ class Repeat(BaseLayer):
 @final
 @dataclass(frozen=True)
 class Sequence(BaseLayer):
-    """Layers one after another on the same axes.
+    """Layers one after another on the same axes. y = last(...first(x)); costs add up.
 
-    y = last(...first(x)); costs add up. Axes: those of all its layers.
+    Axes: those of all its layers.
     """
 
     layers: tuple[BaseLayer, ...]

@@ -15,7 +15,9 @@ from modelmeter.sizes import Size, ratio
 
 
 @dataclass(frozen=True)
-class _Table(BaseLayer):
+class RotaryTable(BaseLayer):
+    """The tables of cos and sin of a head width."""
+
     e: Size
     sizes = "b s"
     inputs = "pos"
@@ -35,7 +37,7 @@ class _Table(BaseLayer):
 
 
 @final
-class RotaryEmbedding(_Table):
+class RotaryEmbedding(RotaryTable):
     """The cos (y) and sin tables of rotary positions, in fp32, made once a model.
 
     f = position * inv_freq element by element, cos(f), sin(f), both scaled. Axes: b sequences, s tokens, e head width.
@@ -50,7 +52,7 @@ class RotaryEmbedding(_Table):
 
 
 @final
-class LlamaRotaryEmbedding(_Table):
+class LlamaRotaryEmbedding(RotaryTable):
     """The cos (y) and sin tables of rotary positions, in fp32, by a batched matmul in every layer.
 
     f = inv_freq @ position, cos(f), sin(f), both scaled. Axes: b sequences, s tokens, e head width.

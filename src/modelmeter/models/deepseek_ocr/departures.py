@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from typing import Any
 
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref
@@ -33,14 +34,44 @@ PUBLISHED_SCALARS = {
 """CUDA-core FLOPs an output element by "path kind output"; all else counts 0 in the published tables."""
 
 
+@dataclass(frozen=True)
+class Departure:
+    """One way in which the published counts differ from the real ones.
+
+    `what` the report does, `evidence` why the real count is right; `change` turns the real thing into the published
+    one: a stage, the ops of its graph or the runtime (`of`).
+    """
+
+    name: str
+    of: str
+    what: str
+    evidence: str
+    change: Callable[[Any], Any]
+
+
+def departure(of: str, what: str, evidence: str) -> Callable[[Callable[[Any], Any]], Departure]:
+    """The decorated function as a departure of its name."""
+    return lambda change: Departure(change.__name__, of, what, evidence, change)
+
+
+@departure(
+    "ops",
+    "SAM's relative-position einsums count an eighth of their FLOPs.",
+    "Attention in deepencoder/sam_vary_sdpa.py runs both einsums over every head, query and key row, "
+    "and FlopCounterMode on that module counts them in full.",
+)
 def relative_positions(ops: Iterable[Op]) -> Iterator[Op]:
-    """The two einsums q Rh and q Rw with an eighth of their FLOPs."""
     for op in ops:
         yield op._replace(tensor=ratio(op.tensor, 8)) if op.output.name in ("bh", "bw") else op
 
 
+@departure(
+    "ops",
+    "The projector has two layers, sees newlines as tokens and runs over all crops once a crop.",
+    "The checkpoint's config.json says projector_type linear, and deepseek_ocr.py adds newlines after "
+    "projecting the patch tokens of each crop once, so that cost is linear in the crops.",
+)
 def projector(ops: Iterable[Op]) -> Iterator[Op]:
-    """Two linear layers on every row with its newline; the rows of all crops again for each crop."""
     ops = list(ops)
     rows = {op.reads[0].name: op.n.elements(op.output.stored[1:2]) for op in ops if "W_newline" in op.equation.text}
     for op in ops:
@@ -51,19 +82,36 @@ def projector(ops: Iterable[Op]) -> Iterator[Op]:
             yield from _scalars(two.ops(op.n.bind(s=rows.get(op.writes[0].name, op.n.s), **two.axes)))
 
 
+@departure(
+    "stage",
+    "The layer table adds CUDA-core FLOPs to its theory alone, and cuts some layers down on one side or both.",
+    "FlopCounterMode sees matmuls and convolutions only: tensor-core FLOPs of whole layers equal it exactly.",
+)
+def layer_table(stage: Stage) -> Stage:
+    return stage  # the table is made in published.py
+
+
+@departure(
+    "stage",
+    "The first decoder layer is a mixture of experts like the others.",
+    "The checkpoint's config.json says first_k_dense_replace 1, and its layer 0 holds one MLP of width 6848.",
+)
 def mixtures(stage: Stage) -> Stage:
-    """Every decoder layer with the mixture of the others."""
-    mixtures = [layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)]
+    found = [layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)]
 
     def mixed(layer: BaseLayer) -> BaseLayer:
-        return replace(layer, mlp=mixtures[0]) if isinstance(layer, DeepseekV2DecoderLayer) else layer
+        return replace(layer, mlp=found[0]) if isinstance(layer, DeepseekV2DecoderLayer) else layer
 
-    return replace(stage, layer=rebuild(stage.layer, mixed)) if mixtures else stage
+    return replace(stage, layer=rebuild(stage.layer, mixed)) if found else stage
 
 
+@departure(
+    "stage",
+    "A decoded token attends to the tokens before it and not to itself.",
+    "LlamaAttention appends the new key and value to the cache before it multiplies, so S + t + 1 "
+    "positions are read at step t = 0, 1, ...",
+)
 def decode_context(stage: Stage) -> Stage:
-    """Steps whose query does not see its own key; a stage that runs once as it is."""
-
     def sizes(work: Workload) -> dict[str, Size]:
         real = stage.sizes(work)
         return {**real, stage.grows: real[stage.grows] - 1}
@@ -71,8 +119,13 @@ def decode_context(stage: Stage) -> Stage:
     return replace(stage, sizes=sizes) if stage.grows else stage
 
 
+@departure(
+    "ops",
+    "Softmax, most norms, residuals, biases and rotary positions count nothing, activations by other constants.",
+    "The unfused graph of the vendor's modules runs each of them as kernels of its own; counting its "
+    "operations one by one gives docs/counting.md, and FlopCounterMode sees the rotary matmul.",
+)
 def scalar_operations(ops: Iterable[Op]) -> Iterator[Op]:
-    """CUDA-core FLOPs by PUBLISHED_SCALARS, attention without the matmul of its rotary table."""
     for op in _scalars(ops):
         yield op._replace(tensor=0) if op.path.endswith(".rotary") else op
 
@@ -84,11 +137,13 @@ def _scalars(ops: Iterable[Op]) -> Iterator[Op]:
         yield op._replace(cuda=op.writes[0].stored * flops if flops else 0)
 
 
+@departure(
+    "ops",
+    "The vision towers are stored twice, one routed expert a layer, no embedding table; GiB are called GB.",
+    "The parameters of the real modules add up to the size of the public checkpoint, 64 experts a mixture.",
+)
 def weights(ops: Iterable[Op]) -> Iterator[Op]:
-    """The vision towers stored twice, one routed expert a layer; no embedding, projector, image marks.
-
-    Published are three digits, so parts below 0.2 % (CLIP's unused convolution) are undetermined.
-    """
+    """Published are three digits, so parts below 0.2 % (CLIP's unused convolution) are undetermined."""
     copies = {"sam": 2, "clip": 2, "embedding": 0, "projector": 0, "join": 0}
     for op in ops:
         held = 0 if op.kind == "unused" else copies.get(op.path.partition(".")[0], 1)
@@ -97,8 +152,13 @@ def weights(ops: Iterable[Op]) -> Iterator[Op]:
         yield op._replace(reads=tuple(reads))
 
 
+@departure(
+    "runtime",
+    "Traffic is activations alone, and peak memory the sum of all that all layers write.",
+    "A decoded token reads every active weight and the whole KV cache, and torch frees a layer's "
+    "tensors when it returns, as tracking live storages on the modules shows.",
+)
 def traffic_and_peak(runtime: Runtime) -> Runtime:
-    """Only activations cross between memory and chip, and no layer frees what it wrote."""
     return replace(runtime, passes=(*runtime.passes, activations_alone), lifetimes=never_freed)
 
 
@@ -121,74 +181,7 @@ def never_freed(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
         yield held
 
 
-@dataclass(frozen=True)
-class Departure:
-    """One way in which the published counts differ from the real ones.
-
-    `what` the report does, `evidence` why the real count is right; `stage`, `ops` (of a graph) and `runtime` turn the
-    real thing into the published one.
-    """
-
-    name: str
-    what: str
-    evidence: str
-    stage: Callable[[Stage], Stage] = lambda real: real
-    ops: Callable[[Iterable[Op]], Iterable[Op]] = lambda real: real
-    runtime: Callable[[Runtime], Runtime] = lambda real: real
-
-
 DEPARTURES = (
-    Departure(
-        "relative_positions",
-        "SAM's relative-position einsums count an eighth of their FLOPs.",
-        "Attention in deepencoder/sam_vary_sdpa.py runs both einsums over every head, query and key row, "
-        "and FlopCounterMode on that module counts them in full.",
-        ops=relative_positions,
-    ),
-    Departure(
-        "projector",
-        "The projector has two layers, sees newlines as tokens and runs over all crops once a crop.",
-        "The checkpoint's config.json says projector_type linear, and deepseek_ocr.py adds newlines after "
-        "projecting the patch tokens of each crop once, so that cost is linear in the crops.",
-        ops=projector,
-    ),
-    Departure(
-        "layer_table",
-        "The layer table adds CUDA-core FLOPs to its theory alone, and cuts some layers down on one side or both.",
-        "FlopCounterMode sees matmuls and convolutions only: tensor-core FLOPs of whole layers equal it exactly.",
-    ),
-    Departure(
-        "mixtures",
-        "The first decoder layer is a mixture of experts like the others.",
-        "The checkpoint's config.json says first_k_dense_replace 1, and its layer 0 holds one MLP of width 6848.",
-        stage=mixtures,
-    ),
-    Departure(
-        "decode_context",
-        "A decoded token attends to the tokens before it and not to itself.",
-        "LlamaAttention appends the new key and value to the cache before it multiplies, so S + t + 1 "
-        "positions are read at step t = 0, 1, ...",
-        stage=decode_context,
-    ),
-    Departure(
-        "scalar_operations",
-        "Softmax, most norms, residuals, biases and rotary positions count nothing, activations by other constants.",
-        "The unfused graph of the vendor's modules runs each of them as kernels of its own; counting its "
-        "operations one by one gives docs/counting.md, and FlopCounterMode sees the rotary matmul.",
-        ops=scalar_operations,
-    ),
-    Departure(
-        "weights",
-        "The vision towers are stored twice, one routed expert a layer, no embedding table; GiB are called GB.",
-        "The parameters of the real modules add up to the size of the public checkpoint, 64 experts a mixture.",
-        ops=weights,
-    ),
-    Departure(
-        "traffic_and_peak",
-        "Traffic is activations alone, and peak memory the sum of all that all layers write.",
-        "A decoded token reads every active weight and the whole KV cache, and torch frees a layer's "
-        "tensors when it returns, as tracking live storages on the modules shows.",
-        runtime=traffic_and_peak,
-    ),
-)
+    relative_positions, projector, layer_table, mixtures, decode_context, scalar_operations, weights, traffic_and_peak,
+)  # fmt: skip
 """All departures, in the order in which they are applied."""

@@ -6,7 +6,7 @@ real count is right, is told in `departures.py`. Here is the report's table of l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -16,7 +16,6 @@ from typing import Any, final
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op
 from modelmeter.graph.place import Node, Root, Sizes
 from modelmeter.layers.base import walk
 from modelmeter.models.deepseek_ocr.departures import DEPARTURES, Departure
@@ -61,16 +60,18 @@ class PublishedDeepSeekOCR(BaseModel):
         """The departures by name, in the order in which they are applied."""
         return tuple(departure for departure in DEPARTURES if departure.name in self.departures)
 
+    def _departed(self, of: str, real: Any) -> Any:
+        return reduce(lambda thing, d: d.change(thing) if d.of == of else thing, self.chosen, real)
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:  # type: ignore[override]
-        return tuple(reduce(lambda stage, d: d.stage(stage), self.chosen, real) for real in self.real.stages)
+        return tuple(self._departed("stage", real) for real in self.real.stages)
 
     def changed(self, graph: Graph) -> Graph:
-        ops: Iterable[Op] = graph.ops
-        return graph.with_ops(reduce(lambda ops, d: d.ops(ops), self.chosen, ops))
+        return graph.with_ops(self._departed("ops", graph.ops))
 
     def counted(self, counting: Counting) -> Counting:
-        return replace(counting, runtime=reduce(lambda runtime, d: d.runtime(runtime), self.chosen, counting.runtime))
+        return replace(counting, runtime=self._departed("runtime", counting.runtime))
 
     def counts(self, work: Workload) -> dict[str, Size]:
         """What the report tells of a page: FLOPs by stage and engine; bytes of weights, I/O and peak.
