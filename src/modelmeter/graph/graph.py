@@ -6,9 +6,9 @@ fault. Next: `runtimes/`, whose passes turn a graph into kernels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
@@ -41,6 +41,14 @@ class Graph:
         for index, op in enumerate(self.ops):
             yield [Read(r, written.get(r.name, -1)) for r in op.reads]
             written |= {w.name: index for w in op.writes}
+
+    def users(self, labels: Sequence[Any]) -> dict[tuple[str, int], set[Any]]:
+        """The labels of the ops that read a tensor, by its name and writer; one label an op."""
+        found: dict[tuple[str, int], set[Any]] = {}
+        for label, reads in zip(labels, self.reads(), strict=True):
+            for r, writer in reads:
+                found.setdefault((r.name, writer), set()).add(label)
+        return found
 
     def with_ops(self, ops: Iterable[Op]) -> Graph:
         """The same stage with other ops."""

@@ -36,7 +36,7 @@ class Ref(NamedTuple):
 
 
 class Composite(NamedTuple):
-    """Several ops that a runtime may run as one kernel; `always`: they are one in every runtime.
+    """Several ops that a runtime may run as one kernel.
 
     What code does beside attention: `merged` is an axis that it merges with the heads, so that torch copies q, k and v
     where it is longer than 1; `mask` is the tensor that it adds to the scores.
@@ -44,7 +44,6 @@ class Composite(NamedTuple):
 
     kind: str
     name: str
-    always: bool = False
     merged: str = ""
     mask: str = ""
 
@@ -157,6 +156,7 @@ def unused(ops: Iterable[Op]) -> Iterator[Op]:
 
 
 def composite(kind: str, *ops: Op, always: bool = False, merged: str = "", mask: str = "") -> Iterator[Op]:
-    """Ops that a runtime may run as one kernel; see Composite."""
-    name = Composite(kind, f"{ops[0].node.serial}:{kind}:{ops[0].output.name}", always, merged, mask)
-    return (op._replace(composite=name) for op in ops)
+    """Ops that a runtime may run as one kernel (`always`: that are one in every runtime); see Composite."""
+    name = f"{ops[0].node.serial}:{kind}:{ops[0].output.name}"
+    whole = Composite(kind, name, merged, mask)
+    return (op._replace(composite=whole, kernel=name if always else "") for op in ops)

@@ -16,7 +16,6 @@ from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import Step
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Composite, Op, build, ref
-from modelmeter.runtimes.passes import Pass, composites
 from modelmeter.sizes import Size, minimum
 
 Axes = tuple[str, ...]
@@ -113,9 +112,9 @@ class _Core(NamedTuple):
 
 
 def _core(graph: Graph, indices: list[int]) -> _Core | None:
-    """The core of a composite; None if it is one kernel, or has not the two products of an attention."""
+    """The core of a composite; None if it has not the two products of an attention."""
     ops = [graph.ops[i] for i in indices]
-    products = [op for op in ops if op.kind == "matmul" and len(op.equation.factors) == 2 and not op.kernel]
+    products = [op for op in ops if op.kind == "matmul" and len(op.equation.factors) == 2]
     if len(products) < 2:
         return None
     first, last = products[0], products[-1]
@@ -130,16 +129,36 @@ def _core(graph: Graph, indices: list[int]) -> _Core | None:
     return _Core(ops, first, last, made[-1] if made else None, (q, k, v), batch, positions, keys, heads, shared)
 
 
+def _cores(graph: Graph) -> list[_Core]:
+    """The attention of a graph."""
+    parts: dict[str, list[int]] = {}
+    for index, op in enumerate(graph.ops):
+        if op.composite and op.composite.kind == "attention":
+            parts.setdefault(op.composite.name, []).append(index)
+    return [core for indices in parts.values() if (core := _core(graph, indices))]
+
+
+def contiguous(graph: Graph) -> Graph:
+    """torch's copies around an attention kernel: its result in the order that the projection reads, and the operands
+    where batch and heads are merged into one axis (free for a batch of 1)."""
+    after: dict[int, list[Op]] = {}
+    for core in _cores(graph):
+        merged = core.first.composite.merged if core.first.composite else ""
+        if merged and core.made:
+            after[id(core.made)] = [_copy(core.first, core.operands, "copied_", core.several(merged))]
+        after[id(core.last)] = [_copy(core.first, [core.last.output], "", 1)]
+    return graph.with_ops(made for op in graph.ops for made in (op, *after.get(id(op), ())))
+
+
 def torch_attention(graph: Graph) -> Graph:
     """Attention as torch's eager functions run it: clones where axes do not merge, repeated KV heads, masks."""
     return graph.with_ops(_attention(graph))
 
 
 def _attention(graph: Graph) -> Iterator[Op]:
-    found = list(composites(graph, "attention").values())
-    cores = {core.first.composite: core for i in found if (core := _core(graph, i))}
+    cores = {core.first.composite: core for core in _cores(graph) if not core.first.kernel}
     merged = {core.first.node.serial: core for c, core in cores.items() if c and c.merged}
-    masks = {_component(op): op for op in (graph.ops[i[0]] for i in found) if _masked(op)}
+    masks = {_component(op): op for op in graph.ops if _masked(op)}
     for op in graph.ops:
         for maker in ("", _component(op)):
             if maker in masks:
@@ -206,8 +225,7 @@ def _copy(op: Op, tensors: Sequence[Tensor], prefix: str, again: Size, more: Axe
     """A copy of tensors as one kernel, under names with a prefix; `more` axes are repeated."""
     made = [Tensor(prefix + t.name, "", 0, t.touched + more, t.touched + more) for t in tensors]
     text = f"{' '.join(map(str, made))} = {' * '.join(map(str, tensors))}"
-    name = op.composite.name if op.composite else f"{op.node.serial}:{prefix}"
-    return build("copy", text, op.n)._replace(again=again, composite=Composite("clones", name))
+    return build("copy", text, op.n)._replace(again=again, composite=Composite("copies", f"{op.node.serial}:{prefix}"))
 
 
 def _holding(op: Op, prefix: str, *tensors: Tensor) -> Op:
@@ -251,6 +269,3 @@ def _kept(op: Op) -> Op:
     """The weights of attention are returned: the caller's frame holds them."""
     outer = op.path.rpartition(".")[0]
     return op._replace(writes=tuple(r._replace(frame=outer) for r in op.writes))
-
-
-EAGER: dict[str, Pass] = {f.__name__: f for f in (concatenated_cache, torch_attention, taken_apart)}

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, final
 
-from modelmeter.errors import InputError, choose, unknown
+from modelmeter.errors import InputError, choose
 from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
-from modelmeter.runtimes.eager import EAGER
+from modelmeter.runtimes import eager, passes
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
-from modelmeter.runtimes.passes import PASSES, Pass, attention_kernel, backward, last_logits, ride, whole_stage
+from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
-KNOWN: dict[str, Pass] = PASSES | EAGER
-_LAST: tuple[Pass, ...] = (ride, whole_stage)
+PASSES: dict[str, Pass] = {f.__name__: f for f in (
+    attention_kernel, eager.concatenated_cache, eager.contiguous, last_logits, passes.merge_projections, ride,
+    eager.taken_apart, eager.torch_attention, whole_stage, passes.without_dead_copies,
+)}  # fmt: skip
+"""Passes by the names that configs/runtime/*.yaml use."""
 
 
 @final
@@ -45,18 +48,15 @@ class Runtime:
         return "flash" if attention_kernel in self.passes else "eager"
 
     def lowered(self, graph: Graph, *, logits: str = "all", gradients: bool = False) -> Graph:
-        """The graph after the passes; `gradients`: that of the backward pass."""
-        graph = graph.with_ops(
-            op._replace(kernel=op.composite.name) if op.composite and op.composite.always else op for op in graph.ops
-        )
-        early = [p for p in self.passes if p not in _LAST]
-        late = [p for p in self.passes if p in _LAST]
-        if logits == "last" and last_logits not in early:
-            early.insert(0, last_logits)
-        for change in early:
+        """The graph after the passes, in order; `gradients`: that of the backward pass, made before any op rides."""
+        steps = list(self.passes)
+        if logits == "last" and last_logits not in steps:
+            steps.insert(0, last_logits)
+        if gradients:
+            fusing = (place for place, step in enumerate(steps) if step in (ride, whole_stage))
+            steps.insert(next(fusing, len(steps)), backward)
+        for change in steps:
             graph = change(graph).require_writers(f"pass {change.__name__!r} of runtime {self.name!r}, ")
-        for change in (*([backward] if gradients else []), *late):
-            graph = change(graph)
         return graph
 
     def __str__(self) -> str:
@@ -74,9 +74,6 @@ def _named(name: Any) -> Runtime:
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:
         choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes"))
-    passes = values.get("passes") or []
-    for given in passes:
-        if given not in KNOWN:
-            raise unknown(f"pass of runtime {name!r}:", given, KNOWN)
+    chosen = (choose(f"pass of runtime {name!r}:", given, PASSES) for given in values.get("passes") or [])
     rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
-    return Runtime(name, tuple(KNOWN[p] for p in passes), LIFETIMES[rule])
+    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule])
