@@ -101,14 +101,9 @@ class StageCost:
 
     def _repr_html_(self) -> str:
         cell = "<tr><th>{}</th><td style='text-align:right'>{}</td></tr>"
-        rows = "".join(cell.format(name, _show(value)) for name, value in self.as_dict().items())
+        forms = {int: "{:,}", float: "{:,.1f}"}
+        rows = "".join(cell.format(k, forms.get(type(v), "{}").format(v)) for k, v in self.as_dict().items())
         return f"<table><caption>{self.basis}</caption>{rows}</table>"
-
-
-def _show(value: Size) -> str:
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.1f}" if isinstance(value, float) else str(value)
 
 
 COUNTS = tuple(f.name for f in fields(StageCost) if f.name != "basis")

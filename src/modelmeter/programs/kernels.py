@@ -38,8 +38,7 @@ class Group(NamedTuple):
 class Kernel:
     """One kernel of a stage, each count that of one run; `runs` is how often it runs.
 
-    `loops` are m, n, k and batch of its largest product (empty without one); `tensor_flops` and `cuda_flops` are by
-    format, `read_bytes` and `written_bytes` by role. `step` counts are those of one evaluation of the stage's graph.
+    `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
     """
 
     path: str
