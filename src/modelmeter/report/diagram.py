@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
@@ -21,16 +22,14 @@ from modelmeter.workload import Workload
 _WIDTH, _HEIGHT, _GAP, _APART = 2.6, 0.72, 0.22, 1.3
 
 
-def stages_diagram(model: BaseModel, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
+def stages_diagram(model: BaseModel, work: Workload, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
     """The stages of a workload by component, as `stages.svg`."""
     found = {stage.name: model.breakdown(stage.name, work) for stage in model.stages}
     parts = {stage: components for stage, components in found.items() if components}
     whole = sum(float(cost.flops) for stage in parts.values() for cost in stage.values())
     tallest, step = max(map(len, parts.values())), _WIDTH + _APART
     flows = [f"{work.image.tokens}\nimage\ntokens", f"{work.context_tokens}\ntokens of\nKV cache"][1 - len(parts) :]
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = pyplot.subplots(figsize=(WIDTH, 0.8 + 0.4 * tallest), layout="constrained")
-        axes.set_axis_off()
+    with _picture(model, work, 0.8 + 0.4 * tallest) as (figure, axes):
         for column, (stage, components) in enumerate(parts.items()):
             steps = f" ({work.decode_steps} steps)" if model.stage(stage).steps else ""
             _column(axes, column * step, f"{stage}{steps}", components, whole, COLOURS[column])
@@ -41,18 +40,15 @@ def stages_diagram(model: BaseModel, work: Workload, formats: tuple[str, ...] = 
             axes.annotate(text, (x + _APART / 2, -0.36), ha="center", va="top", fontsize=SMALL)
         axes.set_xlim(-0.1, len(parts) * step - _APART + 0.1)
         axes.set_ylim(-tallest * (_HEIGHT + _GAP) - 0.1, 0.75)
-        return _finished(figure, "stages", model, work, formats)
+        return saved(figure, "stages", formats)
 
 
-def page_overview(model: BaseModel, work: Workload, formats: tuple[str, ...] = ("svg",)) -> dict[str, str | bytes]:
+def page_overview(model: BaseModel, work: Workload, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
     """What a page takes, each as one bar of its parts, as `page.svg`."""
-    parts = page_parts(model, work)
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = pyplot.subplots(figsize=(WIDTH, 2.2), layout="constrained")
-        axes.set_axis_off()
+    with _picture(model, work, 2.2) as (figure, axes):
         axes.set_xlim(0, 1)
         looks: dict[str, int] = {}
-        for row, (name, values) in enumerate(parts.items()):
+        for row, (name, values) in enumerate(page_parts(model, work).items()):
             left = 0.0
             for part, value in values.items():
                 label = part if part not in looks else None
@@ -62,18 +58,18 @@ def page_overview(model: BaseModel, work: Workload, formats: tuple[str, ...] = (
             text = f"{name} {split(values, 'FLOP' if name == 'work' else 'B')}"
             axes.annotate(text, (0, 0.27 - row), va="bottom", fontsize=SMALL)
         figure.legend(loc="outside lower center", ncols=len(looks), frameon=False, handlelength=1.2)
-        return _finished(figure, "page", model, work, formats)
+        return saved(figure, "page", formats)
 
 
-def _finished(
-    figure: Figure, name: str, model: BaseModel, work: Workload, formats: tuple[str, ...]
-) -> dict[str, str | bytes]:
-    """A figure under the title of its page, in each format."""
-    title = [*textwrap.wrap(f"{model.name}, {work.image.describe()}", 80), work.basis]
-    figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
-    drawn = {f"{name}.{kind}": saved(figure, kind) for kind in formats}
-    pyplot.close(figure)
-    return drawn
+@contextmanager
+def _picture(model: BaseModel, work: Workload, height: float) -> Iterator[tuple[Figure, Axes]]:
+    """A figure without axes under the title of a page."""
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
+        axes.set_axis_off()
+        title = [*textwrap.wrap(f"{model.name}, {work.image.describe()}", 80), work.basis]
+        figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
+        yield figure, axes
 
 
 def _column(axes: Axes, x: float, title: str, parts: Mapping[str, StageCost], whole: float, color: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import modelmeter
@@ -31,8 +32,8 @@ PAGES = ("architecture", "performance", TABLES)
 class Report:
     """What a report is made of.
 
-    `settings` has the title and the prose by language, `tables` the tables of each sweep, `dims` the
-    model's numbers with their sources, `validation` rows of `validate.run.comparison_rows` (None: left out).
+    `settings` has the title and the prose by language, `tables` the tables of each sweep, `dims` the model's numbers
+    with their sources, `validation` rows of `validate.run.comparison_rows` (None: left out).
     """
 
     model: BaseModel
@@ -47,66 +48,54 @@ class Report:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
         found = {}
         for code in LANGUAGES:
-            own = {PAGES[0]: self._architecture(Language(code)), PAGES[1]: self._performance(Language(code))}
+            content = (
+                self._common(Language(code)) | self._architecture(Language(code)) | self._performance(Language(code))
+            )
+            (other,) = (language for language in LANGUAGES if language != code)
             for page in PAGES:
-                content = self._common(Language(code)) | own.get(page, own[PAGES[1]])
-                content["other"] = page_name(page, next(c for c in LANGUAGES if c != code))
-                found[page_name(page, code)] = render(f"{page}.md.j2", content)
+                found[page_name(page, code)] = render(f"{page}.md.j2", content | {"other": page_name(page, other)})
         return found
 
     def _common(self, t: Language) -> dict[str, Any]:
         stored = self.model.storage(self.work)
         flops, moved, _ = (_parts(parts, t, share=True) for parts in page_parts(self.model, self.work).values())
         return {
-            "t": t,
-            "title": self.settings["title"],
-            "command": self.command,
-            "version": modelmeter.__version__,
-            "basis": self.work.basis,
-            "prose": self.settings["prose"][t.code],
-            "parameters": f"{stored.parameters:,}",
-            "weight_bytes": f"{stored.weight_bytes:,}",
-            "page": self._page(),
-            "stages": self._stages(t),
-            "shares": {"work": flops, "traffic": moved},
-        }
+            "t": t, "title": self.settings["title"], "prose": self.settings["prose"][t.code], "basis": self.work.basis,
+            "command": self.command, "version": modelmeter.__version__,
+            "parameters": f"{stored.parameters:,}", "weight_bytes": f"{stored.weight_bytes:,}",
+            "page": self._page(), "stages": self._stages(t), "shares": {"work": flops, "traffic": moved},
+        }  # fmt: skip
 
     def _page(self) -> dict[str, Any]:
-        work = self.work
+        work, image = self.work, self.work.image
         return {
-            "size": self.settings["page"]["image_size"],
-            "mode": work.image.mode,
-            "views": " + ".join(f"{view.count} x {view.width}x{view.height}" for view in work.image.views),
-            "tokens": work.image.tokens,
-            "valid": work.image.valid_tokens,
-            "prompt": work.prompt_tokens,
-            "steps": work.decode_steps,
-            "batch": work.batch,
-        }
+            "size": self.settings["page"]["image_size"], "mode": image.mode,
+            "views": " + ".join(f"{view.count} x {view.width}x{view.height}" for view in image.views),
+            "tokens": image.tokens, "valid": image.valid_tokens, "prompt": work.prompt_tokens,
+            "steps": work.decode_steps, "batch": work.batch,
+        }  # fmt: skip
 
     def _stages(self, t: Language) -> str:
-        heads = ["stage", "component", *_HEADS]
         rows = []
         for stage, cost in self.model.costs(self.work).items():
-            rows.append([t.word(stage), t.word("total"), *_costs(cost)])
-            rows += [[t.word(stage), name, *_costs(c)] for name, c in self.model.breakdown(stage, self.work).items()]
+            parts = {t.word("total"): cost} | self.model.breakdown(stage, self.work)
+            rows += [[t.word(stage), name, *_costs(part)] for name, part in parts.items()]
         rows.append([t.word("page"), t.word("total"), *_costs(self.model.request(self.work))])
-        return grid(map(t.word, heads), rows)
+        return grid(map(t.word, ("stage", "component", *_COSTS)), rows)
 
     def _architecture(self, t: Language) -> dict[str, Any]:
         found = inventory(self.model, self.work)
-        heads = [t.word(h) for h in ("stage", "layer", *_HEADS[:_WORK], "share %")]
+        heads = map(t.word, ("stage", "layer", *list(_COSTS)[:_WORK], "share %"))
         rows = [[t.word(i.stage), i.layer, *_costs(i.cost)[:_WORK], significant(100 * i.share)] for i in found]
         layers = [_layer(name, t) for name in dict.fromkeys(item.layer for item in found)]
         dims = grid(map(t.word, ("number", "value", "source (confidence)")), self.dims)
         return {"layer_costs": grid(heads, rows), "layers": layers, "dims": dims}
 
     def _performance(self, t: Language) -> dict[str, Any]:
-        named = [(sweep, table) for sweep, tables in self.tables.items() for table in tables]
-        sections = [_section(sweep, table, self.settings["page"], t) for sweep, table in named]
+        page, named = self.settings["page"], ((sweep, t) for sweep, tables in self.tables.items() for t in tables)
         return {
             "answer": self._answer(t),
-            "sections": sections,
+            "sections": [_section(sweep, table, page, t) for sweep, table in named],
             "validation": _validation(self.validation, t) if self.validation else None,
             "tables_page": page_name(TABLES, t.code),
             "performance_page": page_name(PAGES[1], t.code),
@@ -119,7 +108,7 @@ class Report:
             unit = 1e12 if name == "work" else 1e9
             total = significant(sum(parts.values()) / unit)
             lines.append(t.say(f"answer_{name}", total=total, parts=_parts(parts, t, unit)))
-        headlines = [table.headline for tables in self.tables.values() for table in tables if table.headline]
+        headlines = (table.headline for tables in self.tables.values() for table in tables if table.headline)
         return [*lines, *map(t.finding, headlines)]
 
 
@@ -130,12 +119,16 @@ def page_name(page: str, code: str) -> str:
 
 def render(template: str, content: Mapping[str, Any]) -> str:
     """A template of `templates/` filled in; a missing value is an error, runs of blank lines are one."""
+    text = _environment().get_template(template).render(content)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+@cache
+def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("modelmeter.report", "templates")
-    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    text = environment.get_template(template).render(content)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -146,17 +139,12 @@ def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 _COSTS = {
-    "tensor-core TFLOP": ("tensor_core_flops", 1e12, 7),
-    "CUDA-core TFLOP": ("cuda_core_flops", 1e12, 5),
-    "I/O GB": ("io_bytes", 1e9, 5),
-    "FLOP/byte": ("arithmetic_intensity", 1, 4),
-    "parameters": ("parameters", 1, 0),
-    "weights MB": ("weight_bytes", 1e6, 5),
-    "peak activations GB": ("peak_activation_bytes", 1e9, 4),
+    "tensor-core TFLOP": ("tensor_core_flops", 1e12, 7), "CUDA-core TFLOP": ("cuda_core_flops", 1e12, 5),
+    "I/O GB": ("io_bytes", 1e9, 5), "FLOP/byte": ("arithmetic_intensity", 1, 4), "parameters": ("parameters", 1, 0),
+    "weights MB": ("weight_bytes", 1e6, 5), "peak activations GB": ("peak_activation_bytes", 1e9, 4),
     "KV cache GB": ("kv_cache_bytes", 1e9, 4),
-}
+}  # fmt: skip
 """What a table shows of a StageCost: the count, its unit, significant digits (0: all)."""
-_HEADS = tuple(_COSTS)
 _WORK = 6
 """How many of these are work and storage of a layer; a peak is that of a stage."""
 
@@ -176,14 +164,9 @@ def _parts(parts: Mapping[str, float], t: Language, unit: float = 1, share: bool
 def _layer(name: str, t: Language) -> dict[str, Any]:
     found = formulas_of(name)
     rows = [[f"{t.say(key)}, `{form}`" if form else t.say(key), f"${text}$"] for key, form, text in found]
-    summaries = catalogue(t.code).get("layers", {})
-    heads = map(t.word, ("quantity", "formula"))
-    return {
-        "name": name,
-        "summary": summaries.get(name, summary_of(name)),
-        "vendor": vendor_of(name),
-        "formulas": grid(heads, rows) if rows else "",
-    }
+    table = grid(map(t.word, ("quantity", "formula")), rows) if rows else ""
+    summary = catalogue(t.code).get("layers", {}).get(name, summary_of(name))
+    return {"name": name, "summary": summary, "vendor": vendor_of(name), "formulas": table}
 
 
 def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
@@ -192,14 +175,13 @@ def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> 
     several = table.headline is not None  # what binds depends on the execution
     shown = [row for row in table.shown if several or row["execution"] == table.kind]
     part = ("ranges_shown" if several else "rows_shown") if len(shown) < len(table.rows) else ""
-    intro = f"{sweep}_intro"
-    charts = [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts]
+    intro, told = f"{sweep}_intro", answer([table])
     return {
         "name": table.name,
         "intro": intro if intro in catalogue(t.code)["sentences"] else "",
-        "findings": answer([table]),
-        "more": [finding for finding in findings(table) if finding not in answer([table])],
-        "charts": charts,
+        "findings": told,
+        "more": [finding for finding in findings(table) if finding not in told],
+        "charts": [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts],
         "table": markdown_table(shown, t),
         "shown": t.say(part, shown=len(shown), rows=len(table.rows), command=command) if part else "",
         "extrapolated": any(row.get("extrapolated") for row in shown),
@@ -213,16 +195,16 @@ def _caption(chart: Chart, t: Language) -> str:
 
 def _validation(rows: Sequence[Mapping[str, Any]], t: Language) -> dict[str, Any]:
     heads = map(t.word, ("layer", "group", "reference class", "measured", "theoretical", "difference"))
-    cells = [
-        [
-            row["layer"],
-            row["group"],
-            f"`{row['reference']}`",
-            f"{row['measured']:,}" + ("*" if row["quantity"] != "tensor_core_flops" else ""),
-            f"{row['theoretical']:,}",
-            f"{row['measured'] - row['theoretical']:,}",
-        ]
-        for row in rows
-    ]
-    counts = {"rows": len(rows), "equal": sum(row["equal"] for row in rows)}
-    return {"table": grid(heads, cells), "counts": counts}
+    cells = []
+    for row in rows:
+        measured, theoretical, star = (
+            row["measured"],
+            row["theoretical"],
+            "*" * (row["quantity"] != "tensor_core_flops"),
+        )
+        counts = (f"{measured:,}{star}", f"{theoretical:,}", f"{measured - theoretical:,}")
+        cells.append([row["layer"], row["group"], f"`{row['reference']}`", *counts])
+    return {
+        "table": grid(heads, cells),
+        "counts": {"rows": len(rows), "equal": sum(row["equal"] for row in rows)},
+    }

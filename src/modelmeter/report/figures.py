@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import ceil, floor, log10
 from typing import Any
 
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from modelmeter.sweep.columns import COLUMNS, MEASURES, Measure, Row, grid_of, significant
+from modelmeter.sweep.findings import grouped
 from modelmeter.sweep.table import Chart, Table
 
 WIDTH, SMALL = 4.6, 6.5
@@ -39,13 +41,8 @@ HATCHES = ("", "//", "..", "xx", "--", "++", "oo", "**")
 
 def look(index: int) -> tuple[str, str, str, str]:
     """Colour, dash, marker and hatch of a curve; dash and marker tell any 32 of them apart in grey too."""
-    turn = index // len(COLOURS)
-    return (
-        COLOURS[index % len(COLOURS)],
-        DASHES[(index + turn) % len(DASHES)],
-        MARKERS[index % len(MARKERS)],
-        HATCHES[index % len(HATCHES)],
-    )
+    place = index % len(COLOURS)
+    return COLOURS[place], DASHES[(index + index // len(COLOURS)) % len(DASHES)], MARKERS[place], HATCHES[place]
 
 
 _LETTERS, _HANDLE, _HIGH = 84, 5, 36
@@ -56,43 +53,34 @@ DOTS_PER_INCH = 240
 
 @dataclass(frozen=True)
 class _Line:
-    """One curve: the values that it stands for (`also` those that coincide), its rows, what of them is drawn."""
+    """One curve: what of its rows is drawn, its look, the values that it stands for; `same` of all that coincide."""
 
-    values: tuple[tuple[str, str], ...]
     rows: Sequence[Row]
     measure: Measure
     x: str
     look: tuple[str, str, str, str]
-    also: tuple[tuple[tuple[str, str], ...], ...] = ()
+    same: tuple[Mapping[str, str], ...]
 
     @property
     def points(self) -> list[tuple[Any, float, bool]]:
-        found = [(r[self.x], self.measure.value(r), _is_hollow(r)) for r in self.rows]
-        return sorted((x, y, hollow) for x, y, hollow in found if y is not None)
+        """x, y and whether the mark is hollow."""
+        hollow = (bool(row.get("extrapolated") or row.get("beyond_positions")) for row in self.rows)
+        found = ((row[self.x], self.measure.value(row), away) for row, away in zip(self.rows, hollow, strict=True))
+        return sorted((x, y, away) for x, y, away in found if y is not None)
 
     @property
     def label(self) -> str:
-        same = (self.values, *self.also)
-        differing = [c for c, _ in self.values if len({dict(values)[c] for values in same}) > 1]
-        if len(differing) > 1:
-            words = [" and ".join(", ".join(_words(values)) for values in same)]
+        joined = {c: list(dict.fromkeys(values[c] for values in self.same)) for c in self.same[0]}
+        if sum(len(values) > 1 for values in joined.values()) > 1:
+            words = [" and ".join(", ".join(_words(values)) for values in self.same)]
         else:
-            joined = {c: " and ".join(dict.fromkeys(dict(values)[c] for values in same)) for c, _ in self.values}
-            words = _words(tuple(joined.items()))
+            words = _words({column: " and ".join(values) for column, values in joined.items()})
         return ", ".join([self.measure.short, *words] if self.measure.short else words)
 
 
-def _words(values: tuple[tuple[str, str], ...]) -> list[str]:
-    return [_word(column, value) for column, value in values]
-
-
-def _word(column: str, value: Any) -> str:
-    """How a value of a column reads in a legend."""
-    return ((column in COLUMNS and COLUMNS[column].curve) or "{}").format(value)
-
-
-def _is_hollow(row: Row) -> bool:
-    return bool(row.get("extrapolated") or row.get("beyond_positions"))
+def _words(values: Mapping[str, Any]) -> list[str]:
+    """How values of columns read in a legend."""
+    return [((c in COLUMNS and COLUMNS[c].curve) or "{}").format(value) for c, value in values.items()]
 
 
 def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
@@ -100,39 +88,32 @@ def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | 
     drawn: dict[str, str | bytes] = {}
     for chart in table.charts:
         with matplotlib.rc_context(STYLE):
-            figure = _bars(table, chart) if chart.bars else _curves(table, chart)
-            drawn |= {f"{chart.name}.{kind}": saved(figure, kind) for kind in formats}
-            pyplot.close(figure)
+            drawn |= saved(_bars(table, chart) if chart.bars else _curves(table, chart), chart.name, formats)
     return drawn
 
 
-def saved(figure: Figure, kind: str) -> str | bytes:
-    """A figure as SVG text or PNG bytes, the same in every run."""
-    sink = io.BytesIO()
-    metadata: Any = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
-    return sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
+def saved(figure: Figure, name: str, formats: Sequence[str]) -> dict[str, str | bytes]:
+    """A figure as SVG text or PNG bytes by file name, the same in every run; it is closed."""
+    found: dict[str, str | bytes] = {}
+    for kind in formats:
+        sink, metadata = io.BytesIO(), {"Date" if kind == "svg" else "Software": None}
+        figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)  # type: ignore[arg-type]
+        found[f"{name}.{kind}"] = sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
+    pyplot.close(figure)
+    return found
 
 
 def _lines(table: Table, chart: Chart) -> list[_Line]:
     """The curves of a chart; those that coincide are one, with both names, and those of zeros are left out."""
-    columns = chart.by
     found: dict[Any, _Line] = {}
-    looks = 0
-    for name in chart.measures:
-        groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in table.select(**chart.where):
-            groups.setdefault(
-                tuple(f"{row[c]:g}" if isinstance(row[c], float) else str(row[c]) for c in columns), []
-            ).append(row)
-        for values, rows in groups.items():
-            line = _Line(tuple(zip(columns, values, strict=True)), rows, MEASURES[name], chart.x, look(looks))
-            looks += 1
-            if not any(y for _, y, _ in line.points):
-                continue
-            key = (name, tuple(line.points))
-            if key in found:
-                line = replace(found[key], also=(*found[key].also, line.values))
+    groups = grouped(table.select(**chart.where), *chart.by)
+    for index, (name, (values, rows)) in enumerate(product(chart.measures, groups)):
+        shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+        line = _Line(rows, MEASURES[name], chart.x, look(index), (dict(zip(chart.by, shown, strict=True)),))
+        key = (name, *line.points)
+        if key in found:
+            found[key] = replace(found[key], same=found[key].same + line.same)
+        elif any(y for _, y, _ in line.points):
             found[key] = line
     return list(found.values())
 
@@ -151,13 +132,14 @@ def _curves(table: Table, chart: Chart) -> Figure:
         _mark(axes, table, lines)
     _titles(axes, table, chart)
     fills = {hollow for line in lines for _, _, hollow in line.points}
-    beyond = any(row.get("beyond_positions") for line in lines for row in line.rows)
-    strange = any(row.get("extrapolated") for line in lines for row in line.rows)
-    away = " or ".join(w for w, is_so in (("extrapolated", strange), ("beyond the model's positions", beyond)) if is_so)
-    for hollow, fill, meaning in ((False, "full", "within the model's own range"), (True, "none", away)):
+    marks = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
+    away = " or ".join(w for mark, w in marks.items() if any(row.get(mark) for line in lines for row in line.rows))
+    for hollow, fill, meaning in (
+        (False, "full", "filled: within the model's own range"),
+        (True, "none", f"hollow: {away}"),
+    ):
         if hollow in fills and True in fills:
-            label = f"{'hollow' if hollow else 'filled'}: {meaning}"
-            axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=label)
+            axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=meaning)
     if lines:
         _legend(figure, axes)
     return figure
@@ -193,15 +175,11 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _titles(axes: Axes, table: Table, chart: Chart) -> None:
-    label = MEASURES[chart.measures[0]].label
-    scale = ", log scale" if "y" in chart.log else ""
+    label = MEASURES[chart.measures[0]].label + (", log scale" if "y" in chart.log else "")
     axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
-    axes.set_ylabel(_wrapped(f"{label}{scale}{', ' + chart.note if chart.note else ''}"))
-    held = [
-        _word(k, v)
-        for k, v in chart.where.items()
-        if k not in ("component", "grid_h", "grid_w", *chart.by) and not isinstance(v, tuple)
-    ]
+    axes.set_ylabel(_wrapped(", ".join(filter(None, (label, chart.note)))))
+    left = ("component", "grid_h", "grid_w", *chart.by)
+    held = _words({k: v for k, v in chart.where.items() if k not in left and not isinstance(v, tuple)})
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
     title = (textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join([table.basis, *held])))
@@ -219,14 +197,12 @@ def _curve(axes: Axes, line: _Line) -> None:
     points = line.points
     style = "" if line.measure.points else dash
     marker, size = ("x", 6) if line.measure.points else (marker, 3)
+    looks: dict[str, Any] = {"color": color, "marker": marker, "markersize": size}
     axes.plot([p[0] for p in points], [p[1] for p in points], color=color, linestyle=style, linewidth=1)
     for hollow, fill in ((False, "full"), (True, "none")):
         chosen = [p for p in points if p[2] == hollow]
-        axes.plot(
-            [p[0] for p in chosen], [p[1] for p in chosen], color=color, linestyle="", marker=marker, markersize=size,
-            fillstyle=fill,
-        )  # fmt: skip
-    axes.plot([], [], color=color, linestyle=style, linewidth=1, marker=marker, markersize=size, label=line.label)
+        axes.plot([p[0] for p in chosen], [p[1] for p in chosen], linestyle="", fillstyle=fill, **looks)
+    axes.plot([], [], linestyle=style, linewidth=1, label=line.label, **looks)
 
 
 def _reference(axes: Axes, table: Table) -> None:
@@ -244,23 +220,29 @@ def _grid_labels(axes: Axes, line: _Line) -> None:
     free = max(points) + gap
     for x in sorted(points, reverse=True):
         if x <= free - gap:
-            text = grid_of(points[x]).replace("none", "no crops")
-            place: Any = (x, line.measure.value(points[x]))
-            axes.annotate(text, place, (0, 5), textcoords="offset points", ha="center", va="bottom", fontsize=SMALL)
+            _over(axes, _grid(points[x]), (x, line.measure.value(points[x])), 5)
             free = x
+
+
+def _grid(row: Row) -> str:
+    return grid_of(row).replace("none", "no crops")
+
+
+def _over(axes: Axes, text: str, place: Any, points: float, rotation: int = 0) -> None:
+    """A word so many points above a place."""
+    looks: Any = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": SMALL}
+    axes.annotate(text, place, (0, points), rotation=rotation, **looks)
 
 
 def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
     """The page's own points ringed, and named in the legend."""
     marked = [row for row in table.rows if row["marked"]]
-    if not marked:
-        return
-    x = marked[0]["image_tokens"]
-    grid = grid_of(marked[0]).replace("none", "no crops")
-    own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
-    axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
-    label = f"this page: {grid}, {x} tokens"
-    axes.plot([x] * len(own), own, "o", color="k", markersize=8, fillstyle="none", label=label)
+    if marked:
+        x = marked[0]["image_tokens"]
+        own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
+        axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
+        label = f"this page: {_grid(marked[0])}, {x} tokens"
+        axes.plot([x] * len(own), own, "o", color="k", markersize=8, fillstyle="none", label=label)
 
 
 def _bars(table: Table, chart: Chart) -> Figure:
@@ -280,12 +262,8 @@ def _bars(table: Table, chart: Chart) -> Figure:
         values = [found.get(name, 0.0) - (low if beside else 0) for name, low in zip(names, foot, strict=True)]
         axes.bar(places, values, width, below, label=line.label, **bar_look(index))
         tops = [low + value for low, value in zip(below, values, strict=True)]
-        if beside or line is lines[-1]:
-            for place, top in zip(places, tops, strict=True):
-                axes.annotate(
-                    significant(top), (place, top), (0, 1.5), textcoords="offset points", ha="center", va="bottom",
-                    fontsize=SMALL, rotation=90 if beside else 0,
-                )  # fmt: skip
+        for place, top in zip(places, tops, strict=True) if beside or line is lines[-1] else ():
+            _over(axes, significant(top), (place, top), 1.5, 90 if beside else 0)
     axes.margins(y=0.1)
     labels = (textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names)
     axes.set_xticks(range(len(names)), list(labels))
