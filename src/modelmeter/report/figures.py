@@ -97,7 +97,7 @@ def saved(figure: Figure, name: str, formats: Sequence[str]) -> dict[str, str | 
     found: dict[str, str | bytes] = {}
     for kind in formats:
         sink, metadata = io.BytesIO(), {"Date" if kind == "svg" else "Software": None}
-        figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)  # type: ignore[arg-type]
+        figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
         found[f"{name}.{kind}"] = sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
     pyplot.close(figure)
     return found
