@@ -18,21 +18,31 @@ from modelmeter.folders import comment_of, commented_yaml, config_dir, config_na
 from modelmeter.settings import Setting, entry, shown
 from modelmeter.sweep.profiles import Profile
 
+KINDS: dict[str, tuple[str, type[Any]]] = {"devices": ("device", Device), "profiles": ("profile", Profile)}
+"""Catalogues by the key of a sweep that takes their entries: folder of configs/, class."""
+
 
 def load_devices(names: Any = None) -> list[Device]:
-    """Device objects by name of configs/device or path of a YAML file; None: the whole catalogue.
-
-    Raises InputError for an unknown name or a file that is no device.
-    """
-    return _catalogue("device", "devices", names, Device)
+    """Device objects by name of configs/device or path of a YAML file; None: the whole catalogue. Raises InputError."""
+    return load("devices", names)
 
 
 def load_profiles(names: Any = None) -> list[Profile]:
-    """Profile objects by name of configs/profile or path of a YAML file; None: all of configs/profile.
+    """Profile objects by name of configs/profile or path of a YAML file; None: all of them. Raises InputError."""
+    return load("profiles", names)
 
-    Raises InputError for an unknown name or a file that is no profile.
-    """
-    return _catalogue("profile", "profiles", names, Profile)
+
+def load(key: str, names: Any = None) -> list[Any]:
+    """The entries of a folder of configs, or of a user's files, as objects. Raises InputError."""
+    group, kind = KINDS[key]
+    given = Setting(key, entry(group), "", several=True).check(config_names(group) if names is None else names)
+    found = [_entry(group, name, kind) for name in given]
+    for what in ("name", "title"):
+        called = [getattr(entry, what) for entry in found]
+        for word in called:
+            if called.count(word) > 1:
+                raise InputError(f"{key} has two entries with the {what} {word!r}; tables need different ones")
+    return found
 
 
 def load_published(model: str) -> dict[str, Any]:
@@ -61,18 +71,6 @@ def _sourced(node: Any, prefix: str, above: str = "") -> Iterator[tuple[str, str
             yield from _sourced(value, f"{prefix}{key}.", source)
         else:
             yield f"{prefix}{key}", shown(value), source
-
-
-def _catalogue(group: str, key: str, names: Any, kind: type[Any]) -> list[Any]:
-    """The entries of a folder of configs, or of a user's files, as objects."""
-    given = Setting(key, entry(group), "", several=True).check(config_names(group) if names is None else names)
-    found = [_entry(group, name, kind) for name in given]
-    for what in ("name", "title"):
-        called = [getattr(entry, what) for entry in found]
-        twice = [word for word in called if called.count(word) > 1]
-        if twice:
-            raise InputError(f"{key} has two entries with the {what} {twice[0]!r}; tables need different ones")
-    return found
 
 
 def _entry(group: str, name: str, kind: type[Any]) -> Any:

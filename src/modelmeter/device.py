@@ -1,7 +1,7 @@
 """Devices: datasheet peaks of accelerators, and what share of them a required rate takes.
 
-A device is a YAML of configs/device/, which names its source. Peaks are dense, with fp32 accumulation.
-Nothing here predicts time: a share of 1 is the whole datasheet, which no kernel reaches.
+A device is a YAML of configs/device/, which names its source. Nothing here predicts time: a share of 1 is the whole
+datasheet, which no kernel reaches.
 """
 
 from __future__ import annotations
@@ -63,9 +63,6 @@ class Device:
         """
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds < float("inf"):
             raise InputError(f"seconds must be a number above 0, not {seconds!r}")
-        taken = (
-            cost.tensor_core_flops / (seconds * self.tensor_flops_per_s),
-            cost.cuda_core_flops / (seconds * self.cuda_flops_per_s),
-            cost.io_bytes / (seconds * self.memory_bytes_per_s),
-        )
-        return dict(zip(RESOURCES, taken, strict=True))
+        taken = (cost.tensor_core_flops, cost.cuda_core_flops, cost.io_bytes)
+        peaks = (self.tensor_flops_per_s, self.cuda_flops_per_s, self.memory_bytes_per_s)
+        return {name: of / (seconds * peak) for name, of, peak in zip(RESOURCES, taken, peaks, strict=True)}

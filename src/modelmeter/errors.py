@@ -5,8 +5,7 @@ The command line prints it and exits with status 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -38,17 +37,3 @@ def choose(kind: str, given: str, valid: Iterable[str]) -> str:
     if given not in names:
         raise unknown(kind, given, names)
     return given
-
-
-def one_or_more(
-    key: str, value: Any, wanted: str, of: type | tuple[type, ...] = object, check: Callable[[Any], Any] = lambda v: v
-) -> list[Any]:
-    """A value or a list of them, each of type `of`, checked and there once; raises InputError if not."""
-    given = value if isinstance(value, list) else [value]
-    refusal = InputError(f"{key} must be one or more {wanted}, each once, not {value!r}")
-    if not given or not all(isinstance(one, of) for one in given):
-        raise refusal
-    found = [check(one) for one in given]
-    if len(set(found)) < len(found):
-        raise refusal
-    return found

@@ -38,4 +38,4 @@ def comment_of(node: Any, key: str | None = None) -> list[str]:
     """The comment lines before the first key of a commented mapping, or behind the value of a key."""
     found = node.ca.items.get(key, (None,) * 3)[2:3] if key else (node.ca.comment or (None, None))[1]
     lines = "".join(token.value for token in found or () if token is not None).splitlines()
-    return [line.strip().removeprefix("#").strip() for line in lines if line.strip()]
+    return [line.strip("# ") for line in lines if line.strip()]

@@ -1,12 +1,11 @@
 """Sweeps and reports from their configuration: models, devices, profiles and published figures put together.
 
-`sweep_tables` runs one sweep, `report_files` makes every file of a model's report. Writing is done in
-`report/files.py`, the command line is `cli.py`.
+`sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -29,14 +28,12 @@ def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> li
     module = SWEEPS[name]
     settings = dict(settings) | checked(settings_of(name), settings)
     model.require_tensors(settings["precision"])
-    if settings["reference"] and not getattr(module, "COMPARABLE", False):
-        comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
+    comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
+    if settings["reference"] and name not in comparable:
         raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")
     further = (references().reference_counts,) if settings["reference"] else ()
-    if "devices" in settings:
-        settings["devices"] = catalogue.load_devices(settings["devices"])
-    if "profiles" in settings:
-        settings["profiles"] = catalogue.load_profiles(settings["profiles"])
+    for key in (key for key in catalogue.KINDS if key in settings):
+        settings[key] = catalogue.load(key, settings[key])
     settings["published"] = catalogue.load_published(model.name).get(name)
     tables: list[Table] = module.run(model, settings, *further)
     return tables
@@ -86,22 +83,17 @@ def _run(sweep: str, model: str, page: Mapping[str, Any], *overrides: str) -> li
     return sweep_tables(sweep, config.build_model(settings), settings)
 
 
-def _once(tables: Mapping[str, Sequence[Table]]) -> dict[str, list[Table]]:
+def _once(tables: dict[str, list[Table]]) -> dict[str, list[Table]]:
     """Each table under the first sweep that has it: two sweeps give the same requirements."""
-    seen: set[str] = set()
-    found: dict[str, list[Table]] = {}
-    for sweep, some in tables.items():
-        found[sweep] = [table for table in some if table.name not in seen]
-        seen |= {table.name for table in some}
-    return found
+    first = {table.name: sweep for sweep in reversed(tables) for table in tables[sweep]}
+    return {sweep: [table for table in some if first[table.name] == sweep] for sweep, some in tables.items()}
 
 
 def _compared(name: str) -> list[dict[str, Any]]:
     try:
-        rows: list[dict[str, Any]] = references().comparison_rows(name)
+        return list(references().comparison_rows(name))
     except InputError as error:
         raise InputError(f"{error}, or leave the comparison out with validation=false") from None
-    return rows
 
 
 def _reconciled(model: BaseModel, published: str, command: str, formats: tuple[str, ...]) -> dict[str, str | bytes]:

@@ -1,7 +1,7 @@
-"""Settings: every key declared once, with what it takes and what it means.
+"""Settings: every key declared once, with what it takes and what it means. YAML of configs/ has the default values.
 
-The command line, the configuration and calls from Python check values against these declarations; the YAML
-files of configs/ hold the default values. What a sweep takes beyond these stands in its own module.
+The command line, the configuration and calls from Python check values against these declarations. What a sweep
+takes beyond these stands in its own module.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modelmeter.errors import InputError, choose, one_or_more, unknown
+from modelmeter.errors import InputError, choose, unknown
 from modelmeter.folders import PARTS, config_names
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.precision import Precision
-from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import as_size
 from modelmeter.workload import parse_pair
 
@@ -33,8 +32,8 @@ def shown(value: Any) -> str:
 class Kind:
     """What a value must be: `check(key, value)` returns it as it is used or raises InputError.
 
-    `wanted` completes "one or more ..." and `of` is the type of one where several may be given; a kind
-    that has `lists` judges a list itself.
+    `wanted` completes "one or more ..." and `of` is the type of one where several may be given; a kind that has `lists`
+    judges a list itself.
     """
 
     check: Callable[[str, Any], Any]
@@ -58,25 +57,24 @@ class Setting:
         if value is None and self.nullable:
             return None
         if self.several:
-            kind = self.kind
-            return one_or_more(self.name, value, kind.wanted(), kind.of, lambda one: kind.check(self.name, one))
+            given, kind = value if isinstance(value, list) else [value], self.kind
+            typed = all(isinstance(one, kind.of) for one in given)
+            found = [kind.check(self.name, one) for one in given] if typed else []
+            if not found or len(set(found)) < len(found):
+                raise InputError(f"{self.name} must be one or more {kind.wanted()}, each once, not {value!r}")
+            return found
         if isinstance(value, list) and not self.kind.lists:
-            raise InputError(
-                f"{self.name} must be one value, not {value!r}; run several with --multirun {self.name}=A,B"
-            )
+            told = f"not {value!r}; run several with --multirun {self.name}=A,B"
+            raise InputError(f"{self.name} must be one value, {told}")
         return self.kind.check(self.name, value)
 
 
 def checked(settings: Iterable[Setting], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of these settings, each as it is used. Raises InputError for one that is missing or wrong."""
-    found = {}
-    for setting in settings:
-        if "." in setting.name:  # a part of a setting that is checked as a whole
-            continue
-        if setting.name not in values:
-            raise InputError(f"key {setting.name!r} is missing from the configuration")
-        found[setting.name] = setting.check(values[setting.name])
-    return found
+    wholes = [setting for setting in settings if "." not in setting.name]  # a part is checked with its whole
+    for name in (setting.name for setting in wholes if setting.name not in values):
+        raise InputError(f"key {name!r} is missing from the configuration")
+    return {setting.name: setting.check(values[setting.name]) for setting in wholes}
 
 
 def joined(*settings: Setting) -> tuple[Setting, ...]:
@@ -112,11 +110,11 @@ def pair(order: str) -> Kind:
 
 def _of_type(kind: type, wanted: str) -> Kind:
     def check(key: str, value: Any) -> Any:
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or value == "":
             raise InputError(f"{key} must be {wanted}, not {value!r}")
         return value
 
-    return Kind(check, lambda: "words", lists=True)
+    return Kind(check, lists=True)
 
 
 def _precision(key: str, value: Any) -> Any:
@@ -125,17 +123,10 @@ def _precision(key: str, value: Any) -> Any:
     return value
 
 
-def _folder(key: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InputError(f"{key} must be a folder, not {value!r}")
-    return value
-
-
-FLAG = _of_type(bool, "true or false")
+FLAG, FOLDER = _of_type(bool, "true or false"), _of_type(str, "a folder")
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
 BITS = Kind(_precision, lists=True)
-FOLDER = Kind(_folder, lists=True)
 
 IN_YAML = {"runtime": "runtimes"}
 """Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
@@ -150,17 +141,22 @@ COUNTING = (
     *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else BITS, f.metadata["help"])
       for f in fields(Counting)),
     Setting("precision.weights", BITS, "a dtype or bits per element"),
-    Setting("precision.activations", BITS, "likewise"),
-    Setting("precision.kv", BITS, "likewise"),
+    *(Setting(f"precision.{role}", BITS, "likewise") for role in ("activations", "kv")),
     Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
 )  # fmt: skip
 """How work, traffic and memory are counted; shared by every command."""
-RUNTIME = next(setting for setting in COUNTING if setting.name == "runtime")
+SWEPT = tuple(
+    replace(setting, help="one row a runtime: what is one kernel", several=True)
+    for setting in COUNTING if setting.name == "runtime"
+)  # fmt: skip
+"""What every sweep may take several of."""
 
 BATCH = Setting("batch", whole(), "pages at once")
-PROMPT_TOKENS = Setting("prompt_tokens", whole(0), "text tokens beside the image's")
-DECODE_STEPS = Setting("decode_steps", whole(), "tokens generated after the prefill")
-SIZES = (BATCH, PROMPT_TOKENS, DECODE_STEPS)
+SIZES = (
+    BATCH,
+    Setting("prompt_tokens", whole(0), "text tokens beside the image's"),
+    Setting("decode_steps", whole(), "tokens generated after the prefill"),
+)
 IMAGE_SIZE = Setting("image_size", pair("WIDTHxHEIGHT in pixels"), "or WIDTHxHEIGHT in pixels", nullable=True)
 GRID = Setting("grid", pair("ROWSxCOLUMNS"), "or ROWSxCOLUMNS of crops", nullable=True)
 PAGE = (
@@ -172,32 +168,21 @@ PAGE = (
 )
 """One page, a prompt and an answer."""
 
-SWEPT = (replace(RUNTIME, help="one row a runtime: what is one kernel", several=True),)
-"""What every sweep may take several of."""
-DEPTH = Setting(
-    "depth",
-    one_of(lambda: ("1", "2", "3", "4")),
-    "1: components of each stage, 2: their layers, 3 and 4: what these are made of",
-)
+DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
+                "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip
 PNG = Setting("png", FLAG, "and each figure as PNG")
 OUTPUT = (
     Setting("out", FOLDER, "folder of the results; null: reports/sweep/<timestamp>/<name>", nullable=True),
     Setting("figures", FLAG, "draw the SVG figures too"),
     PNG,
-    Setting(
-        "reference", FLAG, "add what FlopCounterMode counts on the reference modules; needs the extra `validation`"
-    ),
-)
+    Setting("reference", FLAG,
+            "add what FlopCounterMode counts on the reference modules; needs the extra `validation`"),
+)  # fmt: skip
 REPORT = (
     Setting("out", FOLDER, "folder of the reports"),
     PNG,
     Setting("validation", FLAG, "the comparison with the reference modules; needs the extra `validation`"),
 )
-
-
-def kind_columns(runtime: str) -> dict[str, str]:
-    """The columns that name a runtime of configs/runtime: its kind of attention, and itself."""
-    return {"attention": Runtime.of(runtime).attention, "execution": runtime}
 
 
 def options_of(values: Mapping[str, Any], runtime: str, *settings: Setting) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Workloads: an image as the model's preprocessor sees it, a prompt, decode steps, how all is counted.
 
-How an image becomes views and tokens is the model's own rule (`models/planner.py`); here is only what every
-model shares, and reading the size of a real image file.
+How an image becomes views and tokens is the model's own rule (`models/planner.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +17,7 @@ from modelmeter.sizes import Size, as_size
 
 @dataclass(frozen=True)
 class View:
-    """`count` images of height x width pixels that go through the vision tower in one call.
-
-    `tokens` is what all of them contribute to the prompt, row ends included.
-    """
+    """`count` images of height x width pixels in one call of the vision tower; `tokens` is what all give the prompt."""
 
     name: str
     count: Size
@@ -34,8 +30,8 @@ class View:
 class ImagePlan:
     """What the preprocessor makes of one image.
 
-    `tokens` enter the decoder; `valid_tokens` of them carry picture and no padding; `grid` is rows x
-    columns of crops, None without crops; `produced` says whether the preprocessor could make it.
+    `tokens` enter the decoder, `valid_tokens` of them carry picture and no padding; `grid` is rows x columns of crops,
+    if there are any; `produced` says whether the preprocessor could make it.
     """
 
     mode: str
@@ -56,8 +52,8 @@ class ImagePlan:
             return "text alone"
         views = " + ".join(f"{v.count} x {v.width}x{v.height} {v.name}" for v in self.views)
         grid = f", grid {self.grid[0]}x{self.grid[1]}" if self.grid else ""
-        real = "" if self.produced else ", which the preprocessor never produces"
-        return f"{self.mode}: {views}{grid}, {self.tokens} tokens ({self.valid_tokens} valid){real}"
+        made = "" if self.produced else ", which the preprocessor never produces"
+        return f"{self.mode}: {views}{grid}, {self.tokens} tokens ({self.valid_tokens} valid){made}"
 
 
 NO_IMAGE = ImagePlan("text", (), 0, 0, None, True)
@@ -120,27 +116,23 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
             image.load()  # a truncated file has a size too
     except FileNotFoundError:
         raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        reason = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else str(error)
-        reason = "it is a folder" if isinstance(error, IsADirectoryError) else reason
-        raise InputError(f"image {str(path)!r} cannot be read: {reason}") from None
+    except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        known: dict[Any, str] = {IsADirectoryError: "it is a folder"}
+        known[UnidentifiedImageError] = "not a picture that Pillow can read"
+        raise InputError(f"image {str(path)!r} cannot be read: {known.get(type(error), error)}") from None
     return (height, width) if sideways else (width, height)
 
 
-def parse_pair(key: str, value: object, order: str) -> tuple[int, int]:
+def parse_pair(key: str, value: Any, order: str) -> tuple[int, int]:
     """Two whole numbers of at least 1 from "1700x2200" or a pair; `order` names them in the error."""
-    if isinstance(value, str):
-        found = re.fullmatch(r"\s*(-?\d+)\s*[xX]\s*(-?\d+)\s*", value)
-        parts: list[object] = [int(found[1]), int(found[2])] if found else []
-    else:
-        parts = list(value) if hasattr(value, "__iter__") else []
-    wanted = f"{key} must be {order}, two whole numbers from 1 to 10**9, not {value!r}"
-    if len(parts) != 2:
-        raise InputError(wanted)
     try:
-        first, second = (as_size(key, part) for part in parts)
-    except InputError:
-        raise InputError(wanted) from None
-    if not (isinstance(first, int) and isinstance(second, int) and max(first, second) <= 10**9):
-        raise InputError(wanted)
+        if isinstance(value, str):
+            found = re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", value)
+            first, second = map(int, found.groups() if found else ())
+        else:
+            first, second = (as_size(key, part) for part in value)
+    except (TypeError, ValueError):
+        first = second = 0
+    if not all(isinstance(side, int) and 0 < side <= 10**9 for side in (first, second)):
+        raise InputError(f"{key} must be {order}, two whole numbers from 1 to 10**9, not {value!r}")
     return first, second

@@ -7,7 +7,6 @@ lacks (flash_attn, easydict, names that newer transformers dropped) is replaced 
 from __future__ import annotations
 
 import builtins
-import importlib
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -74,33 +73,23 @@ class _Folder:
         return self.loaded[stem]
 
     def _import(self, name: str, scope: Any = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
+        """A module of this machine, else the folder's file of this name, else stand-ins; the folder's own come first."""
         stem = name.rpartition(".")[2]
-        if stem in self.files and (level or name.partition(".")[0] in self.files or not _installed(name)):
-            module = _Lenient(name)
-            module.__dict__.update({k: v for k, v in self.load(stem).items() if not k.startswith("__")})
-            return module
-        try:
-            real = __import__(name, scope, local, wanted or (), level)
-        except ImportError:
-            return _Lenient(name)
-        return _Lenient(name, real) if wanted and not name.startswith("torch") else real
+        if stem not in self.files or not (level or name.partition(".")[0] in self.files):
+            try:
+                real = __import__(name, scope, local, wanted or (), level)
+                return _Lenient(name, real) if wanted and not name.startswith("torch") else real
+            except ImportError:
+                if stem not in self.files:
+                    return _Lenient(name)
+        module = _Lenient(name)
+        module.__dict__.update({k: v for k, v in self.load(stem).items() if not k.startswith("__")})
+        return module
 
     def find(self, name: str) -> Any:
         """The class of this name in any file that mentions it, else None."""
-        for stem, path in self.files.items():
-            if f"class {name}(" in path.read_text(encoding="utf-8", errors="replace"):
-                found = self.load(stem).get(name)
-                if isinstance(found, type):
-                    return found
-        return None
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
+        files = (s for s, path in self.files.items() if f"class {name}(" in path.read_text("utf-8", errors="replace"))
+        return next((found for file in files if isinstance(found := self.load(file).get(name), type)), None)
 
 
 def found_cases(folder: str, cases: Iterable[Case]) -> tuple[list[Case], list[str]]:
