@@ -111,43 +111,37 @@ class _Core(NamedTuple):
         return minimum(self.first.n.elements(axes) - 1, 1)
 
 
-def _core(graph: Graph, indices: list[int]) -> _Core | None:
-    """The core of a composite; None if it has not the two products of an attention."""
-    ops = [graph.ops[i] for i in indices]
-    products = [op for op in ops if op.kind == "matmul" and len(op.equation.factors) == 2]
-    if len(products) < 2:
-        return None
-    first, last = products[0], products[-1]
-    (q, k), v, scores = first.equation.factors, last.equation.factors[1], first.output.stored
-    keys = tuple(a for a in k.touched if a in scores and a not in q.touched)
-    start = k.touched.index(keys[0]) if keys else 0
-    batch, positions, others = q.stored[:start], q.stored[start : start + len(keys)], q.stored[start + len(keys) :]
-    heads = tuple(a for a in others if a in scores)
-    shared = tuple(a for a in heads if a not in k.touched)
-    before = (op for op in graph.ops[: indices[0]] if op.node.serial == first.node.serial)
-    made = [op for op in before if op.output.name in (q.name, k.name, v.name)]
-    return _Core(ops, first, last, made[-1] if made else None, (q, k, v), batch, positions, keys, heads, shared)
-
-
-def _cores(graph: Graph) -> list[_Core]:
-    """The attention of a graph."""
-    parts: dict[str, list[int]] = {}
-    for index, op in enumerate(graph.ops):
+def _cores(graph: Graph) -> Iterator[_Core]:
+    """The attention of a graph: composites with two products."""
+    parts: dict[Composite, list[Op]] = {}
+    for op in graph.ops:
         if op.composite and op.composite.kind == "attention":
-            parts.setdefault(op.composite.name, []).append(index)
-    return [core for indices in parts.values() if (core := _core(graph, indices))]
+            parts.setdefault(op.composite, []).append(op)
+    for ops in parts.values():
+        products = [op for op in ops if op.kind == "matmul" and len(op.equation.factors) == 2]
+        if len(products) < 2:
+            continue
+        first, last = products[0], products[-1]
+        (q, k), v, scores = first.equation.factors, last.equation.factors[1], first.output.stored
+        keys = tuple(a for a in k.touched if a in scores and a not in q.touched)
+        start = k.touched.index(keys[0]) if keys else 0
+        batch, positions, others = q.stored[:start], q.stored[start : start + len(keys)], q.stored[start + len(keys) :]
+        heads, names = tuple(a for a in others if a in scores), (q.name, k.name, v.name)
+        shared = tuple(a for a in heads if a not in k.touched)
+        made = [op for op in graph.ops if op.node.serial == first.node.serial and op.output.name in names]
+        yield _Core(ops, first, last, made[-1] if made else None, (q, k, v), batch, positions, keys, heads, shared)
 
 
 def contiguous(graph: Graph) -> Graph:
     """torch's copies around an attention kernel: its result in the order that the projection reads, and the operands
     where batch and heads are merged into one axis (free for a batch of 1)."""
-    after: dict[int, list[Op]] = {}
+    after: dict[int, Op] = {}
     for core in _cores(graph):
         merged = core.first.composite.merged if core.first.composite else ""
         if merged and core.made:
-            after[id(core.made)] = [_copy(core.first, core.operands, "copied_", core.several(merged))]
-        after[id(core.last)] = [_copy(core.first, [core.last.output], "", 1)]
-    return graph.with_ops(made for op in graph.ops for made in (op, *after.get(id(op), ())))
+            after[id(core.made)] = _copy(core.first, core.operands, "copied_", core.several(merged))
+        after[id(core.last)] = _copy(core.first, [core.last.output], "", 1)
+    return graph.with_ops(made for op in graph.ops for made in (op, after.get(id(op))) if made)
 
 
 def torch_attention(graph: Graph) -> Graph:
@@ -158,17 +152,30 @@ def torch_attention(graph: Graph) -> Graph:
 def _attention(graph: Graph) -> Iterator[Op]:
     cores = {core.first.composite: core for core in _cores(graph) if not core.first.kernel}
     merged = {core.first.node.serial: core for c, core in cores.items() if c and c.merged}
-    masks = {_component(op): op for op in graph.ops if _masked(op)}
+    masks = {_component(op): op for op in graph.ops if _mask(op)}
     for op in graph.ops:
         for maker in ("", _component(op)):
-            if maker in masks:
-                yield _mask(masks.pop(maker))._replace(n=op.n)
+            if maker in masks:  # a constant that the code of a component makes once and holds until it returns
+                attending = masks.pop(maker)
+                made = build("constant", f"{_mask(attending)} = {_mask(attending)}", attending.n)
+                held = made.writes[0]._replace(name=f"{maker}.mask", frame=maker, touched=0)
+                yield made._replace(reads=(), writes=(held,), n=op.n)
         if op.node.serial in merged:
             yield from _over_grid(op, merged[op.node.serial])
         elif op.composite in cores:
             yield from _over_sequence(op, cores[op.composite])
         else:
             yield op
+
+
+def _component(op: Op) -> str:
+    """The component that an op of a layer inside it belongs to; "" for a layer alone, whose caller it is."""
+    return op.path.partition(".")[0] if "." in op.path else ""
+
+
+def _mask(op: Op) -> str:
+    """The mask that is added to the scores, if there are scores in memory."""
+    return op.composite.mask if op.composite and not op.kernel else ""
 
 
 def _over_sequence(op: Op, core: _Core) -> Iterator[Op]:
@@ -184,8 +191,10 @@ def _over_sequence(op: Op, core: _Core) -> Iterator[Op]:
         yield _copy(op, [k], "_own_", again)
         yield _holding(_reading(op, core, k, wide), "_own_", q, k)
     elif op.kind == "softmax":
-        if _masked(op):
-            yield _with_mask(op)
+        if _mask(op):
+            scores = op.equation.factors[0]
+            added = build("copy", f"{scores} = {scores} * {_mask(op)}", op.n)._replace(composite=op.composite)
+            yield added._replace(reads=(added.reads[0], added.reads[1]._replace(name=f"{_component(op)}.mask")))
         yield _kept(op)
     elif op is core.last:
         yield _copy(op, [v], "_own_", again)
@@ -203,8 +212,8 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     lines = reduce(mul, (several(axis) for axis in core.positions), several(*core.batch, *core.heads))
     scale = next((o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1), None)
     if op is core.first and scale:
-        scaled = build("pointwise", f"_scaled_{q} = {q}", op.n)
-        yield scaled._replace(cuda=scale.cuda, composite=op.composite)
+        scaled = build("pointwise", f"_scaled_{q} = {q}", op.n)._replace(cuda=scale.cuda, composite=op.composite)
+        yield scaled
         yield op._replace(reads=(*scaled.writes, *op.reads[1:]))
     elif not inside and op.kind == "matmul" and op.equation.factors[0].name == q.name:
         columns = core.positions[-1] in op.equation.factors[1].stored
@@ -238,31 +247,6 @@ def _reading(op: Op, core: _Core, tensor: Tensor, wide: Size) -> Op:
     """A product that reads the repeated heads, if they were copied."""
     more, name = 1 + (op.n.elements(core.shared) - 1) * wide, op.n.resolve(tensor.name)[1]
     return op._replace(reads=tuple(r._replace(touched=r.touched * more) if r.name == name else r for r in op.reads))
-
-
-def _component(op: Op) -> str:
-    """The component that an op of a layer inside it belongs to; "" for a layer alone, whose caller it is."""
-    return op.path.partition(".")[0] if "." in op.path else ""
-
-
-def _masked(op: Op) -> str:
-    """The mask that is added to the scores, if there are scores in memory."""
-    return op.composite.mask if op.composite and not op.kernel else ""
-
-
-def _mask(op: Op) -> Op:
-    """The mask, a constant that the code of a component makes once and holds until it returns."""
-    made = build("constant", f"{_masked(op)} = {_masked(op)}", op.n)
-    held = made.writes[0]._replace(name=f"{_component(op)}.mask", frame=_component(op), touched=0)
-    return made._replace(reads=(), writes=(held,))
-
-
-def _with_mask(op: Op) -> Op:
-    """The mask added to the scores, before their softmax."""
-    scores = op.equation.factors[0]
-    added = build("copy", f"{scores} = {scores} * {_masked(op)}", op.n)
-    given, mask = added.reads
-    return added._replace(reads=(given, mask._replace(name=f"{_component(op)}.mask")), composite=op.composite)
 
 
 def _kept(op: Op) -> Op:
