@@ -7,6 +7,7 @@ becomes one InputError with the key and the valid choices.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -168,10 +169,8 @@ def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
     Raises InputError.
     """
     choose("model", name, config_names("model"))
-    if not overrides:
-        return build_model(as_it_stands(name))
-    given = [overrides] if isinstance(overrides, str) else list(overrides)
-    return build_model(compose("cost", [f"model={name}", *given]))
+    given = [overrides] if isinstance(overrides, str) else overrides
+    return build_model(compose("cost", [f"model={name}", *given]) if given else as_it_stands(name))
 
 
 def as_it_stands(name: str) -> dict[str, Any]:
@@ -183,8 +182,7 @@ def as_it_stands(name: str) -> dict[str, Any]:
 def chosen(name: str) -> tuple[dict[str, str], dict[str, Any]]:
     """The components that a model's YAML chooses, by group, and what it says itself."""
     node = _yaml("model", name)
-    files: dict[str, str] = {}
-    values: dict[str, Any] = {}
+    files, values = dict[str, str](), dict[str, Any]()
     for choice in node.pop("defaults"):
         if isinstance(choice, dict):  # override /GROUP@_global_.GROUP: FILE
             files |= {key.rpartition(".")[2]: file for key, file in choice.items()}
@@ -236,25 +234,30 @@ def _alternatives(override: Any) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
+def _require(
+    name: str, flags: Sequence[str], overrides: Sequence[str], fixed: Sequence[str], settings: Iterable[Setting]
+) -> None:
+    """Raise InputError for what Hydra itself would refuse in many lines."""
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
+        choose("option", flag, HYDRA_FLAGS)
+    for chosen in product(*map(_alternatives, _checked(overrides, settings))):
+        compose(name, [*fixed, *chosen])
+
+
 def hydra_main(
-    name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting] = ()
-) -> int:
+    name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting]
+) -> None:
     """Hand the command line to Hydra (--multirun, --cfg and its other flags).
 
-    `run(config, number, overrides)` is called for each job; number is "" outside a multirun.
-    `fixed` are further overrides, `settings` those that values are checked against.
+    `run(config, number, overrides)` is called for each job; number is "" outside a multirun. `fixed` are further
+    overrides, `settings` those that values are checked against.
     """
-    import sys
-
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     overrides = [quoted(a) for a in arguments if a not in flags]
-    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
-        choose("option", flag, HYDRA_FLAGS)
-    for chosen in product(*map(_alternatives, _checked(overrides, settings))):  # Hydra refuses in many lines
-        compose(name, [*fixed, *chosen])
+    _require(name, flags, overrides, fixed, settings)
 
     def job(config: Any) -> None:
         info = HydraConfig.get()
@@ -270,4 +273,3 @@ def hydra_main(
         hydra.main(config_path=str(config_dir()), config_name=name, version_base="1.3")(job)()
     finally:
         sys.argv = previous
-    return 0
