@@ -383,12 +383,12 @@ def test_the_page_tells_published_from_real(reconciliation, published, model):
     found, _ = reconciliation
     work = model.workload(grid="1x29")
     real = sum(model.cost(stage, work).flops for stage in ("vision", "prefill")) / 1e12
-    (row,) = [line for line in found._targets().splitlines() if line.startswith("| TTFT 1 s | 1x29 |")]
+    (row,) = [line for line in found.targets().splitlines() if line.startswith("| TTFT 1 s | 1x29 |")]
     assert row.split("|")[3:5] == [" 17.374 ", f" {real:.3f} "]
 
 
 def test_a_layer_row_changes_without_its_departure(reconciliation):
     found, _ = reconciliation
-    by_table = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in found._by_table().splitlines()[2:]}
+    by_table = {line.split("|")[1].strip(): line.split("|")[-2].strip() for line in found.by_table().splitlines()[2:]}
     assert by_table["relative_positions"] == "3 of 21"  # Attention, Block and ImageEncoderViT
     assert by_table["decode_context"] == by_table["weights"] == "0 of 21"
