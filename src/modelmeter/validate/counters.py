@@ -50,8 +50,7 @@ _RULES: dict[str, Callable[[Any, torch.Tensor], int]] = {
 
 def _scalar_flops(name: str, args: Any, out: list[torch.Tensor]) -> int:
     """CUDA-core FLOPs of an operator. Raises NotImplementedError for one that has no rule."""
-    name = name.rstrip("_") if name not in _FREE else name
-    if name in _FREE:
+    if name in _FREE or (name := name.rstrip("_")) in _FREE:
         return 0
     if name in _PER_ELEMENT:
         return _PER_ELEMENT[name] * out[0].numel()
@@ -85,11 +84,10 @@ class _AttentionMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        names = ("query", "key", "value", "attn_mask")
-        given = dict(zip(names, args, strict=False)) | {k: v for k, v in (kwargs or {}).items() if k in names}
-        query, value = given["query"], given["value"]
-        out = query.new_empty((*query.shape[:-1], value.shape[-1]))
-        self.seen([t for t in given.values() if t is not None], out)
+        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+        reads = [given[name] for name in ("query", "key", "value", "attn_mask") if given.get(name) is not None]
+        out = reads[0].new_empty((*reads[0].shape[:-1], reads[2].shape[-1]))
+        self.seen(reads, out)
         return out
 
 
@@ -143,14 +141,12 @@ class ScalarOperations(OperandBytes):
     def __init__(self, inputs: Any) -> None:
         super().__init__()
         self.flops = 0
-        self._storages = [t.untyped_storage() for t in tensors_in(inputs)]
-        self._tainted = {s._cdata for s in self._storages}
+        self._tainted: dict[int, Any] = {}  # storages by address, kept alive so that none is used again
+        self._taint(inputs)
 
     def _taint(self, result: Any) -> None:
-        for tensor in tensors_in(result):
-            storage = tensor.untyped_storage()
-            self._storages.append(storage)  # kept alive, so that its address is not reused
-            self._tainted.add(storage._cdata)
+        storages = (tensor.untyped_storage() for tensor in tensors_in(result))
+        self._tainted |= {storage._cdata: storage for storage in storages}
 
     def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
         super().attention(reads, out)

@@ -143,8 +143,8 @@ def _cases(group: str, *rows: tuple[Any, ...]) -> Iterator[Case]:
     The reference is named as its class where it is not named otherwise.
     """
     for layer, make, ours, sizes, inputs, *more in rows:
-        fields = {"reference": make.func.__name__.removeprefix("UnlimitedOcr")} | dict(*more)
-        yield Case(group, layer, LayerAt(ours, sizes), make, inputs, **fields)
+        named = {"group": group, "reference": make.func.__name__.removeprefix("UnlimitedOcr")}
+        yield Case(layer=layer, ours=LayerAt(ours, sizes), make=make, inputs=inputs, **named | dict(*more))
 
 
 def _sam_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
@@ -163,10 +163,11 @@ def _sam_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
         ("MLPBlock", partial(ocr.UnlimitedOcrSamMLPBlock, cfg), full.mlp, tokens, line),
         ("Block (global)", partial(vit, cfg, 0), full, grid, features),
         ("Block (window)", partial(vit, cfg, w), windowed, grid, features),
-        ("LayerNorm", partial(LayerNormWrittenOut, d), full.norm, tokens, line, 
+        ("LayerNorm", partial(LayerNormWrittenOut, d), full.norm, tokens, line,
          UNSEEN | {"reference": "LayerNorm written out"}),
         ("LayerNorm2d", partial(VitDetLayerNorm, neck.c), neck, grid, channels, UNSEEN),
-        ("Conv2d", partial(nn.Conv2d, down.c, down.o, 3, 2, 1, bias=False), down, edges, channels, {"reference": "torch.nn.Conv2d"}),
+        ("Conv2d", partial(nn.Conv2d, down.c, down.o, 3, 2, 1, bias=False), down, edges, channels,
+         {"reference": "torch.nn.Conv2d"}),
         ("ImageEncoderViT", partial(ocr.UnlimitedOcrSamVisionEncoder, cfg), sam, grid, pixels,
          {"known": two_norms(model, at.b * at.u * at.v)}),
     )  # fmt: skip
@@ -223,7 +224,7 @@ def _text_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
         ("DeepseekV2MLP", partial(ocr.UnlimitedOcrTextMLP, cfg, intermediate_size=shared.f), shared, place, given),
         ("MoEGate", partial(ocr.UnlimitedOcrTextTopkRouter, cfg), moe.mlp.gate, place, given),
         ("DeepseekV2MoE", partial(_with_experts, ocr.UnlimitedOcrTextMoe, model), moe.mlp, place, given,
-         {"reference": "TextMoe"} | {"skip": MIXTURE_IO}),
+         {"reference": "TextMoe", "skip": MIXTURE_IO}),
         ("DeepseekV2RMSNorm", partial(ocr.UnlimitedOcrTextRMSNorm, d), dense.norm, place, given, UNSEEN),
         ("TokenEmbedding", partial(lambda: nn.Sequential(nn.Embedding(decoder.head.V, d), head())), both, place, ids,
          {"reference": "torch.nn.Linear after torch.nn.Embedding"}),
@@ -254,15 +255,12 @@ def _cached_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
     theirs, more = partial(ocr.UnlimitedOcrTextAttention, cfg, 0), {"run": run, "skip": masked}
     mixture = partial(_with_experts, layer, model, model.decoder.layers[0].l)
     yield from _cases(
-        "llama",
-        ("LlamaAttention", theirs, attention, sizes, given, more),
-        ("LlamaFlashAttention2", theirs, flash, sizes, given, more),
-    )
-    yield from _cases(
         "decoder",
+        ("LlamaAttention", theirs, attention, sizes, given, more | {"group": "llama"}),
+        ("LlamaFlashAttention2", theirs, flash, sizes, given, more | {"group": "llama"}),
         ("DeepseekV2DecoderLayer (dense)", partial(layer, cfg, 0), dense, sizes, given, more),
         ("DeepseekV2DecoderLayer (moe)", mixture, moe, sizes, given,
-         {"reference": "TextDecoderLayer"} | {"run": run, "skip": MIXTURE_IO}),
+         {"reference": "TextDecoderLayer", "run": run, "skip": MIXTURE_IO}),
     )  # fmt: skip
 
 
