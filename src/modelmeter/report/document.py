@@ -16,7 +16,8 @@ import modelmeter
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
 from modelmeter.report.files import markdown_table
-from modelmeter.report.inventory import formulas_of, inventory, summary_of, vendor_of
+from modelmeter.report.formulas import summary_of
+from modelmeter.report.inventory import formulas_of, inventory, vendor_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
 from modelmeter.report.tables import answer, markdown, page_parts
 from modelmeter.sweep.columns import MEASURES, significant

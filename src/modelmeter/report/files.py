@@ -51,10 +51,7 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes], obsolete: Itera
     try:
         for name, content in contents.items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            if isinstance(content, bytes):
-                (staging / name).write_bytes(content)
-            else:
-                (staging / name).write_text(content, encoding="utf-8")
+            (staging / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         with _uninterrupted():
             for name in contents:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -98,12 +95,12 @@ def table_files(table: Table, command: str, figures: Sequence[str] = ()) -> dict
     The JSON names the `figures` of the run, so that a later run can remove those that it does not draw.
     """
     contents: dict[str, str | bytes] = {
-        f"{table.name}.csv": _csv(table),
-        f"{table.name}.json": _json(table, command, figures),
-        f"{table.name}.md": _markdown(table, command),
+        "csv": _csv(table),
+        "json": _json(table, command, figures),
+        "md": _markdown(table, command),
     }
-    rows = _parquet(table)
-    return contents if rows is None else contents | {f"{table.name}.parquet": rows}
+    contents |= _parquet(table)
+    return {f"{table.name}.{kind}": content for kind, content in contents.items()}
 
 
 def _csv(table: Table) -> str:
@@ -116,15 +113,10 @@ def _csv(table: Table) -> str:
 
 def _json(table: Table, command: str, figures: Sequence[str]) -> str:
     content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "modelmeter_version": modelmeter.__version__,
-        "command": command,
-        "title": table.title,
-        "basis": table.basis,
-        "config": table.settings,
-        "figures": list(figures),
+        "schema_version": SCHEMA_VERSION, "modelmeter_version": modelmeter.__version__, "command": command,
+        "title": table.title, "basis": table.basis, "config": table.settings, "figures": list(figures),
         "rows": list(table.rows),
-    }
+    }  # fmt: skip
     return json.dumps(content, indent=1, default=_described) + "\n"
 
 
@@ -139,38 +131,31 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLI
     columns = [COLUMNS[c] for c in dict.fromkeys(c for row in rows for c in row) if c in COLUMNS and c in filled]
     heads = [language.word(c.heading or c.name) for c in columns]
     cells = [[language.word(c.text(row)) for c in columns] for row in rows]
-    notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
-    right = [True] * len(columns)
-    if not any(notes):
-        return markdown(heads, cells, right)
-    noted = [[*row, note] for row, note in zip(cells, notes, strict=True)]
-    return markdown([*heads, ""], noted, [*right, False])
+    right, notes = [True] * len(columns), [", ".join(map(language.word, notes_of(row))) for row in rows]
+    if any(notes):
+        heads, right = [*heads, ""], [*right, False]
+        cells = [[*row, note] for row, note in zip(cells, notes, strict=True)]
+    return markdown(heads, cells, right)
 
 
 def _markdown(table: Table, command: str) -> str:
-    lines = [
-        f"# {table.title}",
-        "",
-        f"`{command}` with modelmeter {modelmeter.__version__}.",
-        f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes.",
-    ]
-    for finding in findings(table):
-        lines += ["", ENGLISH.finding(finding)]
-    lines += ["", markdown_table(table.shown), ""]
+    counted = f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes."
+    parts = [f"# {table.title}", f"`{command}` with modelmeter {modelmeter.__version__}.\n{counted}"]
+    parts += [*map(ENGLISH.finding, findings(table)), markdown_table(table.shown)]
     if len(table.shown) < len(table.rows):
-        lines += [f"The CSV has all {len(table.rows)} rows.", ""]
+        parts.append(f"The CSV has all {len(table.rows)} rows.")
     if any(row.get("extrapolated") for row in table.shown):
-        lines += [ENGLISH.say("extrapolated"), ""]
-    return "\n".join(lines)
+        parts.append(ENGLISH.say("extrapolated"))
+    return "\n\n".join(parts) + "\n"
 
 
-def _parquet(table: Table) -> bytes | None:
+def _parquet(table: Table) -> dict[str, str | bytes]:
     """The rows as Parquet where pyarrow is installed; integers above 2**63 become exact decimals."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ModuleNotFoundError:
-        return None
+        return {}
     columns = {}
     for name in table.columns:
         values = [None if row.get(name, "") == "" else row[name] for row in table.rows]
@@ -179,4 +164,4 @@ def _parquet(table: Table) -> bytes | None:
         columns[name] = pyarrow.array(values)
     sink = pyarrow.BufferOutputStream()
     parquet.write_table(pyarrow.table(columns), sink)
-    return bytes(sink.getvalue().to_pybytes())
+    return {"parquet": bytes(sink.getvalue().to_pybytes())}

@@ -142,15 +142,18 @@ Stacks (`ImageEncoderViT`, `CausalLM`, `Repeat`, `Sequence`...) are the sum of t
 """
 
 
+def summary_of(layer: str) -> str:
+    """The first line of a layer's docstring."""
+    return (inspect.getdoc(getattr(of, layer)) or "").splitlines()[0]
+
+
 def formulas_markdown() -> str:
     """docs/formulas.md: every layer's own formulas, straight from its equations."""
     lines = [_HEAD]
     for title, cost in formulas().items():
-        summary = (inspect.getdoc(getattr(of, title.partition(" ")[0])) or "").splitlines()[0]
-        lines += [f"## {title}", "", summary, "", "| quantity | formula |", "|---|---|"]
+        lines += [f"## {title}", "", summary_of(title.partition(" ")[0]), "", "| quantity | formula |", "|---|---|"]
         values = {label: getattr(cost, key) for label, key in QUANTITIES.items()}
-        lines += [f"| {label} | ${latex(value)}$ |" for label, value in values.items() if value != 0]
-        lines.append("")
+        lines += [*(f"| {label} | ${latex(value)}$ |" for label, value in values.items() if value != 0), ""]
     return "\n".join(lines)
 
 

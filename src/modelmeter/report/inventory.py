@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from modelmeter import layers
 from modelmeter.models.model import BaseModel
@@ -53,11 +51,6 @@ def inventory(model: BaseModel, work: Workload) -> list[LayerCost]:
     return found
 
 
-def summary_of(layer: str) -> str:
-    """The first line of a layer's docstring."""
-    return (inspect.getdoc(getattr(layers, layer)) or "").splitlines()[0]
-
-
 def vendor_of(layer: str) -> str:
     """The vendor's class and file, from the layer's docstring."""
     text = " ".join((inspect.getdoc(getattr(layers, layer)) or "").split())
@@ -66,15 +59,8 @@ def vendor_of(layer: str) -> str:
 
 
 @cache
-def formulas_of(layer: str) -> tuple[tuple[str, str, str], ...]:
+def formulas_of(layer: str) -> list[tuple[str, str, str]]:
     """(key of the text catalogue, form, LaTeX) of a layer's work and parameters; nothing for a stack of layers."""
-    return tuple(_formulas(layer))
-
-
-def _formulas(layer: str) -> Iterator[tuple[str, str, str]]:
-    for title, cost in formulas().items():
-        name, _, form = title.partition(" with ")
-        for key, count in WORK.items():
-            value: Any = getattr(cost, count)
-            if name == layer and value != 0:
-                yield key, form, latex(value)
+    named = [(title.partition(" with "), cost) for title, cost in formulas().items()]
+    counts = ((key, form, getattr(cost, WORK[key])) for (name, _, form), cost in named if name == layer for key in WORK)
+    return [(key, form, latex(value)) for key, form, value in counts if value != 0]

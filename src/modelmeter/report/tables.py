@@ -30,34 +30,25 @@ def si(value: float, unit: str) -> str:
 
 
 _COLUMNS = {
-    "tensor cores": ("tensor_core_flops", "FLOP"),
-    "CUDA cores": ("cuda_core_flops", "FLOP"),
-    "weight I/O": ("weight_io_bytes", "B"),
-    "activation I/O": ("activation_io_bytes", "B"),
-    "KV I/O": ("kv_io_bytes", "B"),
-    "FLOP/byte": ("arithmetic_intensity", ""),
-    "parameters": ("parameters", ""),
-    "weights": ("weight_bytes", "B"),
-    "peak activ.": ("peak_activation_bytes", "B"),
-    "KV cache": ("kv_cache_bytes", "B"),
-}
+    "tensor cores": ("tensor_core_flops", "FLOP"), "CUDA cores": ("cuda_core_flops", "FLOP"),
+    "weight I/O": ("weight_io_bytes", "B"), "activation I/O": ("activation_io_bytes", "B"),
+    "KV I/O": ("kv_io_bytes", "B"), "FLOP/byte": ("arithmetic_intensity", ""),
+    "parameters": ("parameters", ""), "weights": ("weight_bytes", "B"),
+    "peak activ.": ("peak_activation_bytes", "B"), "KV cache": ("kv_cache_bytes", "B"),
+}  # fmt: skip
 """What a table of a page shows of a StageCost, and its unit."""
 
 
 def _row(name: str, cost: StageCost) -> list[str]:
-    counts = {head: (float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items()}
-    cells = (f"{v:.1f}" if head == "FLOP/byte" else si(v, unit) for head, (v, unit) in counts.items())
-    return [name, *cells]
+    counts = ((head, float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items())
+    return [name, *(f"{value:.1f}" if head == "FLOP/byte" else si(value, unit) for head, value, unit in counts)]
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
     """Rows as text, first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    cells = ([row[0].ljust(first), *map(str.rjust, row[1:], widths)] for row in rows)
+    return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> str:
@@ -81,11 +72,15 @@ def answer(tables: Iterable[Table]) -> list[Finding]:
 def page_parts(model: BaseModel, work: Workload) -> dict[str, dict[str, float]]:
     """What a page takes, by part: `work` (FLOPs) and `traffic` (bytes) by stage, `memory` (bytes) by what it holds."""
     costs, page = model.costs(work), model.request(work)
-    held = {"weights": page.weight_bytes, "peak activations": page.peak_activation_bytes}
+    held = {
+        "weights": page.weight_bytes,
+        "peak activations": page.peak_activation_bytes,
+        "KV cache": page.kv_cache_bytes,
+    }
     return {
         "work": {stage: float(cost.flops) for stage, cost in costs.items()},
         "traffic": {stage: float(cost.io_bytes) for stage, cost in costs.items()},
-        "memory": {name: float(size) for name, size in (held | {"KV cache": page.kv_cache_bytes}).items()},
+        "memory": {name: float(size) for name, size in held.items()},
     }
 
 
@@ -111,15 +106,9 @@ def page_answer(model: BaseModel, work: Workload, devices: Sequence[Device]) -> 
         for stage, cost in model.costs(work).items()
         if cost.flops
     )
-    return "\n".join(
-        (
-            f"{model.name}, {work.image.describe()}",
-            f"work     {split(parts['work'], 'FLOP')}",
-            f"traffic  {split(parts['traffic'], 'B')}",
-            f"memory   {split(parts['memory'], 'B')}",
-            f"binds    memory bandwidth, not compute: {', '.join(bound)}",
-        )
-    )
+    lines = [f"{name:9}{split(values, 'FLOP' if name == 'work' else 'B')}" for name, values in parts.items()]
+    binds = f"binds    memory bandwidth, not compute: {', '.join(bound)}"
+    return "\n".join([f"{model.name}, {work.image.describe()}", *lines, binds])
 
 
 def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
