@@ -56,14 +56,13 @@ class Graph:
 
     def require_writers(self, maker: str = "") -> Graph:
         """This graph. Raises InputError, which names `maker`, if an op reads what none wrote and what is no input."""
+        inputs = ", ".join(sorted({name.rpartition(".")[2] for name in self.inputs})) or "none"
         for op, reads in zip(self.ops, self.reads(), strict=True):
-            for r, writer in reads:
-                if writer < 0 and r.role == "activation" and r.name not in self.inputs:
-                    inputs = ", ".join(sorted({name.rpartition(".")[2] for name in self.inputs})) or "none"
-                    raise InputError(
-                        f"{maker}{op.node.layer}: equation {op.equation.text!r} reads {r.name.rpartition('.')[2]!r}, "
-                        f"which nothing before it writes and which is no input (inputs: {inputs})"
-                    )
+            for r in (r for r, writer in reads if writer < 0 and r.role == "activation" and r.name not in self.inputs):
+                raise InputError(
+                    f"{maker}{op.node.layer}: equation {op.equation.text!r} reads {r.name.rpartition('.')[2]!r}, "
+                    f"which nothing before it writes and which is no input (inputs: {inputs})"
+                )
         return self
 
 

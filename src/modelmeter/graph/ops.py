@@ -3,8 +3,7 @@
     yield matmul("y[b s f] = x[b s d] * W_up[d f] + W_bias[f]", n)
 
 Names starting with W_ are weights, C_ the KV cache, others activations; a leading underscore marks an expression
-temporary, which no name holds. `W[E:D d f]` stores E and touches D. `x:32[...]` is held in 32 bits. An op is no
-kernel: which ops run as one is told by a runtime. Next: `graph.py`.
+temporary, which no name holds. An op is no kernel: which ops run as one is told by a runtime. Next: `graph.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from modelmeter.sizes import Size
 
 
 class Ref(NamedTuple):
-    """A tensor as an op sees it, in elements: `stored` of it are held, `touched` cross between memory and chip.
+    """A tensor as an op sees it: elements that are `stored`, and `touched`, which cross between memory and chip.
 
     `frame` is the path of the layer that owns the name; `bits` are declared ones (0: those of the role).
     """
@@ -36,10 +35,10 @@ class Ref(NamedTuple):
 
 
 class Composite(NamedTuple):
-    """Several ops that a runtime may run as one kernel.
+    """Several ops that a runtime may run as one kernel, and what code does beside attention.
 
-    What code does beside attention: `merged` is an axis that it merges with the heads, so that torch copies q, k and v
-    where it is longer than 1; `mask` is the tensor that it adds to the scores.
+    Where `merged`, an axis that it merges with the heads, is longer than 1, torch copies q, k and v; the tensor `mask`
+    is added to the scores.
     """
 
     kind: str
@@ -49,7 +48,7 @@ class Composite(NamedTuple):
 
 
 class Op(NamedTuple):
-    """One equation at its place; work in FLOPs of one run. `kernel` is set by a runtime ("": a kernel of its own).
+    """One equation at its place; `tensor` and `cuda` FLOPs of one run; `kernel` is set by a runtime ("": its own).
 
     `over` are its loops where they are not those of the equation, `row` the axes of what a norm or softmax works on;
     `again` is 0 where the op does not run after all.
@@ -101,7 +100,11 @@ def build(
     equation, loops = parse(text), tuple(over.split())
     out, tensor, cuda = equation.outputs[0].stored, 0, 0
     if kind in ("matmul", "conv2d"):
-        tensor = n.elements(loops or _loops(kind, equation), text) * 2
+        kernels = [t.stored for t in equation.factors if t.role == "weight"]
+        if kind == "conv2d" and not kernels:
+            raise InputError(f"the kernel of a convolution must be named W_...: {text!r}")
+        loops = loops or (equation.loops if kind == "matmul" else tuple(dict.fromkeys(out + kernels[0])))
+        tensor = n.elements(loops, text) * 2
         cuda = n.elements(out, text) if equation.addends else 0
     elif form is not None:
         rows = tuple(axis for axis in out if axis not in row.split())
@@ -110,16 +113,6 @@ def build(
     if kind == "lookup":
         reads = tuple(r._replace(touched=writes[0].stored) for r in reads)
     return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad)
-
-
-def _loops(kind: str, equation: Equation) -> tuple[str, ...]:
-    """The axes of a product; those of the output and of the kernel of a convolution."""
-    if kind == "matmul":
-        return equation.loops
-    kernels = [t.stored for t in equation.factors if t.role == "weight"]
-    if not kernels:
-        raise InputError(f"the kernel of a convolution must be named W_...: {equation.text!r}")
-    return tuple(dict.fromkeys(equation.outputs[0].stored + kernels[0]))
 
 
 matmul = partial(build, "matmul")

@@ -19,11 +19,10 @@ CAUSAL = ("full", "exact")
 
 
 class Node(NamedTuple):
-    """A placed layer: its path, its class, how often it runs in all (`times`), the classes of the layers around it.
+    """A placed layer: its path, its class, how often it runs in all, the classes of the layers `around` it.
 
     `loop` is the path of the innermost repeated layer around it; `held` are the names that enter and leave that one
-    (the caller holds one while the next is made), `again` is 1 if there is a second round. `serial` tells apart layers
-    that are placed at one path.
+    (the caller holds one while the next is made), `again` is 1 if there is a second round. `serial` is its number.
     """
 
     path: str
@@ -38,10 +37,9 @@ class Node(NamedTuple):
 
 @dataclass
 class Root:
-    """What all placed layers of a graph share: how pairs are counted, and what they ask of the sizes.
+    """What all `placed` layers of a graph share: how pairs are counted, `buffers`, inputs that they bring along.
 
-    `placed` is how many layers there are, `buffers` are inputs that a layer brings along, `requirements` sizes that
-    must not be negative, each with the sentence that says so (its {names} are sizes).
+    `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes).
     """
 
     causal: str = "full"
@@ -71,9 +69,9 @@ class Sizes:
     def __getattr__(self, axis: str) -> Size:
         if axis.startswith("_"):
             raise AttributeError(axis)
-        return self._size(axis, "")
+        return self._size(axis)
 
-    def _size(self, axis: str, equation: str) -> Size:
+    def _size(self, axis: str, equation: str = "") -> Size:
         if axis in self.axes:
             return self.axes[axis]
         meaning = f" ({AXES[axis]})" if axis in AXES else ""
@@ -111,10 +109,8 @@ class Sizes:
 
     def resolve(self, local: str) -> tuple[str, str]:
         """The owning layer's path and the full name of a tensor."""
-        if local not in self._names:
-            path = self.node.path
-            self._names[local] = (path, f"{path}.{local}" if path else local)
-        return self._names[local]
+        path = self.node.path
+        return self._names.setdefault(local, (path, f"{path}.{local}" if path else local))
 
     def inside(
         self, scope: str, layer: str, workload: dict[str, Size], fields: dict[str, Size], names: Mapping[str, str],

@@ -160,6 +160,8 @@ def _attention(graph: Graph) -> Iterator[Op]:
                 made = build("constant", f"{_mask(attending)} = {_mask(attending)}", attending.n)
                 held = made.writes[0]._replace(name=f"{maker}.mask", frame=maker, touched=0)
                 yield made._replace(reads=(), writes=(held,), n=op.n)
+        if op.kind == "softmax" and op.composite in cores:  # the weights of attention are returned to the caller
+            op = op._replace(writes=tuple(r._replace(frame=op.path.rpartition(".")[0]) for r in op.writes))
         if op.node.serial in merged:
             yield from _over_grid(op, merged[op.node.serial])
         elif op.composite in cores:
@@ -185,22 +187,20 @@ def _over_sequence(op: Op, core: _Core) -> Iterator[Op]:
     apart = several(*core.batch) * several(*core.heads)
     again = 0 if k.role == "kv" else apart * (1 - wide) * several(*core.keys)
     repeated = (k, v) if core.shared else ()
+    if op.kind == "softmax" and _mask(op):
+        scores = op.equation.factors[0]
+        added = build("copy", f"{scores} = {scores} * {_mask(op)}", op.n)._replace(composite=op.composite)
+        yield added._replace(reads=(added.reads[0], added.reads[1]._replace(name=f"{_component(op)}.mask")))
     if op is core.first:
         yield from (_copy(op, [t], "_wide_", wide, core.shared) for t in repeated)
         yield _copy(op, [q], "_own_", apart * several(*core.positions))
         yield _copy(op, [k], "_own_", again)
-        yield _holding(_reading(op, core, k, wide), "_own_", q, k)
-    elif op.kind == "softmax":
-        if _mask(op):
-            scores = op.equation.factors[0]
-            added = build("copy", f"{scores} = {scores} * {_mask(op)}", op.n)._replace(composite=op.composite)
-            yield added._replace(reads=(added.reads[0], added.reads[1]._replace(name=f"{_component(op)}.mask")))
-        yield _kept(op)
+        yield _holding(_reading(op, core, k, wide), f"_own_{q.name}", f"_own_{k.name}")
     elif op is core.last:
         yield _copy(op, [v], "_own_", again)
-        yield _holding(_holding(_reading(op, core, v, wide), "_own_", v), "_wide_", *repeated)
-        merged = _copy(op, [op.output], "", several(*core.positions) * several(*core.heads))
-        yield _holding(merged, "_wide_", *repeated)
+        widened = [f"_wide_{t.name}" for t in repeated]
+        yield _holding(_reading(op, core, v, wide), f"_own_{v.name}", *widened)
+        yield _holding(_copy(op, [op.output], "", several(*core.positions) * several(*core.heads)), *widened)
     else:
         yield op
 
@@ -219,9 +219,9 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
         columns = core.positions[-1] in op.equation.factors[1].stored
         yield _copy(op, [q], "_lines_", (1 - batch) * heads * grid if columns else lines)
         freed = tuple(r._replace(temporary=True) for r in op.writes)  # its function returns before it is read again
-        yield _holding(op._replace(writes=freed), "_lines_", q)
+        yield _holding(op._replace(writes=freed), f"_lines_{q.name}")
     elif op is not scale:
-        yield _kept(op) if inside and op.kind == "softmax" else op
+        yield op
     if op is core.made:
         yield _copy(op, core.operands, "own_", batch * heads)
     elif op is core.last:
@@ -237,9 +237,9 @@ def _copy(op: Op, tensors: Sequence[Tensor], prefix: str, again: Size, more: Axe
     return build("copy", text, op.n)._replace(again=again, composite=Composite("copies", f"{op.node.serial}:{prefix}"))
 
 
-def _holding(op: Op, prefix: str, *tensors: Tensor) -> Op:
+def _holding(op: Op, *names: str) -> Op:
     """An op while which these copies are alive."""
-    copies = (ref(op.n, Tensor(prefix + t.name, "activation", 0, (), ())) for t in tensors)
+    copies = (ref(op.n, Tensor(name, "activation", 0, (), ())) for name in names)
     return op._replace(reads=(*op.reads, *(r._replace(stored=0, touched=0) for r in copies)))
 
 
@@ -247,9 +247,3 @@ def _reading(op: Op, core: _Core, tensor: Tensor, wide: Size) -> Op:
     """A product that reads the repeated heads, if they were copied."""
     more, name = 1 + (op.n.elements(core.shared) - 1) * wide, op.n.resolve(tensor.name)[1]
     return op._replace(reads=tuple(r._replace(touched=r.touched * more) if r.name == name else r for r in op.reads))
-
-
-def _kept(op: Op) -> Op:
-    """The weights of attention are returned: the caller's frame holds them."""
-    outer = op.path.rpartition(".")[0]
-    return op._replace(writes=tuple(r._replace(frame=outer) for r in op.writes))
