@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,6 +42,4 @@ def __getattr__(name: str) -> Any:
     """Public names are imported when first used, so that `--help` stays instant."""
     if name not in _HOME:
         raise AttributeError(f"module 'modelmeter' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(f"modelmeter.{_HOME[name]}"), name)

@@ -39,9 +39,8 @@ def load(key: str, names: Any = None) -> list[Any]:
     found = [_entry(group, name, kind) for name in given]
     for what in ("name", "title"):
         called = [getattr(entry, what) for entry in found]
-        for word in called:
-            if called.count(word) > 1:
-                raise InputError(f"{key} has two entries with the {what} {word!r}; tables need different ones")
+        for word in (word for word in called if called.count(word) > 1):
+            raise InputError(f"{key} has two entries with the {what} {word!r}; tables need different ones")
     return found
 
 
@@ -77,10 +76,8 @@ def _entry(group: str, name: str, kind: type[Any]) -> Any:
     path = config_dir() / group / f"{name}.yaml" if name in config_names(group) else Path(name)
     values = read_yaml(path)
     valid = {f.name: f for f in fields(kind) if f.name != "name"}
-    for given in values:
-        if given not in valid:
-            raise unknown(f"key of {group} {name!r}:", str(given), valid)
-    for field in valid.values():
-        if field.default is MISSING and field.name not in values:
-            raise InputError(f"{group} {name!r} lacks {field.name}; its keys: {', '.join(valid)}")
+    for given in (given for given in values if given not in valid):
+        raise unknown(f"key of {group} {name!r}:", given, valid)
+    for lacking in (key for key, field in valid.items() if field.default is MISSING and key not in values):
+        raise InputError(f"{group} {name!r} lacks {lacking}; its keys: {', '.join(valid)}")
     return kind(name=path.stem, **values)

@@ -79,9 +79,8 @@ def _keys(settings: Iterable[Setting], *files: str) -> str:
 
 
 def _require_pairs(arguments: Iterable[str], usage: str) -> None:
-    for argument in arguments:
-        if "=" not in argument:
-            raise InputError(f"{argument!r} is not key=value; see {usage} --help")
+    for argument in (argument for argument in arguments if "=" not in argument):
+        raise InputError(f"{argument!r} is not key=value; see {usage} --help")
 
 
 def _sweep_help(usage: str, named: str) -> str:

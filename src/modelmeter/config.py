@@ -1,7 +1,7 @@
 """Configuration: the only module that knows Hydra. YAML and overrides in, models and workloads out.
 
-Keys and values are checked against their declarations (settings.py) first; what Hydra and OmegaConf refuse
-becomes one InputError with the key and the valid choices.
+Values are checked against their declarations (settings.py); what Hydra and OmegaConf refuse becomes one InputError
+with the key and the valid choices.
 """
 
 from __future__ import annotations
@@ -31,10 +31,8 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from omegaconf.errors import OmegaConfBaseException
 
     given = [quoted(o) for o in overrides]
-    for override in _checked(given, settings):
-        if override.is_sweep_override():
-            line = _as_given(override.input_line)
-            raise InputError(f"{line}: only a sweep with --multirun takes several values")
+    for several in (o for o in _checked(given, settings) if o.is_sweep_override()):
+        raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
     try:
         return _composed(name, given)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -80,8 +78,8 @@ def _parsed(overrides: Sequence[str]) -> list[Any]:
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except OverrideParseException as error:
-        wrong = _as_given(error.override)
-        raise InputError(f"{wrong!r} is not KEY=VALUE; values with signs go in 'quotes'") from None
+        wrong = repr(_as_given(error.override))
+        raise InputError(f"{wrong} is not KEY=VALUE; values with signs go in 'quotes'") from None
 
 
 def _values(override: Any) -> list[Any]:

@@ -25,7 +25,6 @@ def settings_of(sweep: str) -> tuple[Setting, ...]:
 
 def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """The tables of a sweep; devices, profiles and published figures are read from their files."""
-    module = SWEEPS[name]
     settings = dict(settings) | checked(settings_of(name), settings)
     model.require_tensors(settings["precision"])
     comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
@@ -35,8 +34,7 @@ def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> li
     for key in (key for key in catalogue.KINDS if key in settings):
         settings[key] = catalogue.load(key, settings[key])
     settings["published"] = catalogue.load_published(model.name).get(name)
-    tables: list[Table] = module.run(model, settings, *further)
-    return tables
+    return list(SWEEPS[name].run(model, settings, *further))
 
 
 def references() -> ModuleType:
@@ -44,9 +42,8 @@ def references() -> ModuleType:
     try:
         from modelmeter.validate import registry
     except ModuleNotFoundError as error:
-        raise InputError(
-            f"{error.name} is not installed: in a checkout, pip install -c constraints.txt '.[validation]'"
-        ) from None
+        how = "in a checkout, pip install -c constraints.txt '.[validation]'"
+        raise InputError(f"{error.name} is not installed: {how}") from None
     return registry
 
 

@@ -79,9 +79,8 @@ class Case:
             return torch.randn(tensor.shape, dtype=dtype) if real else torch.zeros(tensor.shape, dtype=tensor.dtype)
 
         module = self.make()
-        if module is not None:
-            module = module.to(dtype).eval()
-        return module, tree_map_only(torch.Tensor, made, self.inputs)
+        inputs = tree_map_only(torch.Tensor, made, self.inputs)
+        return module if module is None else module.to(dtype).eval(), inputs
 
 
 @dataclass(frozen=True)
