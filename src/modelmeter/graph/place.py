@@ -118,13 +118,12 @@ class Sizes:
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
         self.root.placed += 1
-        outer, path = self.node, ".".join(part for part in (self.node.path, scope) if part)
-        inner = {local: self.resolve(name) for local, name in names.items()}
-        loop = (outer.loop, outer.held, outer.again)
+        outer, inner = self.node, {local: self.resolve(name) for local, name in names.items()}
+        path, around = ".".join(part for part in (outer.path, scope) if part), (*outer.around, outer.layer)
+        node = outer._replace(path=path, layer=layer, times=outer.times * times, serial=self.root.placed, around=around)
         if times != 1:  # a repeated layer
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
-            loop = (path, ends, minimum(times - 1, 1))
-        node = Node(path, layer, outer.times * times, *loop, self.root.placed, (*outer.around, outer.layer))
+            node = node._replace(loop=path, held=ends, again=minimum(times - 1, 1))
         return Sizes(workload | fields, node, self.root, frozenset(workload), inner)
 
 

@@ -26,20 +26,18 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
     inputs = {r.name: size(r) for r in given}
     total: Size = sum(inputs.values(), start=0)
     dying, live = _last_reads(users), dict[str, tuple[str, bool, Size]]()
-    path = loop = ""
-    rounds: dict[str, str] = {}  # what entered the first round -> what enters the next ones
+    loop, rounds = "", dict[str, str]()  # what entered the first round -> what enters the next ones
     for index, op in enumerate(graph.ops):
-        if op.path != path:
-            path = op.path
-            for name in [n for n, (frame, _, _) in live.items() if frame and not f"{path}.".startswith(f"{frame}.")]:
-                total = total - live.pop(name)[2]
+        place = f"{op.path}."
+        for name in [n for n, (frame, _, _) in live.items() if not place.startswith(frame)]:
+            total = total - live.pop(name)[2]
         if op.node.loop != loop:
             loop, (entering, leaving) = op.node.loop, op.node.held
             held = live.get(entering, ("", False, inputs.get(entering, 0)))[2] * op.node.again
             if leaving != entering and (not last_read or entering in inputs):
                 rounds[entering] = leaving
                 total = total + held - live.get(leaving, ("", False, 0))[2]
-                live[leaving] = (leaving.rpartition(".")[0], False, held)
+                live[leaving] = (leaving[: leaving.rfind(".") + 1], False, held)
         writes = [r for r in op.writes if r.role == "activation" and (r.name, index) not in hidden]
         yield total + sum((size(r) * op.again for r in writes), start=0)
         for name in (rounds.get(name, name) for name in dying.get(index, ())):
@@ -50,7 +48,7 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
             total = total - known[2] if known else total
             if not r.temporary or (r.name, index) in users:
                 room = size(r) if known else size(r) * op.again
-                total, live[r.name] = total + room, (r.frame, r.temporary, room)
+                total, live[r.name] = total + room, (f"{r.frame}." if r.frame else "", r.temporary, room)
 
 
 def _last_reads(users: Mapping[tuple[str, int], set[int]]) -> dict[int, list[str]]:
