@@ -7,6 +7,7 @@ import string
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -110,10 +111,10 @@ def test_languages_have_the_same_sentences_and_placeholders():
         assert fields(text) == fields(chinese[key]), key
 
 
-def test_every_sentence_is_used():
+def test_every_sentence_is_used(model):
     folders = [Path("src/modelmeter") / name for name in ("report", "sweep")]
     used = "".join(p.read_text() for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".j2"))
-    tables = {t.name for some in swept_tables().values() for t in some}
+    tables = {t.name for some in swept_tables(model, largest=2).values() for t in some}
     named = {f"h_{table}" for table in tables} | {f"{sweep}_intro" for sweep in SWEEPS}
     named |= {f"answer_{part}" for part in ("work", "traffic", "memory")}
     for key in catalogue("en")["sentences"]:
@@ -292,8 +293,8 @@ def test_columns_and_measures_have_the_units_that_they_name():
         assert measure.value(row) == pytest.approx(3), name
 
 
-def test_a_stacked_bar_is_the_sum_of_the_stages():
-    (table,) = swept_tables()["profiles"]
+def test_a_stacked_bar_is_the_sum_of_the_stages(model):
+    (table,) = swept_tables(model, "profiles")["profiles"]
     for chart in table.charts:
         stages = chart.where["stage"]
         assert stages == ("page",) or ("page" not in stages and len(stages) == 3)
@@ -327,10 +328,10 @@ def test_letters_are_read_where_two_figures_stand_side_by_side():
         assert sizes and min(sizes) * 450 / width > 8.5, path
 
 
-def test_a_sweep_is_told_in_five_sentences_conclusions_first():
+def test_a_sweep_is_told_in_five_sentences_conclusions_first(model):
     from modelmeter.report.tables import answer
 
-    for name, tables in swept_tables(largest=3).items():
+    for name, tables in swept_tables(model, largest=3).items():
         told = [Language("en").finding(finding) for finding in answer(tables)]
         assert 0 < len(told) <= 5 and len(set(told)) == len(told)
         if name == "targets":
@@ -374,14 +375,22 @@ def test_coinciding_curves_name_no_combination_that_is_not_there():
     assert "heads 20, KV heads 20 and heads 10, KV heads 10" in text and "heads 20, KV heads 10 -->" in text
 
 
-def swept_tables(**options):
-    from modelmeter import config, publish
+@cache
+def composed(name):
+    from modelmeter import config
+
+    return config.compose("run_sweep", [f"sweep@_global_={name}"])
+
+
+def swept_tables(model, *names, **options):
+    """The tables of sweeps, all of them if none is named, with those of the options that they take."""
+    from modelmeter import publish
 
     found = {}
-    for path in sorted(Path("configs/sweep").glob("*.yaml")):
-        settings = config.compose("run_sweep", [f"sweep@_global_={path.stem}"])
-        settings |= {k: v for k, v in options.items() if k in settings}
-        found[path.stem] = publish.sweep_tables(path.stem, config.build_model(settings), settings)
+    for name in names or SWEEPS:
+        settings = composed(name)
+        settings = settings | {key: value for key, value in options.items() if key in settings}
+        found[name] = publish.sweep_tables(name, model, settings)
     return found
 
 
@@ -389,8 +398,8 @@ def swept_tables(**options):
     {}, {"largest": 2, "batch": 1}, {"runtime": "eager"}, {"image_size": "500x400", "largest": 3},
     {"runtime": "fused", "largest": 3, "prefill_tokens": 9, "decode_tokens": 1, "heads": None},
 ])  # fmt: skip
-def test_every_sweep_has_findings_in_both_languages(options):
-    for name, tables in swept_tables(**options).items():
+def test_every_sweep_has_findings_in_both_languages(model, options):
+    for name, tables in swept_tables(model, **options).items():
         for table in tables:
             spoken = [[Language(code).finding(f) for f in findings(table)] for code in LANGUAGES]
             assert spoken[0] and len(spoken[0]) == len(spoken[1]), name
@@ -401,7 +410,7 @@ def test_the_binding_resource_is_told_by_execution(model):
     """The ratio of the shares is that of FLOPs per byte to the ridge of the device, at every grid."""
     from modelmeter.catalogue import load_devices
 
-    *_, table = swept_tables(largest=4)["targets"]
+    *_, table = swept_tables(model, "targets", largest=4)["targets"]
     intensities = [
         (model.cost("vision", w).tensor_core_flops + model.cost("prefill", w).tensor_core_flops)
         / float((model.cost("vision", w) + model.cost("prefill", w)).io_bytes)

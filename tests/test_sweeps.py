@@ -160,11 +160,13 @@ def sequence(tmp_path_factory):
 
 def test_a_sequence_row_is_the_cost_of_the_model_built_with_those_heads(sequence):
     assert len(sequence) == 3 * 2 * 2 * 3 * 2 * 2
-    models = {}
+    pairs = {(row["heads"], row["kv_heads"]) for row in sequence}
+    models = {
+        (heads, kv): modelmeter.load_model("deepseek_ocr", [f"decoder.heads={heads}", f"decoder.kv_heads={kv}"])
+        for heads, kv in pairs
+    }
     for row in sequence:
-        heads, kv = row["heads"], row["kv_heads"]
-        overrides = [f"decoder.heads={heads}", f"decoder.kv_heads={kv}"]
-        other = models.setdefault((heads, kv), modelmeter.load_model("deepseek_ocr", overrides))
+        other = models[row["heads"], row["kv_heads"]]
         work = other.text(
             int(row["prefill_tokens"]),
             batch=int(row["batch"]),

@@ -22,7 +22,6 @@ from modelmeter.validate.case import Case, Comparison, LayerAt, compare  # noqa:
 from modelmeter.validate.counters import OperandBytes, ScalarOperations  # noqa: E402
 from modelmeter.validate.deepseek_ocr import OVERRIDES, At, cached, config, layer_cases  # noqa: E402
 from modelmeter.validate.deepseek_ocr import ocr as reference  # noqa: E402
-from modelmeter.validate.deepseek_ocr_stages import stage_cases  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,18 @@ def split_model():
 
 
 def check(case):
-    result = compare(case)
-    assert result.equal, (case.layer, result.measured, result.theoretical)
+    return equal(compare(case))
+
+
+def equal(result):
+    assert result.equal, (result.case.layer, result.measured, result.theoretical)
     return result
+
+
+def at_full_size(stages):
+    """What is compared of the layers or of the stages: once for the tests and the report."""
+    results = [r for r in registry.comparisons("deepseek_ocr") if (r.case.group == "stage") == stages]
+    return [equal(result).case.layer for result in results]
 
 
 @settings(max_examples=6)
@@ -86,14 +94,14 @@ def test_every_layer_equals_its_module_at_random_shapes(parts, at):
         check(case)
 
 
-def test_every_layer_equals_its_module_at_full_size(model, split_model):
-    tested = {case.layer.split(" (")[0] for case in (check(c).case for c in layer_cases(split_model))}
+def test_every_layer_equals_its_module_at_full_size(model):
+    tested = {layer.split(" (")[0] for layer in at_full_size(stages=False)}
     named = {type(layer).__name__ for part in (model.tower, model.projector, model.decoder) for layer in walk(part)}
     assert named - {"CausalLM", "DeepEncoder", "Repeat"} <= tested  # the stages test these
 
 
-def test_every_stage_equals_the_whole_model_at_full_size(split_model):
-    labels = [check(case).case.layer for case in stage_cases(split_model)]
+def test_every_stage_equals_the_whole_model_at_full_size():
+    labels = at_full_size(stages=True)
     assert sum(label.startswith("vision") for label in labels) >= 8
     assert sum(label.startswith("prefill") for label in labels) == 2
     assert sum(label.startswith("decode") for label in labels) >= 3

@@ -60,7 +60,7 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     settings = config.read_yaml(config_dir() / "report" / f"{name}.yaml")
     model = config.load_model(name)
     compared = _compared(name) if validation else None
-    tables = {sweep: _run(sweep, name, settings["page"]) for sweep in settings["sweeps"]}
+    tables = {sweep: _run(sweep, model, settings["page"]) for sweep in settings["sweeps"]}
     work = model.workload(**settings["page"])
     report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
@@ -73,11 +73,10 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     return contents
 
 
-def _run(sweep: str, model: str, page: Mapping[str, Any], *overrides: str) -> list[Table]:
+def _run(sweep: str, model: BaseModel, page: Mapping[str, Any], *overrides: str) -> list[Table]:
     """The tables of a sweep for the report's page, which marks its grid where the sweep has grids."""
-    settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model}", *overrides])
-    settings |= {key: value for key, value in page.items() if key in settings}
-    return sweep_tables(sweep, config.build_model(settings), settings)
+    settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model.name}", *overrides])
+    return sweep_tables(sweep, model, settings | {key: value for key, value in page.items() if key in settings})
 
 
 def _once(tables: dict[str, list[Table]]) -> dict[str, list[Table]]:
@@ -99,12 +98,12 @@ def _reconciled(model: BaseModel, published: str, command: str, formats: tuple[s
     from modelmeter.report.reconciliation import SWEEPS as RECONCILED
     from modelmeter.report.reconciliation import Reconciliation
 
-    names = (*RECONCILED, "ttft", "tpot", "per_layer")
+    names, shown = (*RECONCILED, "ttft", "tpot", "per_layer"), config.load_model(published)
     printed = {table: catalogue.published_table(model.name, table) for table in names}
     ours, real = (
-        {table.name: table for sweep in RECONCILED for table in _run(sweep, name, {}, "runtime=flash")}
-        for name in (published, model.name)
+        {table.name: table for sweep in RECONCILED for table in _run(sweep, one, {}, "runtime=flash")}
+        for one in (shown, model)
     )
-    found = Reconciliation(model, config.load_model(published), command, ours, real, printed)
+    found = Reconciliation(model, shown, command, ours, real, printed)
     drawn = figures(found.error_table, formats)
     return {"reconciliation.md": found.page()} | {f"figures/{file}": content for file, content in drawn.items()}

@@ -87,6 +87,7 @@ def formulas() -> dict[str, StageCost]:
     return {title: layer.program().costs[""] for title, layer in forms().items()}
 
 
+@cache
 def latex(value: Size) -> str:
     """An expression of sizes as LaTeX, without the surrounding dollars and without a character that Markdown reads.
 

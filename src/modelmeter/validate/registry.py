@@ -13,7 +13,7 @@ from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
-from modelmeter.validate.case import Case, compare
+from modelmeter.validate.case import Case, Comparison, compare
 from modelmeter.validate.counters import tensor_core_flops
 from modelmeter.validate.table import table
 from modelmeter.validate.vendor import found_cases
@@ -57,13 +57,19 @@ def cases(name: str, layers_only: bool = False) -> list[Case]:
     return [*found.layers(model), *(() if layers_only else found.stages(model))]
 
 
+@cache
+def comparisons(name: str) -> tuple[Comparison, ...]:
+    """Every layer and stage of a model compared."""
+    return tuple(map(compare, cases(name)))
+
+
 def comparison_rows(name: str) -> list[dict[str, Any]]:
     """The comparison of every layer and stage as data: its main quantity, and whether all quantities are equal."""
     return [
         {key: getattr(found.case, key) for key in ("layer", "group", "reference")}
         | {"quantity": found.main, "measured": found.measured[found.main], "theoretical": found.theoretical[found.main]}
         | {"compared": len(found.measured), "equal": found.equal}
-        for found in map(compare, cases(name))
+        for found in comparisons(name)
     ]
 
 
