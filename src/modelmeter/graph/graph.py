@@ -68,7 +68,7 @@ class Graph:
 
 def checked(ops: Iterable[Op], inputs: Iterable[str], root: Root) -> Graph:
     """The graph of a stage's ops. Raises InputError for axes from nowhere, a read of what nothing wrote, two shapes."""
-    kept = tuple(op for op in ops if op.times != 0)
+    kept = tuple(op for op in ops if not isinstance(op.times, int) or op.times)
     known: dict[str, tuple[str, Tensor, Size]] = {}
     for op in kept:
         _check_axes(op)
@@ -96,7 +96,8 @@ def _check_axes(op: Op) -> None:
 def _check_shape(op: Op, tensor: Tensor, stored: Size, path: str, known: Tensor, size: Size) -> None:
     """Raise InputError unless a tensor has the size that is known, and within a layer the axes, but for bound ones."""
     differing = set(known.stored) ^ set(tensor.stored)  # t for s, s for u v
-    if stored != size or (path == op.path and differing and op.node.layer and not differing & op.n.bound):
+    other_axes = path == op.path and differing and op.node.layer and not differing & op.n.bound
+    if other_axes or (stored is not size and stored != size):
         raise InputError(
             f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} as [{' '.join(tensor.stored)}], but "
             f"it is [{' '.join(known.stored)}]: a tensor has one shape"

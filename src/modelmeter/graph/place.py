@@ -121,7 +121,7 @@ class Sizes:
         outer, inner = self.node, {local: self.resolve(name) for local, name in names.items()}
         path, around = ".".join(part for part in (outer.path, scope) if part), (*outer.around, outer.layer)
         node = outer._replace(path=path, layer=layer, times=outer.times * times, serial=self.root.placed, around=around)
-        if times != 1:  # a repeated layer
+        if not isinstance(times, int) or times != 1:  # a repeated layer
             ends = (inner["x"][1], inner["y"][1]) if "x" in inner and "y" in inner else ("", "")
             node = node._replace(loop=path, held=ends, again=minimum(times - 1, 1))
         return Sizes(workload | fields, node, self.root, frozenset(workload), inner)
