@@ -10,12 +10,12 @@ from modelmeter.models.model import BaseModel
 from modelmeter.sweep import pages
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
-from modelmeter.sweep.requirements import TPOT, requirements
+from modelmeter.sweep.requirements import BUDGETS, requirements
 from modelmeter.sweep.table import TOTAL, Table, number
 from modelmeter.workload import Workload
 
 NAME = "e2e_decode"
-SETTINGS = (*pages.SETTINGS, TPOT.setting)
+SETTINGS = (*pages.SETTINGS, BUDGETS["tpot"])
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
 
@@ -36,7 +36,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     subject = lambda work: f"{work.decode_steps} decode steps"
     table = pages.run_pages(NAME, model, settings, subject, rows, pages.component_charts(NAME))
-    return [table, requirements(TPOT, table)]
+    return [table, requirements("tpot", table)]
 
 
 def _findings(table: Table) -> Iterator[Finding]:

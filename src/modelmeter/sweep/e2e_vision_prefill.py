@@ -9,12 +9,12 @@ from modelmeter.models.model import BaseModel
 from modelmeter.sweep import pages
 from modelmeter.sweep.columns import Row, flops_of
 from modelmeter.sweep.findings import Finding, execution, over_grids, ranges, rows_of, spoken, trends
-from modelmeter.sweep.requirements import TTFT, requirements
+from modelmeter.sweep.requirements import BUDGETS, requirements
 from modelmeter.sweep.table import TOTAL, Table
 from modelmeter.workload import Workload
 
 NAME = "e2e_vision_prefill"
-SETTINGS = (*pages.SETTINGS, TTFT.setting)
+SETTINGS = (*pages.SETTINGS, BUDGETS["ttft"])
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
@@ -30,7 +30,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     subject = lambda work: "vision and prefill" if work.image.views else "prefill"
     table = pages.run_pages(NAME, model, settings, subject, rows, pages.component_charts(NAME))
-    return [table, requirements(TTFT, table)]
+    return [table, requirements("ttft", table)]
 
 
 def _findings(table: Table) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ for compulsory.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from modelmeter.errors import InputError
@@ -28,36 +28,29 @@ def _seconds(key: str, budget: Any) -> float:
     return float(budget)
 
 
-@dataclass(frozen=True)
-class Target:
-    """A latency target: its `name` and what it waits for."""
-
-    name: str
-    waits_for: str
-
-    @property
-    def setting(self) -> Setting:
-        """Its budgets in seconds."""
-        kind = Kind(_seconds, lambda: "budgets in seconds")
-        help = f"budgets for {self.waits_for}, seconds, each above 0"
-        return Setting(self.name.lower(), kind, help, several=True)
-
-
-TTFT, TPOT = Target("TTFT", "vision and prefill"), Target("TPOT", "one decode step")
+WAITS = {"ttft": "vision and prefill", "tpot": "one decode step"}
+"""The latency targets, each with what it waits for."""
+BUDGETS = {
+    target: Setting(
+        target, Kind(_seconds, lambda: "budgets in seconds"), f"budgets for {what}, seconds, each above 0", True
+    )
+    for target, what in WAITS.items()
+}
+"""The settings of their budgets, in seconds."""
 MARKS = ("beyond_positions", "extrapolated", "marked")
 
 
-def budgeted(target: Target, table: Table) -> Iterator[tuple[Row, float, dict[str, Any]]]:
+def budgeted(target: str, table: Table) -> Iterator[tuple[Row, float, dict[str, Any]]]:
     """Each whole of a sweep with each budget: its row, the seconds that its cost may take, the columns of its place."""
     left = (*COST_COLUMNS, "component", *MARKS)
-    for budget in table.settings[target.setting.name]:
+    for budget in table.settings[target]:
         for row in table.select(component=TOTAL):
             place = {k: v for k, v in row.items() if k not in left and not k.endswith("_per_token")}
-            seconds = budget * (row["decode_steps"] if target is TPOT else 1)
-            yield row, seconds, {"target": target.name, "budget_s": budget} | place
+            seconds = budget * (row["decode_steps"] if target == "tpot" else 1)
+            yield row, seconds, {"target": target.upper(), "budget_s": budget} | place
 
 
-def requirements(target: Target, table: Table) -> Table:
+def requirements(target: str, table: Table) -> Table:
     """The rates that the budgets of a sweep's settings require at each of its points (its totals are used)."""
     rows = []
     for row, seconds, place in budgeted(target, table):
@@ -65,15 +58,14 @@ def requirements(target: Target, table: Table) -> Table:
         work |= {"bytes": row["io_bytes"]}
         rates = {f"required_{what}_per_s": value / seconds for what, value in work.items()}
         rows.append(place | rates | {mark: row[mark] for mark in MARKS})
-    name, by = target.setting.name, ("budget_s", "execution")
-    axis = table.points.axis if table.points else ""
+    by, axis = ("budget_s", "execution"), table.points.axis if table.points else ""
     charts = [
-        Chart(f"responsive_{unit}_by_{name}", (f"required_{unit}_per_s",), by=by, axis=axis)
+        Chart(f"responsive_{unit}_by_{target}", (f"required_{unit}_per_s",), by=by, axis=axis)
         for unit in ("tflops", "gb")
     ]
-    title = table.title_of(f"what a {target.name} budget requires ({target.waits_for})")
+    title = table.title_of(f"what a {target.upper()} budget requires ({WAITS[target]})")
     digest = [row for row in rows if row["execution"] == table.kind]
-    return replace(table, name=f"responsive_by_{name}", title=title, rows=rows, charts=charts, digest=digest)
+    return replace(table, name=f"responsive_by_{target}", title=title, rows=rows, charts=charts, digest=digest)
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -85,4 +77,4 @@ def _findings(table: Table) -> Iterator[Finding]:
         }  # fmt: skip
 
 
-FINDINGS = {f"responsive_by_{target.setting.name}": _findings for target in (TTFT, TPOT)}
+FINDINGS = {f"responsive_by_{target}": _findings for target in WAITS}

@@ -14,7 +14,7 @@ from modelmeter.settings import Setting, entry, joined
 from modelmeter.sweep import e2e_decode, e2e_vision_prefill
 from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding, grouped, span
-from modelmeter.sweep.requirements import MARKS, TPOT, TTFT, Target, budgeted
+from modelmeter.sweep.requirements import MARKS, budgeted
 from modelmeter.sweep.table import TOTAL, Chart, Table
 
 SETTINGS = joined(
@@ -32,12 +32,12 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
     """
     (first, by_ttft), (steps, by_tpot) = (sweep.run(model, settings) for sweep in (e2e_vision_prefill, e2e_decode))
-    return [by_ttft, by_tpot, device_table(settings["devices"], {TTFT: first, TPOT: steps})]
+    return [by_ttft, by_tpot, device_table(settings["devices"], {"ttft": first, "tpot": steps})]
 
 
-def device_table(devices: Sequence[Device], swept: Mapping[Target, Table]) -> Table:
+def device_table(devices: Sequence[Device], swept: Mapping[str, Table]) -> Table:
     """Each budget on each device: the shares of its peaks, which of them binds, whether it can be met."""
-    first = swept[TTFT]
+    first = swept["ttft"]
     needed = [_memory(*rows) for rows in zip(*(table.select(component=TOTAL) for table in swept.values()), strict=True)]
     rows = [
         {"device": device.title} | place | _verdict(device, row, seconds, memory)
@@ -46,7 +46,7 @@ def device_table(devices: Sequence[Device], swept: Mapping[Target, Table]) -> Ta
         for device in devices
     ]
     charts = [
-        Chart(f"device_shares_{target.setting.name}", SHARES, "device", (), _shown(first, rows, target.name), "y", True)
+        Chart(f"device_shares_{target}", SHARES, "device", (), _shown(first, rows, target.upper()), "y", True)
         for target in swept
     ]
     title, digest = first.title_of("what binds on each device"), list(_digest(devices, rows))
