@@ -67,13 +67,10 @@ def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
     One reads what others wrote and the cache, and writes what others read, or nobody.
     """
     labels = [op.kernel or f"#{index}" for index, op in enumerate(graph.ops)]
-    reads = list(graph.reads())
+    reads, users = list(graph.reads()), graph.users(labels)
     members: dict[str, list[int]] = {}
-    users: dict[tuple[str, int], set[str]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-        for r, writer in reads[index]:
-            users.setdefault((r.name, writer), set()).add(label)
     for label, indices in members.items():
         spans = label == WHOLE_STAGE or len({graph.ops[i].node.loop for i in indices}) > 1
         ops = [(i, graph.ops[i], graph.ops[i].times if spans else 1) for i in indices]
