@@ -329,14 +329,14 @@ def test_bad_input_is_one_sentence_and_status_2(arguments, message, capsys):
 def test_a_failed_run_leaves_earlier_results_as_they_were(tmp_path, monkeypatch):
     earlier = {"a.txt": "one", "b.txt": "two"}
     write_all(tmp_path, earlier)
-    original = Path.write_text
+    original = Path.write_bytes
 
-    def full_disk(self, text, **options):
+    def full_disk(self, content):
         if self.name == "b.txt":
             raise OSError(28, "No space left on device")
-        return original(self, text, **options)
+        return original(self, content)
 
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(InputError, match="No space left"):
         write_all(tmp_path, {"a.txt": "new", "b.txt": "new"})
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == earlier
