@@ -39,16 +39,15 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
 HATCHES = ("", "//", "..", "xx", "--", "++", "oo", "**")
 
 
+_LETTERS, _HANDLE, _HIGH = 84, 5, 36
+"""Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
+_GRID_LABELS, DOTS_PER_INCH = 8, 240
+
+
 def look(index: int) -> tuple[str, str, str, str]:
     """Colour, dash, marker and hatch of a curve; dash and marker tell any 32 of them apart in grey too."""
     place = index % len(COLOURS)
     return COLOURS[place], DASHES[(index + index // len(COLOURS)) % len(DASHES)], MARKERS[place], HATCHES[place]
-
-
-_LETTERS, _HANDLE, _HIGH = 84, 5, 36
-"""Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
-_GRID_LABELS = 8
-DOTS_PER_INCH = 240
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _curves(table: Table, chart: Chart) -> Figure:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """The legend below the axes, in as many columns as fit, and a figure that is higher by its lines."""
+    """Below the axes, in as many columns as fit, and a figure that is higher by its lines."""
     labels = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + _HANDLE)))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
@@ -175,21 +174,19 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _titles(axes: Axes, table: Table, chart: Chart) -> None:
-    label = MEASURES[chart.measures[0]].label + (", log scale" if "y" in chart.log else "")
+    parts = (MEASURES[chart.measures[0]].label, "log scale" if "y" in chart.log else "", chart.note)
+    label = ", ".join(filter(None, parts))
+    if len(label) > _HIGH:  # in lines that fit, its unit in brackets not torn apart
+        words, _, unit = label.partition(" (")
+        label = textwrap.fill(words, _HIGH) + (unit and f"\n({unit}")
     axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
-    axes.set_ylabel(_wrapped(", ".join(filter(None, (label, chart.note)))))
+    axes.set_ylabel(label)
     left = ("component", "grid_h", "grid_w", *chart.by)
     held = _words({k: v for k, v in chart.where.items() if k not in left and not isinstance(v, tuple)})
     if "grid_h" in chart.where:
         held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
     title = (textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join([table.basis, *held])))
     axes.figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
-
-
-def _wrapped(label: str) -> str:
-    """The label of a y axis in lines that fit, its unit in brackets not torn apart."""
-    words, _, unit = label.partition(" (")
-    return label if len(label) <= _HIGH else "\n".join(filter(None, (textwrap.fill(words, _HIGH), unit and f"({unit}")))
 
 
 def _curve(axes: Axes, line: _Line) -> None:

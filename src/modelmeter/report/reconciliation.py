@@ -28,11 +28,9 @@ _QUANTITIES = {
     for stage in ("vision", "prefill", "decode")
     for engine, label in _ENGINES.items()
 } | {
-    "weight_bytes": "weights, GB",
-    "io_bytes": "I/O of vision and prefill, GB",
-    "decode_io_bytes": "I/O of decode, GB",
-    "peak_activation_bytes": "peak activations, GB",
-}
+    "weight_bytes": "weights, GB", "io_bytes": "I/O of vision and prefill, GB",
+    "decode_io_bytes": "I/O of decode, GB", "peak_activation_bytes": "peak activations, GB",
+}  # fmt: skip
 
 
 def _flops(sweep: str, engines: Iterable[str] = _ENGINES) -> list[str]:

@@ -79,10 +79,10 @@ def _verdict(device: Device, row: Row, seconds: float, needed: int) -> dict[str,
 def _headline(kind: str, rows: Sequence[Row]) -> Finding | None:
     """On how many devices bandwidth binds the page itself, by target; a budget does not change it."""
     own = [row for row in rows if row["marked"] and row["execution"] == kind]
-    bound = {
-        t: len({r["device"] for r in some if r["binds"] == RESOURCES[-1]}) for (t,), some in grouped(own, "target")
-    }
-    return ("answer_binds", {"kind": kind, "devices": len({row["device"] for row in own})} | bound) if own else None
+    found: dict[str, Any] = {"kind": kind, "devices": len({row["device"] for row in own})}
+    for (target,), some in grouped(own, "target"):
+        found[target] = len({row["device"] for row in some if row["binds"] == RESOURCES[-1]})
+    return ("answer_binds", found) if own else None
 
 
 def _digest(devices: Sequence[Device], rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
