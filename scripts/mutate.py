@@ -28,7 +28,7 @@ from threading import Lock
 ENGINE = ("sizes", "graph", "runtimes", "programs")
 TESTS = (
     "graph", "sums", "scalars", "deepseek_ocr", "sizes", "identities", "programs", "loop_nest", "runtimes", "operators",
-    "torch", "small_models", "javascript",
+    "eager", "torch", "small_models", "javascript",
 )  # fmt: skip
 """Those that fail soonest come first."""
 RESULTS, PAGE = Path("build/mutants.jsonl"), Path("docs/mutations.md")
@@ -141,7 +141,7 @@ def mutated(mutant: Mutant, source: str) -> str:
 def verdict(tree: Path, names: list[str]) -> str:
     """Which test fails in a copy of the tree; "" if none does."""
     tests = [f"tests/test_{name}.py" for name in names]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-n0", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT)
