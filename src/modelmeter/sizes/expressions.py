@@ -80,6 +80,8 @@ class Expr:
         return found
 
     def __mul__(self, other: Any) -> Any:
+        if type(other) is int and other == 1:  # the commonest factor
+            return self
         theirs = terms_of(other)
         if theirs is None:
             return NotImplemented
