@@ -114,7 +114,7 @@ class Sizes:
 
     def inside(
         self, scope: str, layer: str, workload: dict[str, Size], fields: dict[str, Size], names: Mapping[str, str],
-        times: Size = 1,
+        times: Size,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
         self.root.placed += 1
