@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.axes import AXES
-from modelmeter.sizes import Size, minimum, never_negative, ratio, summed, symbol
+from modelmeter.sizes import Expr, Size, below, evaluated, minimum, never_negative, ratio, summed, symbol
 
 CAUSAL = ("full", "exact")
 
@@ -117,6 +117,9 @@ class Sizes:
         times: Size,
     ) -> Sizes:  # fmt: skip
         """The place of a layer under `scope`; `names` maps its tensors to the ones of this place."""
+        (known,) = evaluated([times], {}) if isinstance(times, Expr) and not times.names else (times,)
+        if not isinstance(known, int) and below(known, 2):
+            raise InputError(f"{layer}: an array of rounds needs two or more everywhere; count one round by itself")
         self.root.placed += 1
         outer, inner = self.node, {local: self.resolve(name) for local, name in names.items()}
         path, around = ".".join(part for part in (outer.path, scope) if part), (*outer.around, outer.layer)

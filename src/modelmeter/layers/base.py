@@ -54,6 +54,8 @@ class BaseLayer(ABC):
                 raise InputError(f"{type(self).__name__}: a field cannot be called {name!r}, as every layer has that")
             object.__setattr__(self, name, _checked(f"{type(self).__name__}.{name}", getattr(self, name), kinds))
         self.check()
+        for name in (name for name in self.sizes.split() if name in self.axes):
+            raise InputError(f"{type(self).__name__}: {name!r} cannot be both a field and a size of the call")
 
     def check(self) -> None:  # noqa: B027 (most layers have nothing to check)
         """Raise InputError where hyper-parameters contradict each other."""

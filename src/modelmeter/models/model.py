@@ -33,7 +33,7 @@ class Stage:
     """What a model does in one go. `layer` runs at `sizes` of a workload, by axis.
 
     `layer` may depend on the `structure` of a workload (what is no number: views; (): nothing to do); `whole` is one
-    that has all weights. A stage with `steps` runs that often, and the axis `grows` is one longer each time. Axes in
+    that has all weights; a weight that two stages name alike is one. A stage with `steps` runs that often, and the axis `grows` is one longer each time. Axes in
     `fixed` have these sizes always, those in `same` the sizes of others.
     """
 
@@ -210,9 +210,11 @@ class BaseModel:
             if key not in self._made:
                 self._made[key] = self.changed(stage.graph(structure, counting.causal)[0])
             for op in self._made[key].ops:
-                for r in (r for r in op.reads if r.role == "weight" and r.name not in found):
+                for r in (r for r in op.reads if r.role == "weight"):
                     stored = r.stored * op.times
-                    found[r.name] = (stored, stored * counting.precision.bytes(r.name, r.role))
+                    known, _ = found.setdefault(r.name, (stored, stored * counting.precision.bytes(r.name, r.role)))
+                    if known != stored:
+                        raise InputError(f"{self.name}: two stages have a weight {r.name!r}, of {known} and {stored}")
         return found
 
     @final

@@ -105,7 +105,7 @@ def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:
             side = found.written_bytes if move.writes else found.read_bytes
             side[move.role] = side.get(move.role, 0) + move.bytes
         for _, op, often in group.ops:
-            bits = max(r.bits for r in (*op.reads, *op.writes))
+            bits = max((r.bits for r in (*op.reads[:1], *op.writes[:1])), default=0)  # further ones may be indices
             form = f"fp{bits}" if bits else str(precision.activations)
             for work, engine in ((op.tensor, found.tensor_flops), (op.cuda, found.cuda_flops)):
                 if not isinstance(work, int) or work:

@@ -49,6 +49,7 @@ class Precision:
     def __post_init__(self) -> None:
         if not isinstance(self.overrides, Mapping):
             raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
+        object.__setattr__(self, "overrides", dict(self.overrides))  # a program is kept for what is asked now
         overrides = {f"precision override {key}": value for key, value in self.overrides.items()}
         for key, value in (overrides | {f"precision.{name}": getattr(self, name) for name in ROLES.values()}).items():
             bits_of(key, value)

@@ -135,13 +135,13 @@ def _cores(graph: Graph) -> Iterator[_Core]:
 def contiguous(graph: Graph) -> Graph:
     """torch's copies around an attention kernel: its result in the order that the projection reads, and the operands
     where batch and heads are merged into one axis (free for a batch of 1)."""
-    after: dict[int, Op] = {}
+    copies: list[tuple[Op, Op]] = []  # each behind an op
     for core in _cores(graph):
         merged = core.first.composite.merged if core.first.composite else ""
         if merged and core.made:
-            after[id(core.made)] = _copy(core.first, core.operands, "copied_", core.several(merged))
-        after[id(core.last)] = _copy(core.first, [core.last.output], "", 1)
-    return graph.with_ops(made for op in graph.ops for made in (op, after.get(id(op))) if made)
+            copies.append((core.made, _copy(core.first, core.operands, "copied_", core.several(merged))))
+        copies.append((core.last, _copy(core.first, [core.last.output], "", 1)))
+    return graph.with_ops(o for op in graph.ops for o in (op, *(made for behind, made in copies if behind is op)))
 
 
 def torch_attention(graph: Graph) -> Graph:
