@@ -90,23 +90,35 @@ class BaseLayer(ABC):
             raise InputError(f"{kind} under {n.node.layer!r} needs size {missing!r}; its sizes: {self.sizes}")
         for missing in (x for x in self.inputs.split() if x not in names):
             raise InputError(f"{kind} under {n.node.layer!r} needs its input {missing!r} to be named")
-        return self._placed(n.inside(scope, kind, sizes, self.axes, names, times))
+        return self._placed(n.inside(scope, kind, sizes, self.axes, names, times), names)
 
-    def _placed(self, n: Sizes) -> Iterator[Op]:
+    def _placed(self, n: Sizes, names: Iterable[str] = ()) -> Iterator[Op]:
+        """The ops. Raises InputError if they lack an output or a weight of `names`, or cannot be repeated."""
+        kind, again = type(self).__name__, n.node.loop == n.node.path and n.node.loop
         n.root.buffers.update(n.resolve(buffer)[1] for buffer in self.buffers.split())
-        missing = {n.resolve(name)[1]: name for name in self.outputs.split()}
+        read: dict[str, Size] = {}
+        written: dict[str, Size] = {}
         for op in self.ops(n):
-            for w in op.writes:
-                missing.pop(w.name, None)
+            for r in op.reads:
+                read.setdefault(r.name, r.stored)
+            written |= {w.name: w.stored for w in op.writes}
             yield op
-        for name in missing.values():
-            raise InputError(f"{type(self).__name__}: no equation writes its output {name!r}")
+        for name in (name for name in self.outputs.split() if n.resolve(name)[1] not in written):
+            raise InputError(f"{kind}: no equation writes its output {name!r}")
+        for name in (name for name in names if name[:2] == "W_" and n.resolve(name)[1] not in read):
+            raise InputError(f"{kind} has no weight {name!r} to be named")
+        entering, leaving = n.node.held
+        if again and entering in read and leaving in written and read[entering] != written[leaving]:
+            raise InputError(f"{kind} cannot be repeated: what it writes is not of the size that it reads")
 
     @final
     def graph(self, counting: Counting | None = None) -> Graph:
         """The layer's checked graph, its workload sizes as symbols."""
         root = Root((counting or Counting()).causal)
         sizes = {a: symbol(a) for a in self.sizes.split()}
+        for layer in walk(self):
+            for size in (v for v in layer.axes.values() if isinstance(v, Expr) and v.names.keys() & sizes.keys()):
+                raise InputError(f"{type(layer).__name__}: a field is {size}, which is a size of the call; rename it")
         n = Sizes(sizes | self.axes, Node("", type(self).__name__), root, bound=frozenset(sizes))
         return checked(list(self._placed(n)), self.inputs.split(), root)
 
@@ -255,7 +267,7 @@ class Sequence(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         for index, layer in enumerate(self.layers):
-            names = {name: name for name in (*self.inputs.split(), "y")} | {"x": "y" if index else "x"}
+            names = {name: name for name in (*layer.inputs.split(), "y")} | {"x": "y" if index else "x"}
             yield from layer.at(n, str(index), **names)
 
     @property

@@ -33,8 +33,8 @@ class Stage:
     """What a model does in one go. `layer` runs at `sizes` of a workload, by axis.
 
     `layer` may depend on the `structure` of a workload (what is no number: views; (): nothing to do); `whole` is one
-    that has all weights; a weight that two stages name alike is one. A stage with `steps` runs that often, and the axis `grows` is one longer each time. Axes in
-    `fixed` have these sizes always, those in `same` the sizes of others.
+    that has all weights; a weight that two stages name alike is one. A stage with `steps` runs that often, and the axis
+    `grows` is one longer each time. Axes in `fixed` have these sizes always, those in `same` the sizes of others.
     """
 
     name: str
