@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 from modelmeter.errors import InputError
@@ -64,6 +65,18 @@ class Graph:
                     f"which nothing before it writes and which is no input (inputs: {inputs})"
                 )
         return self
+
+    def require_order(self, maker: str = "") -> None:
+        """Raise InputError, which names `maker`, if two kernels wait for each other."""
+        labels = [op.kernel or f"#{index}" for index, op in enumerate(self.ops)]
+        waits: dict[str, set[str]] = {label: set() for label in labels}
+        for label, reads in zip(labels, self.reads(), strict=True):
+            waits[label] |= {labels[writer] for _, writer in reads if writer >= 0} - {label}
+        try:
+            TopologicalSorter(waits).prepare()
+        except CycleError as error:
+            ring = " and ".join(map(repr, sorted(set(error.args[1]))))
+            raise InputError(f"{maker}kernels wait for each other: {ring}") from None
 
 
 def checked(ops: Iterable[Op], inputs: Iterable[str], root: Root) -> Graph:

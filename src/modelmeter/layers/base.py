@@ -128,6 +128,7 @@ class BaseLayer(ABC):
         programs: dict[Any, Program] = self.__dict__.setdefault("_programs", {})
         key = counting, _ = Counting(**options), gradients
         if key not in programs:
+            counting.precision.require(r.name for op in self.graph(counting).ops for r in (*op.reads, *op.writes))
             programs[key] = program_of(self.graph(counting), self.sizes.split(), counting, gradients=gradients)
         return programs[key]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, final
 
@@ -23,7 +22,7 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.program import STEPS, Program, Steps, program_of
-from modelmeter.sizes import Expr, Size, added, evaluated, symbol
+from modelmeter.sizes import Expr, Size, added, as_size, below, evaluated, symbol
 from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
 
 
@@ -130,6 +129,8 @@ class BaseModel:
     def program(self, name: str, work: Workload, depth: int = 0) -> Program:
         """The program of a stage for all workloads of this structure and counting; parts as in `breakdown`."""
         stage = self.stage(name)
+        if self.planner is None and work.image.views:
+            raise InputError(f"{self.name} takes no image, and the workload has one")
         key = (name, stage.structure(work), work.key, depth)
         found = self._made.get(key)
         if found is None:
@@ -137,6 +138,7 @@ class BaseModel:
         return found
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
+        self.require_tensors(counting.precision)
         graph, names = stage.graph(structure, counting.causal)
         steps = None
         if stage.steps is not None:
@@ -179,6 +181,8 @@ class BaseModel:
         found, program = self.stage(stage), self.program(stage, work)
         sizes = {axis: s for axis, s in found.sizes(work).items() if axis in (*program.names, found.grows)}
         if found.steps is not None:
+            if below(as_size("step", step) - 1, 0) or below(found.steps(work), step):
+                raise InputError(f"step must be one of the {found.steps(work)} of {stage}, not {step}")
             sizes[found.grows] = sizes[found.grows] + step - 1
         return program.kernels(**sizes)
 
@@ -223,12 +227,9 @@ class BaseModel:
         precision = Precision.of(precision)
         if not precision.overrides:
             return
-        weights = list(self._weights(Counting(precision=precision)))
+        self._weights(Counting(precision=precision))
         graphs = [self._made[stage.name, stage.whole, "full"] for stage in self.stages]
-        names = {r.name for graph in graphs for op in graph.ops for r in (*op.reads, *op.writes)}
-        for pattern in precision.overrides:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                raise InputError(f"precision override {pattern!r} matches no tensor; a name is {weights[-1]!r}")
+        precision.require(r.name for graph in graphs for op in graph.ops for r in (*op.reads, *op.writes))
 
     @final
     def storage(self, work: Workload | None = None) -> StageCost:

@@ -6,7 +6,7 @@ Every tensor has a name such as `decoder.moe.mlp.experts.W_down`; an override th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -64,6 +64,14 @@ class Precision:
                 choose("precision key", str(key), cls.__dataclass_fields__)
             return cls(**value)
         return cls(weights=value, activations=value, kv=value)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Raise InputError for an override that matches none of these tensors."""
+        known = list(names) if self.overrides else []
+        for pattern in self.overrides:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                weight = next((name for name in reversed(known) if "W_" in name), known[-1])
+                raise InputError(f"precision override {pattern!r} matches no tensor; a name is {weight!r}")
 
     def __str__(self) -> str:
         names = [str(getattr(self, name)) for name in ROLES.values()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 
+from modelmeter.errors import InputError
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref, build
@@ -27,33 +28,53 @@ def attention_kernel(graph: Graph) -> Graph:
 
 
 def merge_projections(graph: Graph) -> Graph:
-    """Matmuls of one layer that read the same tensor become one kernel that reads it once."""
-    groups: dict[Hashable, list[Op]] = {}
+    """Matmuls of one layer that read the same tensor become one kernel that reads it once.
+
+    It runs where the first of them stands, so those that wait for another op, or whose result would take the place of a
+    tensor that is still in use, stay where they are.
+    """
+    groups: dict[Hashable, list[int]] = {}
     for index, (op, reads) in enumerate(zip(graph.ops, graph.reads(), strict=True)):
         weighs = op.kind == "matmul" and not op.kernel and any(r.role == "weight" for r in op.reads)
         shared = weighs and op.reads[0].role == "activation"
         key = (op.node.serial, reads[0].ref.name, reads[0].writer) if shared else index
-        groups.setdefault(key, []).append(op)
-    labels = {key: f"{ops[0].node.serial}:projections:{ops[0].output.name}" for key, ops in groups.items()}
+        first = groups.get(key, [index])[0]
+        between = {r.name for other in graph.ops[first:index] for r in (*other.reads, *other.writes)}
+        ready = all(writer < first for _, writer in reads) and not any(w.name in between for w in op.writes)
+        groups.setdefault(key if ready else index, []).append(index)
+    ops = graph.ops
     return graph.with_ops(
-        op._replace(kernel=labels[key]) if len(ops) > 1 else op for key, ops in groups.items() for op in ops
+        ops[i]._replace(kernel=f"{ops[i].node.serial}:projections:{ops[group[0]].output.name}") if group[1:] else ops[i]
+        for group in groups.values()
+        for i in group
     )
 
 
 def last_logits(graph: Graph) -> Graph:
     """Logits of the last position alone, as serving engines compute them."""
-    return graph.with_ops(made for op in graph.ops for made in _of_last_position(op))
+    return graph.with_ops(_of_last_position(graph))
 
 
-def _of_last_position(op: Op) -> Iterator[Op]:
-    if op.composite and op.composite.kind == "logits":
-        x, s = op.equation.factors[0], str(op.n.s)
-        to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
-        yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", op.n.bind(l=1))
-        n = op.n.bind(**{axis: substituted(size, s, 1) for axis, size in op.n.axes.items()} | {"s": 1})
-        one = build(op.kind, op.equation.text, n, op.form, op.over, op.row, op.grad)
-        op = one._replace(composite=op.composite, kernel=op.kernel)
-    yield op
+def _of_last_position(graph: Graph) -> Iterator[Op]:
+    made: dict[str, str] = {}  # what heads make, by name
+    for op in graph.ops:
+        if op.composite and op.composite.kind == "logits":
+            x, s = op.equation.factors[0], str(op.n.s)
+            if op.reads[0].name not in made:
+                to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
+                yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", op.n.bind(l=1))
+            n = op.n.bind(**{axis: substituted(size, s, 1) for axis, size in op.n.axes.items()} | {"s": 1})
+            one = build(op.kind, op.equation.text, n, op.form, op.over, op.row, op.grad)
+            op = one._replace(composite=op.composite, kernel=op.kernel)
+            made |= {w.name: op.node.layer for w in op.writes}
+            yield op
+            continue
+        for name in (r.name for r in op.reads if r.name in made):
+            raise InputError(
+                f"{op.node.layer}: {op.equation.text!r} reads the logits {name!r} of {made[name]}, of which only the last "
+                f"position is computed; make it a part of their composite"
+            )
+        yield op
 
 
 def without_dead_copies(graph: Graph) -> Graph:

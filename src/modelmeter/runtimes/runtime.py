@@ -57,6 +57,7 @@ class Runtime:
             steps.insert(next(fusing, len(steps)), backward)
         for change in steps:
             graph = change(graph).require_writers(f"pass {change.__name__!r} of runtime {self.name!r}, ")
+        graph.require_order(f"runtime {self.name!r}: ")
         return graph
 
     def __str__(self) -> str:
