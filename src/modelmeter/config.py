@@ -58,6 +58,8 @@ def quoted(override: str) -> str:
     """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
     key, equals, value = override.partition("=")
     bare = key.lstrip("+~")
+    if bare in IN_YAML.values():
+        raise InputError(f"unknown key {bare!r}, did you mean {_as_given(bare)!r}?")
     key = key.removesuffix(bare) + IN_YAML.get(bare, bare)
     if key in ("image", "out") and re.search(r"[^\w./,:-]", value, re.ASCII) and value[:1] not in tuple("'\"[$"):
         value = "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))

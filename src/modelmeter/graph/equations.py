@@ -56,20 +56,20 @@ def parse(equation: str) -> Equation:
         raise InputError(f"write the product before what is added to it, not {equation!r}")
     if not equals:
         raise InputError(f"an equation needs an equals sign: {equation!r}")
-    factors, outputs = _tensors(product, equation), _tensors(left, equation)
-    addends = _tensors(rest, equation) if rest else ()
+    factors, outputs = _tensors(product, equation, "*"), _tensors(left, equation, "")
+    addends = _tensors(rest, equation, "+") if rest else ()
     loops = tuple(dict.fromkeys(axis for t in factors for axis in t.touched))
     known = {axis for t in factors + addends for axis in t.stored + t.touched}
     new = tuple(axis for t in outputs for axis in t.touched if axis not in known)
     return Equation(equation, outputs, factors, addends, factors + addends, loops, new)
 
 
-def _tensors(text: str, equation: str) -> tuple[Tensor, ...]:
+def _tensors(text: str, equation: str, between: str) -> tuple[Tensor, ...]:
     found = []
     for name, bits, axes in _TENSOR.findall(text):
         pairs = [axis.partition(":") for axis in axes.split()]
         stored, touched = tuple(p[0] for p in pairs), tuple(p[2] or p[0] for p in pairs)
         found.append(Tensor(name, _ROLES.get(name[:2], "activation"), int(bits or 0), stored, touched))
-    if _TENSOR.sub("", text).strip(" *+") or not found:
+    if _TENSOR.sub("", text).replace(" ", "") != between * (len(found) - 1) or not found:
         raise InputError(f"cannot read {text.strip()!r} in equation {equation!r}; write name[axes]")
     return tuple(found)

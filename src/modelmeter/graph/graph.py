@@ -101,6 +101,8 @@ def _check_axes(op: Op) -> None:
         if axis not in op.over.split() and not (moves and axis in op.n.bound):
             where = "to its right, nor bound by the layer" if moves else "to its right"
             raise InputError(f"{layer}: axis {axis!r} of the output of {equation} is on nothing {where}")
+    for tensor in (t for t in op.equation.outputs if t.role == "weight"):
+        raise InputError(f"{layer}: {equation} writes the weight {tensor.name!r}; weights are only read")
     for axis in op.row.split():
         if axis not in op.output.stored:
             raise InputError(f"{layer}: axis {axis!r} is a row of {equation}, whose output lacks it")
@@ -109,9 +111,14 @@ def _check_axes(op: Op) -> None:
 def _check_shape(op: Op, tensor: Tensor, stored: Size, path: str, known: Tensor, size: Size) -> None:
     """Raise InputError unless a tensor has the size that is known, and within a layer the axes, but for bound ones."""
     differing = set(known.stored) ^ set(tensor.stored)  # t for s, s for u v
+    if known.bits != tensor.bits and op.path == path:
+        bits = " and ".join(str(b) if b else "its role's" for b in (known.bits, tensor.bits))
+        raise InputError(
+            f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} in two formats: {bits} bits"
+        )
     other_axes = path == op.path and differing and op.node.layer and not differing & op.n.bound
     if other_axes or (stored is not size and stored != size):
         raise InputError(
-            f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} as [{' '.join(tensor.stored)}], but "
-            f"it is [{' '.join(known.stored)}]: a tensor has one shape"
+            f"{op.node.layer}: equation {op.equation.text!r} has {tensor.name!r} as [{' '.join(tensor.stored)}] of "
+            f"{stored} elements, but it is [{' '.join(known.stored)}] of {size}: a tensor has one shape"
         )

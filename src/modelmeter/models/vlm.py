@@ -142,13 +142,17 @@ class VLM(BaseModel):
         return (vision, *language_stages(self.decoder))
 
     def _views(self, work: Workload) -> tuple[Place, ...]:
-        patch = self.planner.patch
-        return tuple(
-            (v.name, v.height // patch, v.width // patch, type(v.count) is int and v.count == 1)
-            if type(v.height) is int and type(v.width) is int
-            else (v.name, None, None, False)
-            for v in work.image.views
-        )
+        patch, found = self.planner.patch, []
+        for v in work.image.views:
+            known = type(v.height) is int and type(v.width) is int
+            if known and (v.height % patch or v.width % patch):
+                raise InputError(
+                    f"{self.name}: a view of {v.width}x{v.height} pixels has no whole patches of {patch}; "
+                    f"make the workload with this model"
+                )
+            sides = (v.height // patch, v.width // patch) if known else (None, None)
+            found.append((v.name, *sides, known and type(v.count) is int and v.count == 1))
+        return tuple(found)
 
     def _vision_sizes(self, work: Workload) -> dict[str, Size]:
         sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}

@@ -7,7 +7,7 @@ one point (exact), arrays, formulas (`costs`) and JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
@@ -46,12 +46,12 @@ class Program:
     costs: Mapping[str, StageCost]
     graph: Graph
     steps: Steps | None = None
-    requirements: tuple[tuple[str, Size], ...] = ()
+    requirements: Mapping[str, Size] = field(default_factory=dict)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
         counts = [getattr(cost, count) for cost in self.costs.values() for count in COUNTS]
-        return Evaluator(self.names, [*counts, *(size for _, size in self.requirements)])
+        return Evaluator(self.names, [*counts, *self.requirements.values()])
 
     def __call__(self, **sizes: Size) -> dict[str, StageCost]:
         """The StageCost of each part at these sizes, ints or arrays. Raises InputError for other sizes than `names`."""
@@ -60,9 +60,8 @@ class Program:
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
         found, basis, width = self._evaluator(values), self.counting.basis, len(COUNTS)
-        for (sentence, _), size in zip(self.requirements, found[len(self.costs) * width :], strict=True):
-            if below(size, 0):
-                raise InputError(sentence.format(**dict(zip(self.names, values, strict=True))))
+        asked = found[len(self.costs) * width :]
+        _require(dict(zip(self.requirements, asked, strict=True)), dict(zip(self.names, values, strict=True)))
         return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.costs)}
 
     def kernels(self, **sizes: Size) -> list[Kernel]:
@@ -71,7 +70,9 @@ class Program:
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
         flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()))]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
-        values = iter(evaluated(flat, dict(zip(names, _in_order(names, sizes), strict=True))))
+        asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
+        _require(dict(zip(asked, evaluated(list(asked.values()), given), strict=True)), given)
+        values = iter(evaluated(flat, given))
         return [
             Kernel(k.path, k.ops, next(values), *({key: next(values) for key in getattr(k, f)} for f in fields))
             for k in found
@@ -82,6 +83,12 @@ class Program:
         content = self._evaluator.as_json()
         keys = [[part, count] for part in self.costs for count in COUNTS]
         return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+
+
+def _require(asked: Mapping[str, Size], given: Mapping[str, Size]) -> None:
+    """Raise InputError, a sentence filled with what is given, for a size that must not be negative and is."""
+    for sentence in (sentence for sentence, size in asked.items() if below(size, 0)):
+        raise InputError(sentence.format(**given))
 
 
 def _in_order(names: Sequence[str], given: Mapping[str, Size]) -> list[Size]:
@@ -108,7 +115,7 @@ def program_of(
     ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
     _fill([ledgers[label] for label in labels], lowered, counting)
     asked = lowered.root.requirements.items()
-    requirements = tuple((text, substituted(size, steps.name, steps.first) if steps else size) for text, size in asked)
+    requirements = {text: substituted(size, steps.name, steps.first) if steps else size for text, size in asked}
     costs = {label: StageCost(**_counts(ledger, steps), basis=counting.basis) for label, ledger in ledgers.items()}
     return Program(tuple(names), counting, costs, lowered, steps, requirements)
 

@@ -12,6 +12,7 @@ from functools import reduce
 from operator import mul
 from typing import NamedTuple
 
+from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import Step
 from modelmeter.graph.graph import Graph
@@ -106,6 +107,19 @@ class _Core(NamedTuple):
     heads: Axes
     shared: Axes
 
+    def require_order(self) -> None:
+        """Raise InputError unless queries, keys and values lie in the order that torch's code has."""
+        q, k, v = self.operands
+        own = tuple(a for a in self.heads if a not in self.shared)
+        fits = (
+            q.stored[:-1] == self.batch + self.positions + self.heads and k.touched[:-1] == self.batch + self.keys + own
+        )
+        if not fits or v.touched[:-1] != k.touched[:-1]:
+            raise InputError(
+                f"{self.first.node.layer}: eager attention needs queries, keys and values as batch, positions, heads, "
+                f"width, not {q}, {k} and {v}"
+            )
+
     def several(self, *axes: str) -> Size:
         """1 where the product of axes is larger than 1, else 0."""
         return minimum(self.first.n.elements(axes) - 1, 1)
@@ -151,6 +165,8 @@ def torch_attention(graph: Graph) -> Graph:
 
 def _attention(graph: Graph) -> Iterator[Op]:
     cores = {core.first.composite: core for core in _cores(graph) if not core.first.kernel}
+    for core in cores.values():
+        core.require_order()
     merged = {core.first.node.serial: core for c, core in cores.items() if c and c.merged}
     masks = {_component(op): op for op in graph.ops if _mask(op)}
     for op in graph.ops:

@@ -71,8 +71,8 @@ def _of_last_position(graph: Graph) -> Iterator[Op]:
             continue
         for name in (r.name for r in op.reads if r.name in made):
             raise InputError(
-                f"{op.node.layer}: {op.equation.text!r} reads the logits {name!r} of {made[name]}, of which only the last "
-                f"position is computed; make it a part of their composite"
+                f"{op.node.layer}: {op.equation.text!r} reads the logits {name!r} of {made[name]}, of which only the "
+                f"last position is computed; make it a part of their composite"
             )
         yield op
 

@@ -37,10 +37,19 @@ class Runtime:
     passes: tuple[Pass, ...]
     lifetimes: Rule = names
 
+    def __post_init__(self) -> None:
+        for given in (given for given in self.passes if not callable(given)):
+            raise InputError(f"passes of runtime {self.name!r} must be functions of a graph, not {given!r}")
+
     @classmethod
     def of(cls, value: Any) -> Runtime:
         """A runtime itself, or one of configs/runtime by name. Raises InputError for anything else."""
-        return value if isinstance(value, Runtime) else _named(value)
+        if isinstance(value, Runtime):
+            return value
+        if not isinstance(value, str):
+            valid = ", ".join(config_names("runtime"))
+            raise InputError(f"runtime must be a name or a Runtime, not {value!r}; names: {valid}")
+        return _named(value)
 
     @cached_property
     def attention(self) -> str:
@@ -56,7 +65,10 @@ class Runtime:
             fusing = (place for place, step in enumerate(steps) if step in (ride, whole_stage))
             steps.insert(next(fusing, len(steps)), backward)
         for change in steps:
-            graph = change(graph).require_writers(f"pass {change.__name__!r} of runtime {self.name!r}, ")
+            maker, made = f"pass {getattr(change, '__name__', change)!r} of runtime {self.name!r}", change(graph)
+            if not isinstance(made, Graph):
+                raise InputError(f"{maker} must give a graph, not {made!r}")
+            graph = made.require_writers(f"{maker}, ")
         graph.require_order(f"runtime {self.name!r}: ")
         return graph
 
@@ -65,12 +77,9 @@ class Runtime:
 
 
 @cache
-def _named(name: Any) -> Runtime:
+def _named(name: str) -> Runtime:
     import yaml
 
-    if not isinstance(name, str):
-        names = ", ".join(config_names("runtime"))
-        raise InputError(f"runtime must be a name or a Runtime, not {name!r}; names: {names}")
     choose("runtime", name, config_names("runtime"))
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:

@@ -13,6 +13,7 @@ from functools import cached_property
 from math import lcm
 from typing import Any
 
+from modelmeter.errors import InputError
 from modelmeter.sizes.expressions import Expr, Monomial, symbol
 from modelmeter.sizes.functions import BUILDERS, FUNCTIONS, Function, Size, whole
 
@@ -94,7 +95,7 @@ class Evaluator:
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and outputs as plain data; fractions are [numerator, denominator]."""
         if self.arrays:
-            raise TypeError("a program over arrays of hyper-parameters is no JSON; make one for each value")
+            raise InputError("a program over arrays of hyper-parameters is no JSON; make one for each value")
         content = {"names": self.names, "lines": self.lines, "outputs": self.outputs}
         found: dict[str, Any] = json.loads(json.dumps(content, default=Fraction.as_integer_ratio))
         return found
@@ -104,6 +105,8 @@ class Evaluator:
         if self._closed and all(type(v) is int for v in given):
             return tuple([v if type(v) is int else whole(v) for v in self._exact(*given)])
         lengths = {v.shape[0] if v.ndim == 1 else 0 for v in given if hasattr(v, "dtype")}
+        if len(lengths - {0, 1}) > 1:
+            raise InputError(f"arrays of sizes must have one length, not {', '.join(map(str, sorted(lengths)))}")
         points = lengths.pop() if self._closed and len(lengths) == 1 else 0
         if points <= CHUNK or any(isinstance(v, Expr) for v in given):
             return tuple(map(whole, self._general(*given)))
