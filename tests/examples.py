@@ -1,13 +1,16 @@
-"""One small instance of every BaseLayer, its sizes made by a function of (name, int)."""
+"""One small instance of every BaseLayer, its sizes made by a function of (name, int); and layers of any equations."""
 
 import inspect
 import pkgutil
+from dataclasses import make_dataclass
 from importlib import import_module
 
 import modelmeter
+from modelmeter import BaseLayer
 from modelmeter import layers as mm
 from modelmeter.layers.mlp import _Activated
 from modelmeter.models.vlm import Join, RowsJoin, VisionStage
+from modelmeter.sizes import Size
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")
 
@@ -150,3 +153,11 @@ def every_example(v=lambda name, value: value):
 
 CASES = every_example()
 IDS = [f"{name}{index}" for index, (name, _, _) in enumerate(CASES)]
+
+
+def layer(body, fields="d f", sizes="b s", name="Bad", **attributes):
+    """A class of layers whose equations are those of `body(n)`."""
+    namespace = {"ops": lambda self, n: iter(body(n)), "sizes": sizes, **attributes}
+    return make_dataclass(
+        name, [(f, Size) for f in fields.split()], bases=(BaseLayer,), frozen=True, namespace=namespace
+    )

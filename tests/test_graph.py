@@ -1,24 +1,12 @@
 """What a layer must not say: each malformed one is refused in a sentence with layer, equation and axis or tensor."""
 
-from dataclasses import make_dataclass
-
 import pytest
 
-from examples import RUNTIMES, every_example
-from modelmeter import BaseLayer, InputError, Runtime, symbol
+from examples import RUNTIMES, every_example, layer
+from modelmeter import InputError, Runtime, symbol
 from modelmeter import layers as mm
 from modelmeter.graph.forms import RMS_NORM
 from modelmeter.graph.ops import build, composite, conv2d, copy, lookup, matmul, norm, pointwise, softmax, unused
-from modelmeter.sizes import Size
-
-
-def layer(body, fields="d f", sizes="b s", name="Bad", **attributes):
-    """A class of layers whose equations are those of `body(n)`."""
-    namespace = {"ops": lambda self, n: iter(body(n)), "sizes": sizes, **attributes}
-    return make_dataclass(
-        name, [(f, Size) for f in fields.split()], bases=(BaseLayer,), frozen=True, namespace=namespace
-    )
-
 
 WIDEN = "h[b s f] = x[b s d] * W_1[d f]"
 

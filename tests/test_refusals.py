@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from examples import layer
 from modelmeter import Precision, Repeat, Runtime, load_model, symbol
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
@@ -86,25 +87,20 @@ def test_a_field_is_no_size_of_the_call():
 
     refused(lambda: Both(9), "Both: 's' cannot be both a field and a size of the call")
     refused(lambda: mm.LMHead(10, symbol("s")).cost(b=1, s=5), "LMHead: a field is s, which is a size of the call")
+    stage = Stage("head", mm.LMHead(10, symbol("s")), lambda work: {"b": 1, "s": 5})
+    refused(Model("named", (stage,)).storage, "LMHead: a field is s, which is a size of the call")
     assert str(mm.LMHead(10, symbol("width")).cost(b=1, s=5).tensor_core_flops) == "100*width"
 
 
-def layer(*equations, outputs="y", inputs="x"):
+def made(*equations, **attributes):
     """A layer of these ops, each a function of the place."""
 
-    @dataclass(frozen=True)
-    class Made(mm.BaseLayer):
-        d: int = 4
-        f: int = 6
-        sizes = "b s"
+    def body(n):
+        for equation in equations:
+            ops = equation(n)
+            yield from ops if isinstance(ops, Iterator) else (ops,)
 
-        def ops(self, n):
-            for equation in equations:
-                made = equation(n)
-                yield from made if isinstance(made, Iterator) else (made,)
-
-    Made.inputs, Made.outputs = inputs, outputs
-    return Made()
+    return layer(body, name="Made", **attributes)(4, 6)
 
 
 def test_equations_are_read_strictly():
@@ -114,24 +110,24 @@ def test_equations_are_read_strictly():
         ("y[b s d] = x[b s d] W_1[d]", "x[b s d] W_1[d]"),
         ("y[b s d] = x[b s d] + z[b s d] +", "z[b s d] +"),
     ):
-        refused(lambda text=text: layer(lambda n: matmul(text, n)).cost(b=1, s=2), f"cannot read {part!r}")
+        refused(lambda text=text: made(lambda n: matmul(text, n)).cost(b=1, s=2), f"cannot read {part!r}")
 
 
 def test_a_tensor_has_one_format_and_weights_are_read():
     wide, narrow = (lambda n: copy("h:32[b s d] = x[b s d]", n)), (lambda n: copy("y[b s d] = h[b s d]", n))
-    refused(lambda: layer(wide, narrow).cost(b=1, s=2), "has 'h' in two formats: 32 and its role's bits")
+    refused(lambda: made(wide, narrow).cost(b=1, s=2), "has 'h' in two formats: 32 and its role's bits")
     writing = lambda n: copy("W_1[d] = x[b s d]", n)
-    refused(lambda: layer(writing, outputs="").cost(b=1, s=2), "writes the weight 'W_1'; weights are only read")
+    refused(lambda: made(writing, outputs="").cost(b=1, s=2), "writes the weight 'W_1'; weights are only read")
 
 
 HEAD = lambda n: composite("logits", matmul("z[b s f] = x[b s d] * W_h[d f]", n))
 
 
 def test_logits_that_are_read_on_are_not_cut_in_silence():
-    apart = layer(HEAD, lambda n: softmax("y[b s f] = z[b s f]", n, row="f"))
+    apart = made(HEAD, lambda n: softmax("y[b s f] = z[b s f]", n, row="f"))
     assert apart.cost(b=1, s=5).tensor_core_flops == 2 * 5 * 4 * 6
     refused(lambda: apart.cost(b=1, s=5, logits="last"), "reads the logits 'z' of Made")
-    both = layer(
+    both = made(
         lambda n: composite(
             "logits", matmul("z[b s f] = x[b s d] * W_h[d f]", n), softmax("y[b s f] = z[b s f]", n, row="f")
         )
@@ -145,7 +141,7 @@ MERGING = Runtime("merging", (merge_projections,))
 
 def test_projections_are_merged_only_where_nothing_waits_for_another():
     """y = h + x W_2 silu(x W_1), where h is written anew by W_3 after silu has read and written it."""
-    rebinding = layer(
+    rebinding = made(
         lambda n: matmul("a[b s f] = x[b s d] * W_1[d f]", n),
         lambda n: pointwise("h[b s f] = a[b s f]", 1, n),
         lambda n: pointwise("g[b s f] = h[b s f]", 1, n),
@@ -153,12 +149,12 @@ def test_projections_are_merged_only_where_nothing_waits_for_another():
         lambda n: pointwise("y[b s f] = h[b s f] * g[b s f]", 1, n),
     )
     assert rebinding.cost(b=1, s=5, runtime=MERGING).io_bytes == rebinding.cost(b=1, s=5, runtime="flash").io_bytes
-    waiting = layer(
+    waiting = made(
         lambda n: matmul("a[b s d] = x[b s d] * W_1[d d]", n),
         lambda n: matmul("y[b s d] = x[b s d] * W_2[d d] * a[b s d]", n),
     )
     assert [len(k.ops) for k in waiting.program(runtime=MERGING).kernels(b=1, s=5)] == [1, 1]
-    free = layer(
+    free = made(
         lambda n: matmul("a[b s f] = x[b s d] * W_1[d f]", n),
         lambda n: matmul("c[b s f] = x[b s d] * W_2[d f]", n),
         lambda n: pointwise("y[b s f] = a[b s f] * c[b s f]", 1, n),
@@ -210,7 +206,7 @@ def test_a_step_is_one_of_the_workloads(model):
 
 def test_eager_attention_in_an_order_that_torch_has_not_is_refused():
     def attention(k):
-        return layer(
+        return made(
             lambda n: matmul("q[b s d f] = x[b s d] * W_q[d f]", n),
             lambda n: composite(
                 "attention",

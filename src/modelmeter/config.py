@@ -217,7 +217,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def build_workload(model: BaseModel, config: Mapping[str, Any]) -> Workload:
     """The workload of a composed configuration, for a model. Raises InputError."""
     values = checked((*PAGE, *COUNTING), config)
-    model.require_tensors(values["precision"])
     return model.workload(**options_of(values, values["runtime"], *PAGE))
 
 

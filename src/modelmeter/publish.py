@@ -26,7 +26,6 @@ def settings_of(sweep: str) -> tuple[Setting, ...]:
 def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """The tables of a sweep; devices, profiles and published figures are read from their files."""
     settings = dict(settings) | checked(settings_of(name), settings)
-    model.require_tensors(settings["precision"])
     comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
     if settings["reference"] and name not in comparable:
         raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")

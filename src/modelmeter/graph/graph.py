@@ -43,6 +43,15 @@ class Graph:
             yield [Read(r, written.get(r.name, -1)) for r in op.reads]
             written |= {w.name: index for w in op.writes}
 
+    @property
+    def labels(self) -> list[str]:
+        """The kernel of each op; one that is in none with others is its own."""
+        return [op.kernel or f"#{index}" for index, op in enumerate(self.ops)]
+
+    def tensors(self) -> Iterator[str]:
+        """The names of all that is read or written."""
+        return (r.name for op in self.ops for r in (*op.reads, *op.writes))
+
     def users(self, labels: Sequence[Any]) -> dict[tuple[str, int], set[Any]]:
         """The labels of the ops that read a tensor, by its name and writer; one label an op."""
         found: dict[tuple[str, int], set[Any]] = {}
@@ -68,7 +77,7 @@ class Graph:
 
     def require_order(self, maker: str = "") -> None:
         """Raise InputError, which names `maker`, if two kernels wait for each other."""
-        labels = [op.kernel or f"#{index}" for index, op in enumerate(self.ops)]
+        labels = self.labels
         waits: dict[str, set[str]] = {label: set() for label in labels}
         for label, reads in zip(labels, self.reads(), strict=True):
             waits[label] |= {labels[writer] for _, writer in reads if writer >= 0} - {label}

@@ -115,10 +115,7 @@ class BaseLayer(ABC):
     def graph(self, counting: Counting | None = None) -> Graph:
         """The layer's checked graph, its workload sizes as symbols."""
         root = Root((counting or Counting()).causal)
-        sizes = {a: symbol(a) for a in self.sizes.split()}
-        for layer in walk(self):
-            for size in (v for v in layer.axes.values() if isinstance(v, Expr) and v.names.keys() & sizes.keys()):
-                raise InputError(f"{type(layer).__name__}: a field is {size}, which is a size of the call; rename it")
+        sizes = symbols_of(self, self.sizes.split())
         n = Sizes(sizes | self.axes, Node("", type(self).__name__), root, bound=frozenset(sizes))
         return checked(list(self._placed(n)), self.inputs.split(), root)
 
@@ -128,8 +125,9 @@ class BaseLayer(ABC):
         programs: dict[Any, Program] = self.__dict__.setdefault("_programs", {})
         key = counting, _ = Counting(**options), gradients
         if key not in programs:
-            counting.precision.require(r.name for op in self.graph(counting).ops for r in (*op.reads, *op.writes))
-            programs[key] = program_of(self.graph(counting), self.sizes.split(), counting, gradients=gradients)
+            graph = self.graph(counting)
+            counting.precision.require(graph.tensors())
+            programs[key] = program_of(graph, self.sizes.split(), counting, gradients=gradients)
         return programs[key]
 
     def _cost(self, gradients: bool, given: dict[str, Any]) -> StageCost:
@@ -173,6 +171,15 @@ class BaseLayer(ABC):
     """Bytes between memory and chip in the backward pass."""
     backward_arithmetic_intensity = partialmethod(_metric, True, "arithmetic_intensity")
     """FLOPs per byte of the backward pass."""
+
+
+def symbols_of(layer: BaseLayer, sizes: Iterable[str]) -> dict[str, Size]:
+    """The sizes of a call as symbols. Raises InputError where a field of the layer, or of one in it, is one of them."""
+    found = {axis: symbol(axis) for axis in sizes}
+    for part in walk(layer):
+        for size in (v for v in part.axes.values() if isinstance(v, Expr) and v.names.keys() & found.keys()):
+            raise InputError(f"{type(part).__name__}: a field is {size}, which is a size of the call; rename it")
+    return found
 
 
 def width_of(layer: BaseLayer) -> Size | None:

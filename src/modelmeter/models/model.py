@@ -15,7 +15,7 @@ from modelmeter.errors import InputError, choose, unknown
 from modelmeter.graph.graph import Graph, checked
 from modelmeter.graph.ops import Op
 from modelmeter.graph.place import Node, Root, Sizes
-from modelmeter.layers.base import BaseLayer
+from modelmeter.layers.base import BaseLayer, symbols_of
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.counting import Counting
@@ -54,7 +54,7 @@ class Stage:
         """The stage's checked graph and the names of its sizes."""
         layer, root = self.layer_of(structure), Root(causal)
         names = tuple(a for a in layer.sizes.split() if a not in self.fixed and a not in self.same)
-        sizes = {a: symbol(a) for a in names} | dict(self.fixed)
+        sizes = symbols_of(layer, names) | dict(self.fixed)
         sizes |= {axis: sizes[other] for axis, other in self.same.items()}
         inputs = layer.inputs.split()
         ops = layer.at(Sizes(sizes, Node("", self.name), root), "", **{name: name for name in (*inputs, "y")})
@@ -229,7 +229,7 @@ class BaseModel:
             return
         self._weights(Counting(precision=precision))
         graphs = [self._made[stage.name, stage.whole, "full"] for stage in self.stages]
-        precision.require(r.name for graph in graphs for op in graph.ops for r in (*op.reads, *op.writes))
+        precision.require(name for graph in graphs for name in graph.tensors())
 
     @final
     def storage(self, work: Workload | None = None) -> StageCost:

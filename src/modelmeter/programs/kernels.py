@@ -66,7 +66,7 @@ def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
 
     One reads what others wrote and the cache, and writes what others read, or nobody.
     """
-    labels = [op.kernel or f"#{index}" for index, op in enumerate(graph.ops)]
+    labels = graph.labels
     reads, users = list(graph.reads()), graph.users(labels)
     members: dict[str, list[int]] = {}
     for index, label in enumerate(labels):

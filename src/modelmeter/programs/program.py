@@ -60,8 +60,9 @@ class Program:
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
         found, basis, width = self._evaluator(values), self.counting.basis, len(COUNTS)
-        asked = found[len(self.costs) * width :]
-        _require(dict(zip(self.requirements, asked, strict=True)), dict(zip(self.names, values, strict=True)))
+        if self.requirements:
+            asked = zip(self.requirements, found[len(self.costs) * width :], strict=True)
+            _require(dict(asked), dict(zip(self.names, values, strict=True)))
         return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.costs)}
 
     def kernels(self, **sizes: Size) -> list[Kernel]:

@@ -89,12 +89,10 @@ def without_dead_copies(graph: Graph) -> Graph:
 def ride(graph: Graph) -> Graph:
     """Pointwise ops, norms and copies join the kernel that made their latest operand, within one repetition."""
     ops: list[Op] = []
-    for index, (op, reads) in enumerate(zip(graph.ops, graph.reads(), strict=True)):
+    for op, label, reads in zip(graph.ops, graph.labels, graph.reads(), strict=True):
         made = max((read.writer for read in reads), default=-1)
-        label = op.kernel or f"#{index}"
-        if not op.kernel and op.kind in _RIDES and made >= 0 and ops[made].node.loop == op.node.loop:
-            label = ops[made].kernel
-        ops.append(op._replace(kernel=label))
+        rides = not op.kernel and op.kind in _RIDES and made >= 0 and ops[made].node.loop == op.node.loop
+        ops.append(op._replace(kernel=ops[made].kernel if rides else label))
     return graph.with_ops(ops)
 
 
