@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from modelmeter.workload import Workload
 
 
+LEFT_OUT = {"run_sweep": ("~text",)}
+"""What no run is configured by: the `text` of a sweep, which sweep/columns.py reads."""
+
+
 def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> dict[str, Any]:
     """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts.
 
@@ -43,7 +47,7 @@ def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     import hydra
 
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return _plain(hydra.compose(name, list(overrides)))
+        return _plain(hydra.compose(name, [*LEFT_OUT.get(name, ()), *overrides]))
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -257,6 +261,7 @@ def hydra_main(
     flags = [a for a in arguments if "=" not in a or a.startswith("-")]
     overrides = [quoted(a) for a in arguments if a not in flags]
     _require(name, flags, overrides, fixed, settings)
+    fixed = [*fixed, *LEFT_OUT.get(name, ())]
 
     def job(config: Any) -> None:
         info = HydraConfig.get()

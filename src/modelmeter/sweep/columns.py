@@ -1,6 +1,6 @@
 """Columns and measures: what tables and figures show of a row, in readable units.
 
-The YAML files of `text/` declare them, each sweep's beside its sentences. TFLOP = 1e12 FLOPs, GB = 1e9 bytes,
+A sweep's YAML declares them under `text`, `shared.yaml` those of several sweeps. TFLOP = 1e12 FLOPs, GB = 1e9 bytes,
 Tb = 1e12 bits.
 """
 
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+import yaml
+
+from modelmeter.folders import config_dir
 
 Row = Mapping[str, Any]
 
@@ -61,15 +65,15 @@ class Measure:
         return None if "" in values else sum(values) / self.unit
 
 
-def _texts() -> list[dict[str, Any]]:
-    import yaml
-
-    found = sorted(files("modelmeter.sweep").joinpath("text").iterdir(), key=str)
-    return [yaml.safe_load(file.read_text(encoding="utf-8")) for file in found]
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-TEXTS = _texts()
-"""What the files of `text/` declare: columns, measures, and the sentences and words of each language."""
+TEXTS: list[dict[str, Any]] = [
+    _read(Path(__file__).with_name("shared.yaml")),
+    *(_read(file).get("text", {}) for file in sorted(config_dir().glob("sweep/*.yaml"))),
+]
+"""What tables are read by: columns, measures, charts by table, and the sentences and words of each language."""
 COLUMNS = {name: Column(name, **given) for text in TEXTS for name, given in text.get("columns", {}).items()}
 MEASURES = {name: Measure(name, **given) for text in TEXTS for name, given in text.get("measures", {}).items()}
 

@@ -18,7 +18,7 @@ from modelmeter.settings import COUNTING, GRID, SIZES, SWEPT, WORD, Setting, joi
 from modelmeter.sweep.columns import Row
 from modelmeter.sweep.findings import Finding, grouped, ranges, rows_of, span, spoken
 from modelmeter.sweep.pages import require_images
-from modelmeter.sweep.table import Chart, Table, number, runtime_columns, table_of
+from modelmeter.sweep.table import Table, number, runtime_columns, table_of
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
@@ -52,29 +52,30 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
     title = f"{model.name}: pages of {size} text tokens as pictures, {answer}"
-    title += f", grid {given[0]}x{given[1]}" if given else ""
-    return [table_of("compression", title, page, rows, settings, _charts)]
+    return [table_of("compression", title + (f", grid {given[0]}x{given[1]}" if given else ""), page, rows, settings)]
 
 
 def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:
     modes, grid = settings["modes"], settings["grid"]
     if modes is None:
         return [mode for mode in planner.modes if grid is not None or not planner.has_crops(mode)]
-    modes = [choose("modes", mode, planner.modes) for mode in modes]
-    tiled = [mode for mode in modes if planner.has_crops(mode)]
+    tiled = [mode for mode in modes if planner.has_crops(choose("modes", mode, planner.modes))]
     if grid is None and tiled:
         raise InputError(f"modes with crops need grid=ROWSxCOLUMNS: {', '.join(tiled)}")
     if grid is not None and not tiled:
         raise InputError(f"grid is of no use to modes without crops: {', '.join(modes)}")
-    return modes
+    return list(modes)
 
 
 def _head(page: Workload, text_tokens: int, paper: Row | None) -> dict[str, Any]:
-    image, published = page.image, ("compression", "precision_percent")
-    head = {"text_tokens": text_tokens, "mode": image.mode, "vision_tokens": image.valid_tokens}
-    head |= {"image_tokens": image.tokens, "prompt_tokens": page.prompt_tokens, "decode_steps": page.decode_steps}
-    ratios = {"compression": text_tokens / image.valid_tokens, "compression_in_decoder": text_tokens / image.tokens}
-    return head | runtime_columns(page) | ratios | {f"published_{k}": paper[k] if paper else "" for k in published}
+    image = page.image
+    return {
+        "text_tokens": text_tokens, "mode": image.mode, "vision_tokens": image.valid_tokens,
+        "image_tokens": image.tokens, "prompt_tokens": page.prompt_tokens, "decode_steps": page.decode_steps,
+        **runtime_columns(page),
+        "compression": text_tokens / image.valid_tokens, "compression_in_decoder": text_tokens / image.tokens,
+        **{f"published_{key}": paper[key] if paper else "" for key in ("compression", "precision_percent")},
+    }  # fmt: skip
 
 
 def _saved(read: Mapping[str, StageCost], text: Mapping[str, StageCost]) -> dict[str, Any]:
@@ -91,17 +92,6 @@ def _saved(read: Mapping[str, StageCost], text: Mapping[str, StageCost]) -> dict
     }  # fmt: skip
 
 
-def _charts(kind: str) -> list[Chart]:
-    drawn = (
-        ("ratio", ("compression", "published_compression"), ""),
-        ("saved_prefill", ("saved_prefill_tflops",), "decoder alone"),
-        ("net", ("net_saved_tflops",), "vision tower included"),
-        ("kv", ("saved_kv_gb",), ""),
-    )
-    where = {"execution": kind}
-    return [Chart(f"compression_{name}", ms, "text_tokens", ("mode",), where, note=note) for name, ms, note in drawn]
-
-
 def _findings(table: Table) -> Iterator[Finding]:
     rows = rows_of(table)
     spared, ahead = (sum(row[f"saved_{what}"] > 0 for row in rows) for what in ("prefill_flops", "flops_less_vision"))
@@ -111,11 +101,10 @@ def _findings(table: Table) -> Iterator[Finding]:
         text = span([row["text_tokens"] for row in some])
         yield from ranges("compression_mode", [r["compression"] for r in some], mode=mode, tokens=tokens, text=text)
     known = [row for row in rows if row["published_compression"] != ""]
-    lengths = {row["text_tokens"] for row in known}
+    lengths, modes = ({row[key] for row in known} for key in ("text_tokens", "mode"))
     off = {r["text_tokens"] for r in known if f"{r['compression']:.1f}" != f"{r['published_compression']:.1f}"}
     if known:
-        modes = len({row["mode"] for row in known})
-        yield "compression_published", {"same": len(lengths - off), "known": len(lengths), "modes": modes}
+        yield "compression_published", {"same": len(lengths - off), "known": len(lengths), "modes": len(modes)}
 
 
 FINDINGS = {"compression": _findings}

@@ -10,11 +10,10 @@ from modelmeter.models.model import BaseModel
 from modelmeter.sweep import pages
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.findings import Finding, eager, intensity, ranges, rows_of, spoken, trends
-from modelmeter.sweep.requirements import BUDGETS, requirements
+from modelmeter.sweep.requirements import BUDGETS
 from modelmeter.sweep.table import TOTAL, Table, number
 from modelmeter.workload import Workload
 
-NAME = "e2e_decode"
 SETTINGS = (*pages.SETTINGS, BUDGETS["tpot"])
 PER_TOKEN = {f"{name}_per_token": name for name in ("tensor_core_flops", "cuda_core_flops", "io_bytes")}
 
@@ -26,17 +25,9 @@ def per_token(work: Workload, costs: Row) -> dict[str, Any]:
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
-    """The Table of the sweep (see `run_pages`) and what TPOT budgets require."""
-
-    def rows(work: Workload) -> Iterator[Row]:
-        head = {"context_tokens": work.context_tokens, "decode_steps": work.decode_steps, "logits": work.logits}
-        beyond = {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
-        for costs in pages.component_rows(work, model.breakdown("decode", work)):
-            yield head | costs | per_token(work, costs) | beyond
-
-    subject = lambda work: f"{work.decode_steps} decode steps"
-    table = pages.run_pages(NAME, model, settings, subject, rows, pages.component_charts(NAME))
-    return [table, requirements("tpot", table)]
+    """The Table of the sweep (see `run_parts`) and what TPOT budgets require."""
+    subject, parts = lambda work: f"{work.decode_steps} decode steps", lambda work: model.breakdown("decode", work)
+    return pages.run_parts("e2e_decode", model, settings, "tpot", subject, parts, per_token)
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -53,4 +44,4 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from eager(table, component=TOTAL)
 
 
-FINDINGS = {NAME: _findings}
+FINDINGS = {"e2e_decode": _findings}

@@ -7,30 +7,20 @@ from typing import Any
 
 from modelmeter.models.model import BaseModel
 from modelmeter.sweep import pages
-from modelmeter.sweep.columns import Row, flops_of
+from modelmeter.sweep.columns import flops_of
 from modelmeter.sweep.findings import Finding, execution, over_grids, ranges, rows_of, spoken, trends
-from modelmeter.sweep.requirements import BUDGETS, requirements
+from modelmeter.sweep.requirements import BUDGETS
 from modelmeter.sweep.table import TOTAL, Table
-from modelmeter.workload import Workload
 
-NAME = "e2e_vision_prefill"
 SETTINGS = (*pages.SETTINGS, BUDGETS["ttft"])
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
-    """The Table of the sweep (see `run_pages`) and what TTFT budgets require."""
+    """The Table of the sweep (see `run_parts`) and what TTFT budgets require."""
     *before, last = (stage.name for stage in model.stages if stage.steps is None)  # the last by component
-
-    def rows(work: Workload) -> Iterator[Row]:
-        head = {"context_tokens": work.context_tokens, "logits": work.logits}
-        parts = {name: model.cost(name, work) for name in before} | model.breakdown(last, work)
-        for costs in pages.component_rows(work, parts):
-            beyond = costs["component"] != "vision" and model.is_beyond(work.context_tokens)
-            yield head | costs | {"beyond_positions": beyond}
-
+    parts = lambda work: {name: model.cost(name, work) for name in before} | model.breakdown(last, work)
     subject = lambda work: "vision and prefill" if work.image.views else "prefill"
-    table = pages.run_pages(NAME, model, settings, subject, rows, pages.component_charts(NAME))
-    return [table, requirements("ttft", table)]
+    return pages.run_parts("e2e_vision_prefill", model, settings, "ttft", subject, parts)
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -49,4 +39,4 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from ranges("kv", [row["kv_cache_bytes"] for row in rows], 1e6, each=f"{each:,.0f}", batch=batch)
 
 
-FINDINGS = {NAME: _findings}
+FINDINGS = {"e2e_vision_prefill": _findings}

@@ -11,9 +11,9 @@ from modelmeter.models.model import BaseModel
 from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, options_of
 from modelmeter.sizes import as_size
 from modelmeter.sweep.columns import Row, flops_of, significant
-from modelmeter.sweep.findings import Finding, spoken
+from modelmeter.sweep.findings import Finding, grouped, rows_of, spoken
 from modelmeter.sweep.pages import page_columns, require_images
-from modelmeter.sweep.table import Chart, Table, cost_columns, table_of
+from modelmeter.sweep.table import Table, cost_columns, table_of
 from modelmeter.workload import Workload
 
 SETTINGS = joined(
@@ -70,8 +70,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
             rows += _rows(model, profile, work)
     several = f"{len(profiles)} documents, batch {work.batch}"
     title = f"{model.name}: {several if len(profiles) > 1 else profile.title}"
-    stages = tuple(stage.name for stage in model.stages)
-    return [table_of("profiles", title, work, rows, settings, lambda kind: _charts(kind, stages))]
+    return [table_of("profiles", title, work, rows, settings)]
 
 
 def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[Row]:
@@ -86,30 +85,14 @@ def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[Row]:
         yield head | {"stage": stage} | cost_columns(work, cost) | {"beyond_positions": beyond}
 
 
-def _charts(kind: str, stages: tuple[str, ...]) -> list[Chart]:
-    drawn = {"flops_tflops": stages, "io_gb": stages, "kv_gb": ("page",)}
-    return [
-        Chart(
-            f"profiles_{m.partition('_')[0]}", (m,), "title", ("stage",), {"execution": kind, "stage": some}, bars=True
-        )
-        for m, some in drawn.items()
-    ]
-
-
 def _findings(table: Table) -> Iterator[Finding]:
     yield from spoken(table)
-    for page in table.select(stage="page", execution=table.kind):
-        stages = {r["stage"]: r for r in table.select(profile=page["profile"], execution=table.kind)}
-        yield (
-            "profile",
-            {
-                "title": page["title"],
-                "flops": significant(flops_of(page) / 1e12),
-                "vision": significant(100 * flops_of(stages["vision"]) / flops_of(page)),
-                "decode": significant(100 * stages["decode"]["io_bytes"] / page["io_bytes"]),
-                "io": significant(page["io_bytes"] / 1e9),
-            },
-        )
+    for (_,), rows in grouped(rows_of(table), "profile"):
+        stages = {row["stage"]: row for row in rows}
+        page, (flops, moved) = stages["page"], (flops_of(stages["page"]), stages["page"]["io_bytes"])
+        shares = {"vision": flops_of(stages["vision"]) / flops, "decode": stages["decode"]["io_bytes"] / moved}
+        values = {"title": page["title"], "flops": significant(flops / 1e12), "io": significant(moved / 1e9)}
+        yield "profile", values | {stage: significant(100 * share) for stage, share in shares.items()}
 
 
 FINDINGS = {"profiles": _findings}

@@ -1,16 +1,17 @@
-"""The sweeps by name, and what their tables say. A new sweep is one more name here."""
+"""The sweeps by name, each a module here with a YAML of its name in configs/sweep/, and what their tables say."""
 
 from __future__ import annotations
 
-from modelmeter.sweep import compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops
-from modelmeter.sweep import requirements as required
+from importlib import import_module
+
+from modelmeter.folders import config_names
+from modelmeter.sweep import requirements
 from modelmeter.sweep.findings import Finding, Reader
 from modelmeter.sweep.table import Table
 
-_MODULES = (compression, e2e_decode, e2e_vision_prefill, profiles, sequence, targets, vision_crops)
-SWEEPS = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
-_READERS: dict[str, Reader] = {}
-for _module in (required, *_MODULES):
+SWEEPS = {name: import_module(f"modelmeter.sweep.{name}") for name in config_names("sweep")}
+_READERS: dict[str, Reader] = dict(requirements.FINDINGS)
+for _module in SWEEPS.values():
     _READERS |= _module.FINDINGS
 
 

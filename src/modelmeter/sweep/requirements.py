@@ -15,7 +15,7 @@ from modelmeter.errors import InputError
 from modelmeter.settings import Kind, Setting
 from modelmeter.sweep.columns import Row, flops_of
 from modelmeter.sweep.findings import Finding, grouped, rows_of, span
-from modelmeter.sweep.table import COST_COLUMNS, TOTAL, Chart, Table
+from modelmeter.sweep.table import COST_COLUMNS, TOTAL, Table, charts_of
 
 LEAST = 1e-9
 """The least budget in seconds that makes sense; the largest is its inverse."""
@@ -28,14 +28,10 @@ def _seconds(key: str, budget: Any) -> float:
     return float(budget)
 
 
+_BUDGET = Kind(_seconds, lambda: "budgets in seconds")
 WAITS = {"ttft": "vision and prefill", "tpot": "one decode step"}
 """The latency targets, each with what it waits for."""
-BUDGETS = {
-    target: Setting(
-        target, Kind(_seconds, lambda: "budgets in seconds"), f"budgets for {what}, seconds, each above 0", True
-    )
-    for target, what in WAITS.items()
-}
+BUDGETS = {t: Setting(t, _BUDGET, f"budgets for {what}, seconds, each above 0", True) for t, what in WAITS.items()}
 """The settings of their budgets, in seconds."""
 MARKS = ("beyond_positions", "extrapolated", "marked")
 
@@ -55,26 +51,18 @@ def requirements(target: str, table: Table) -> Table:
     rows = []
     for row, seconds, place in budgeted(target, table):
         work = {"tensor_flops": row["tensor_core_flops"], "cuda_flops": row["cuda_core_flops"], "flops": flops_of(row)}
-        work |= {"bytes": row["io_bytes"]}
-        rates = {f"required_{what}_per_s": value / seconds for what, value in work.items()}
+        rates = {f"required_{k}_per_s": amount / seconds for k, amount in (work | {"bytes": row["io_bytes"]}).items()}
         rows.append(place | rates | {mark: row[mark] for mark in MARKS})
-    by, axis = ("budget_s", "execution"), table.points.axis if table.points else ""
-    charts = [
-        Chart(f"responsive_{unit}_by_{target}", (f"required_{unit}_per_s",), by=by, axis=axis)
-        for unit in ("tflops", "gb")
-    ]
-    title = table.title_of(f"what a {target.upper()} budget requires ({WAITS[target]})")
-    digest = [row for row in rows if row["execution"] == table.kind]
-    return replace(table, name=f"responsive_by_{target}", title=title, rows=rows, charts=charts, digest=digest)
+    name, subject = f"responsive_by_{target}", f"what a {target.upper()} budget requires ({WAITS[target]})"
+    charts, digest = charts_of(name, {}, table.points), [row for row in rows if row["execution"] == table.kind]
+    return replace(table, name=name, title=table.title_of(subject), rows=rows, charts=charts, digest=digest)
 
 
 def _findings(table: Table) -> Iterator[Finding]:
     for (target, budget), rows in grouped(rows_of(table), "target", "budget_s"):
-        rate, moved = ([row[f"required_{what}_per_s"] for row in rows] for what in ("flops", "bytes"))
-        yield "required", {
-            "target": target, "budget": f"{budget:g}", "kind": table.kind,
-            "range": span(rate, 1e12), "range_gb": span(moved, 1e9),
-        }  # fmt: skip
+        flops, moved = ([row[f"required_{what}_per_s"] for row in rows] for what in ("flops", "bytes"))
+        rates = {"range": span(flops, 1e12), "range_gb": span(moved, 1e9)}
+        yield "required", {"target": target, "budget": f"{budget:g}", "kind": table.kind} | rates
 
 
 FINDINGS = {f"responsive_by_{target}": _findings for target in WAITS}

@@ -14,7 +14,7 @@ from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pa
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
 from modelmeter.sweep.findings import Finding, ranges, spoken, trends
-from modelmeter.sweep.table import Chart, Table, cost_columns, main_kind, table_of
+from modelmeter.sweep.table import Table, cost_columns, main_kind, table_of
 
 SETTINGS = joined(
     Setting("prefill_tokens", whole(), "beyond the model's positions is allowed and marked", several=True),
@@ -54,24 +54,7 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     first, main = {size: rows[0][size] for size in SIZES}, main_kind(settings)
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
     digest = [r for r in rows if r["execution"] == main and r["decode_steps"] == first["decode_steps"]]
-    return [table_of("sequence", title, work, rows, settings, lambda kind: _charts(first, kind), digest=digest)]
-
-
-def _charts(first: Mapping[str, int], kind: str) -> list[Chart]:
-    """Against the prefill length; whatever is no curve is held at its first value."""
-    fixed = {"execution": kind, **{k: first[k] for k in ("decode_steps", "heads", "kv_heads")}}
-    batch, heads = ("batch",), ("heads", "kv_heads")
-    drawn = (
-        ("prefill_flops", "flops_tflops", batch, "prefill"), ("kv_cache", "kv_gb", heads, "decode"),
-        ("decode_io", "io_gb_per_token", batch, "decode"),
-        ("decode_intensity", "arithmetic_intensity", batch, "decode"),
-    )  # fmt: skip
-    charts = []
-    for name, measure, by, stage in drawn:
-        held = fixed | {"stage": stage, "batch": first["batch"]}
-        where = {key: value for key, value in held.items() if key not in by}
-        charts.append(Chart(f"sequence_{name}", (measure,), "prefill_tokens", by, where, "xy"))
-    return charts
+    return [table_of("sequence", title, work, rows, settings, first, digest=digest)]
 
 
 def _findings(table: Table) -> Iterator[Finding]:

@@ -1,18 +1,18 @@
 """Table: the tidy result of a sweep, one row a point and runtime, counts as exact integers.
 
-A Chart says which figure is drawn of a table; `report/` writes tables and draws charts.
+A Chart says which figure is drawn of a table, declared in the YAML of its sweep; `report/` writes and draws them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modelmeter.models.planner import Points
 from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import whole
-from modelmeter.sweep.columns import Row
+from modelmeter.sweep.columns import TEXTS, Row
 from modelmeter.workload import Workload
 
 TOTAL = "total"
@@ -84,12 +84,34 @@ class Table:
 
 
 def table_of(
-    name: str, title: str, work: Workload, rows: Sequence[Row], settings: Mapping[str, Any],
-    charts: Callable[[str], Sequence[Chart]], **further: Any,
+    name: str, title: str, work: Workload, rows: Sequence[Row], settings: Mapping[str, Any], held: Row | None = None,
+    points: Points | None = None, digest: Sequence[Row] | None = None,
 ) -> Table:  # fmt: skip
-    """The table of a sweep whose workloads are counted like `work`, but for the execution, which is a column."""
+    """The table of a sweep whose workloads are counted like `work`, but for the execution, which is a column.
+
+    `held` is what charts hold fixed beside the execution.
+    """
     basis, kind = work.basis.partition(", ")[2], main_kind(settings)
-    return Table(name, title, basis, rows, dict(settings), charts(kind), kind=kind, **further)
+    charts = charts_of(name, {"execution": kind} | dict(held or {}), points)
+    return Table(name, title, basis, rows, dict(settings), charts, digest, kind, points)
+
+
+_CHARTS: dict[str, Any] = {table: charts for text in TEXTS for table, charts in text.get("charts", {}).items()}
+
+
+def charts_of(table: str, held: Row, points: Points | None = None) -> list[Chart]:
+    """The charts that YAML declares of a table; a column that `where` has without a value is `held` at its own."""
+    axis = points.axis if points else ""
+    charts = [Chart(name, axis=axis, **_tupled(declared)) for name, declared in _CHARTS.get(table, {}).items()]
+    given = ({key: held[key] if value is None else value for key, value in chart.where.items()} for chart in charts)
+    return [replace(chart, where=where) for chart, where in zip(charts, given, strict=True)]
+
+
+def _tupled(declared: Any) -> Any:
+    """What YAML declares, its lists as tuples."""
+    if isinstance(declared, dict):
+        return {key: _tupled(value) for key, value in declared.items()}
+    return tuple(declared) if isinstance(declared, list) else declared
 
 
 def main_kind(settings: Mapping[str, Any]) -> str:

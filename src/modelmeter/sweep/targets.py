@@ -15,7 +15,7 @@ from modelmeter.sweep import e2e_decode, e2e_vision_prefill
 from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding, grouped, span
 from modelmeter.sweep.requirements import MARKS, budgeted
-from modelmeter.sweep.table import TOTAL, Chart, Table
+from modelmeter.sweep.table import TOTAL, Table, charts_of
 
 SETTINGS = joined(
     *e2e_vision_prefill.SETTINGS, *e2e_decode.SETTINGS,
@@ -23,7 +23,7 @@ SETTINGS = joined(
 )  # fmt: skip
 SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
 """Columns of the shares of a device's peaks, in the order of `device.RESOURCES`."""
-_TENSOR, _, _MEMORY = SHARES
+_WORK = ("tensor_core_flops", "cuda_core_flops", "weight_io_bytes", "activation_io_bytes", "kv_io_bytes")
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
@@ -32,23 +32,23 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
     """
     (first, by_ttft), (steps, by_tpot) = (sweep.run(model, settings) for sweep in (e2e_vision_prefill, e2e_decode))
-    return [by_ttft, by_tpot, device_table(settings["devices"], {"ttft": first, "tpot": steps})]
+    return [by_ttft, by_tpot, device_table(settings["devices"], first, steps)]
 
 
-def device_table(devices: Sequence[Device], swept: Mapping[str, Table]) -> Table:
-    """Each budget on each device: the shares of its peaks, which of them binds, whether it can be met."""
-    first = swept["ttft"]
-    needed = [_memory(*rows) for rows in zip(*(table.select(component=TOTAL) for table in swept.values()), strict=True)]
+def device_table(devices: Sequence[Device], first: Table, steps: Table) -> Table:
+    """Each budget on each device: the shares of its peaks, which of them binds, whether it can be met.
+
+    `first` and `steps` are the tables of the sweeps that TTFT and TPOT wait for.
+    """
+    needed = [_memory(*rows) for rows in zip(*(t.select(component=TOTAL) for t in (first, steps)), strict=True)]
     rows = [
         {"device": device.title} | place | _verdict(device, row, seconds, memory)
-        for target, table in swept.items()
+        for target, table in (("ttft", first), ("tpot", steps))
         for (row, seconds, place), memory in zip(budgeted(target, table), cycle(needed), strict=False)
         for device in devices
     ]
-    charts = [
-        Chart(f"device_shares_{target}", SHARES, "device", (), _shown(first, rows, target.upper()), "y", True)
-        for target in swept
-    ]
+    declared = charts_of("device_shares", {})
+    charts = [replace(chart, where=_shown(first, rows, chart.where["target"])) for chart in declared]
     title, digest = first.title_of("what binds on each device"), list(_digest(devices, rows))
     found = replace(first, name="device_shares", title=title, rows=rows, charts=charts, digest=digest)
     return replace(found, headline=_headline(first.kind, rows))
@@ -62,8 +62,7 @@ def _memory(first: Row, steps: Row) -> int:
 
 def _verdict(device: Device, row: Row, seconds: float, needed: int) -> dict[str, Any]:
     """What the cost of a row takes of a device if it is to be done in so many seconds."""
-    work = ("tensor_core_flops", "cuda_core_flops", "weight_io_bytes", "activation_io_bytes", "kv_io_bytes")
-    shares = device.shares(StageCost(**{name: row[name] for name in work}), seconds)
+    shares = device.shares(StageCost(**{name: row[name] for name in _WORK}), seconds)
     beyond, *others = MARKS
     return {
         beyond: row[beyond],
@@ -79,28 +78,34 @@ def _verdict(device: Device, row: Row, seconds: float, needed: int) -> dict[str,
 def _headline(kind: str, rows: Sequence[Row]) -> Finding | None:
     """On how many devices bandwidth binds the page itself, by target; a budget does not change it."""
     own = [row for row in rows if row["marked"] and row["execution"] == kind]
-    found: dict[str, Any] = {"kind": kind, "devices": len({row["device"] for row in own})}
-    for (target,), some in grouped(own, "target"):
-        found[target] = len({row["device"] for row in some if row["binds"] == RESOURCES[-1]})
-    return ("answer_binds", found) if own else None
+    bound = {target: len(_bound(some)) for (target,), some in grouped(own, "target")}
+    return ("answer_binds", {"kind": kind, "devices": _many(own)} | bound) if own else None
+
+
+def _bound(rows: Sequence[Row]) -> set[str]:
+    """The devices on which bandwidth alone binds in some of the rows."""
+    return {row["device"] for row in rows if row["binds"] == RESOURCES[-1]}
+
+
+def _many(rows: Sequence[Row]) -> int:
+    return len({row["device"] for row in rows})
 
 
 def _digest(devices: Sequence[Device], rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
     """One row a target, budget, execution and device: the range of shares over the grids."""
-    known = {device.title: device for device in devices}
-    keys = ("target", "budget_s", "execution", "device")
+    sources = {device.title: f"{device.source} ({device.confidence})" for device in devices}
+    keys, (tensor, cuda, memory) = ("target", "budget_s", "execution", "device"), SHARES
     for values, group in grouped(rows, *keys):
+        ends = {share: [row[share] for row in group] for share in SHARES}
+        ends["ratio"] = [row[memory] / row[tensor] for row in group]
         found: dict[str, Any] = dict(zip(keys, values, strict=True))
-        for share in SHARES:
-            found |= {f"least_{share}": min(r[share] for r in group), f"largest_{share}": max(r[share] for r in group)}
-        ratios = [row[_MEMORY] / row[_TENSOR] for row in group]
-        margins = [row[_MEMORY] / max(row[share] for share in SHARES[:2]) for row in group]
-        found |= {"least_ratio": min(ratios), "largest_ratio": max(ratios), "least_margin": min(margins)}
-        device = known[found["device"]]
+        for name, some in ends.items():
+            found |= {f"least_{name}": min(some), f"largest_{name}": max(some)}
         yield found | {
+            "least_margin": min(row[memory] / max(row[tensor], row[cuda]) for row in group),
             "binds": " or ".join(dict.fromkeys(row["binds"] for row in group)),
             **{key: f"{sum(row[key] for row in group)}/{len(group)}" for key in ("within_peaks", "fits_memory")},
-            "source": f"{device.source} ({device.confidence})",
+            "source": sources[found["device"]],
         }
 
 
@@ -112,29 +117,24 @@ def _shown(table: Table, rows: Sequence[Row], target: str) -> dict[str, Any]:
 
 
 def _findings(table: Table) -> Iterator[Finding]:
-    digest = table.digest or ()
+    digest, (tensor, _, memory) = table.digest or (), SHARES
     for (target, budget, kind), some in grouped(digest, "target", "budget_s", "execution"):
         if kind == table.kind:
-            ends = {"tensor": _span(some, _TENSOR, 0.01), "memory": _span(some, _MEMORY, 0.01)}
+            ends = {"tensor": _span(some, tensor, 0.01), "memory": _span(some, memory, 0.01)}
             yield "shares", {"target": target, "budget": f"{budget:g}", "kind": kind, **ends}
-    for (target,), some in grouped(digest, "target"):
-        yield from _binding(target, [row for row in some if row["budget_s"] == some[0]["budget_s"]])
+    for (target,), some in grouped(digest, "target"):  # what binds does not depend on the budget
+        rows = [row for row in some if row["budget_s"] == some[0]["budget_s"]]
+        several = {"target": target, "devices": _many(rows)}
+        executions = dict(grouped(rows, "execution"))
+        for (kind,), group in executions.items():
+            yield "binds", several | {"kind": kind, "bound": len(_bound(group)), "range": _span(group, "ratio")}
+        if ("compulsory",) in executions and all(row["binds"] == RESOURCES[-1] for row in rows):
+            yield "bandwidth_bound", several | {"low": significant(min(row["least_margin"] for row in rows))}
 
 
 def _span(rows: Sequence[Row], name: str, unit: float = 1.0) -> tuple[str, str]:
     """The ends of a range that rows of the digest have."""
     return span([row[f"{end}_{name}"] for row in rows for end in ("least", "largest")], unit)
-
-
-def _binding(target: str, rows: Sequence[Row]) -> Iterator[Finding]:
-    """What binds does not depend on the budget: on how many devices it is bandwidth, by execution."""
-    several = {"target": target, "devices": len({row["device"] for row in rows})}
-    for (execution,), some in grouped(rows, "execution"):
-        bound = sum(row["binds"] == RESOURCES[-1] for row in some)
-        yield "binds", several | {"kind": execution, "bound": bound, "range": _span(some, "ratio")}
-    least = any(row["execution"] == "compulsory" for row in rows)
-    if least and all(row["binds"] == RESOURCES[-1] for row in rows):
-        yield "bandwidth_bound", several | {"low": significant(min(row["least_margin"] for row in rows))}
 
 
 FINDINGS = {"device_shares": _findings}

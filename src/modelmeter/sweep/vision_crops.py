@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from modelmeter.models.model import BaseModel
-from modelmeter.sweep import findings as found
 from modelmeter.sweep.columns import flops_of, significant
+from modelmeter.sweep.findings import Finding, execution, over_grids, ranges, rows_of, spoken, trend, trends
 from modelmeter.sweep.pages import SETTINGS as SETTINGS
-from modelmeter.sweep.pages import STAGECOST, require_images, run_pages
-from modelmeter.sweep.table import Chart, Table, cost_columns
+from modelmeter.sweep.pages import require_images, run_pages
+from modelmeter.sweep.table import Table, cost_columns
 
 COMPARABLE = True
 
@@ -19,32 +19,29 @@ def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) ->
     """The Table of the sweep; see `run_pages`."""
     require_images(model)
     rows = lambda work: [cost_columns(work, model.cost("vision", work))]
-    return [run_pages("vision_crops", model, settings, lambda work: "vision stage", rows, _charts, reference)]
+    return [run_pages("vision_crops", model, settings, lambda work: "vision stage", rows, reference)]
 
 
-def _charts(kind: str) -> list[Chart]:
-    charts = [Chart(f"stagecost_{m}", (m,)) for m in STAGECOST if m != "kv_gb"]  # vision has no KV cache
-    return [*charts, Chart("vision_flops_split_log", ("tensor_tflops", "cuda_tflops"), log="y")]
-
-
-def _findings(table: Table) -> Iterator[found.Finding]:
-    rows = found.rows_of(table)
+def _findings(table: Table) -> Iterator[Finding]:
+    rows = rows_of(table)
     tiled = {row["crops"]: row for row in rows if row.get("crops")}
-    yield from found.spoken(table)
+    flops = {crops: flops_of(row) for crops, row in tiled.items()}
+    yield from spoken(table)
     if len(tiled) > 1:
-        yield from found.over_grids("vision_range", list(tiled.values()))
-        flops = {crops: flops_of(row) for crops, row in tiled.items()}
-        few, many = min(tiled), max(tiled)
-        each = significant((flops[many] - flops[few]) / (many - few) / 1e12, 4)
-        same = found.trend(flops.items()) == "linear"
+        yield from over_grids("vision_range", tiled.values())
+        same = trend(flops.items()) == "linear"
+        each = significant(_per_crop(flops, min(tiled), max(tiled)) / 1e12, 4)
         yield "vision_per_crop" if same else "vision_per_crop_mean", {"each": each}
-        yield from found.trends("vision_trend", flops)
-    yield from found.execution(table)
-    yield from found.ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
+        yield from trends("vision_trend", flops)
+    yield from execution(table)
+    yield from ranges("peak", [row["peak_activation_bytes"] for row in rows], 1e9)
     if len(tiled) > 1:
-        fewer, many = sorted(tiled)[-2:]
-        more = tiled[many]["peak_activation_bytes"] - tiled[fewer]["peak_activation_bytes"]
-        yield "peak_per_crop", {"each": significant(more / (many - fewer) / 1e6, 4)}
+        peaks = {crops: row["peak_activation_bytes"] for crops, row in tiled.items()}
+        yield "peak_per_crop", {"each": significant(_per_crop(peaks, *sorted(tiled)[-2:]) / 1e6, 4)}
+
+
+def _per_crop(values: Mapping[int, int], few: int, many: int) -> float:
+    return (values[many] - values[few]) / (many - few)
 
 
 FINDINGS = {"vision_crops": _findings}
