@@ -1,6 +1,6 @@
 """The command line: sweep, cost, report, validate. Bad input ends with one sentence on standard error and status 2.
 
-Hydra, NumPy, matplotlib and torch are imported by the command that needs them, never by `--help`.
+A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from modelmeter import __version__, config
+from modelmeter import __version__
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import comment_of, commented_yaml, config_names
-from modelmeter.settings import CHOICES, COUNTING, DEPTH, IN_YAML, OUTPUT, PAGE, REPORT, Setting, checked, shown
 
 if TYPE_CHECKING:
     from modelmeter.models.model import BaseModel
+    from modelmeter.settings import Setting
     from modelmeter.workload import Workload
 
 
@@ -52,7 +52,7 @@ def _run(name: str, arguments: list[str], prog: str) -> int:
     if named or not help_wanted:
         choose(command.kind, named, config_names(command.group))
     if help_wanted:
-        print(command.help(usage, named))
+        print("\n".join(command.help(usage, named)))
         return 0 if arguments else 2
     return command.run(named, arguments[1:], usage) or 0
 
@@ -66,8 +66,10 @@ def _line(left: str, right: str) -> str:
     return f"  {left:30} {right}"
 
 
-def _keys(settings: Iterable[Setting], *files: str) -> str:
+def _keys(settings: Iterable[Setting], *files: str) -> list[str]:
     """The keys of a command: defaults from its YAML files, help from the declarations."""
+    from modelmeter.settings import CHOICES, IN_YAML, shown
+
     defaults: dict[str, Any] = {setting.name: "NAME" for setting in CHOICES}
     for file in files:
         values = commented_yaml("", file)
@@ -75,7 +77,7 @@ def _keys(settings: Iterable[Setting], *files: str) -> str:
         for key, value in values.items():
             defaults |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
     lines = [_line(f"{s.name}={shown(defaults[s.name])}", s.help) for s in settings if s.name in defaults]
-    return "\n".join(["", "keys (any value of the configuration can be overridden as key=value):", *lines])
+    return ["", "keys (any value of the configuration can be overridden as key=value):", *lines]
 
 
 def _require_pairs(arguments: Iterable[str], usage: str) -> None:
@@ -83,59 +85,56 @@ def _require_pairs(arguments: Iterable[str], usage: str) -> None:
         raise InputError(f"{argument!r} is not key=value; see {usage} --help")
 
 
-def _sweep_help(usage: str, named: str) -> str:
-    text = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
-    text += [_line(name, comment_of(commented_yaml("sweep", name))[1]) for name in config_names("sweep")]
+def _sweep_help(usage: str, named: str) -> list[str]:
+    from modelmeter.settings import CHOICES, COUNTING, OUTPUT
+
+    lines = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
+    lines += [_line(name, comment_of(commented_yaml("sweep", name))[1]) for name in config_names("sweep")]
     if not named:
         keys = _keys((*CHOICES, *COUNTING, *OUTPUT), "counting", "output")
-        return "\n".join([*text, keys, "", f"{usage} NAME --help lists the keys of a sweep's own."])
+        return [*lines, *keys, "", f"{usage} NAME --help lists the keys of a sweep's own."]
     from modelmeter.publish import settings_of
 
-    keys = _keys((*CHOICES, *settings_of(named)), "page", "counting", "output", f"sweep/{named}")
-    return "\n".join([*text, keys])
+    return [*lines, *_keys((*CHOICES, *settings_of(named)), "page", "counting", "output", f"sweep/{named}")]
 
 
 def _sweep(named: str, given: list[str], usage: str) -> None:
-    from modelmeter.publish import settings_of
+    from modelmeter import config, publish
     from modelmeter.report.files import writable
 
-    fixed, declared = [f"sweep@_global_={named}"], settings_of(named)
-    if not any(a.startswith("-") for a in given):
-        settings = config.compose("run_sweep", [*fixed, *given], declared)
-        return _run_sweep(named, settings, " ".join([usage, named, *given]), _folder(settings["out"]))
+    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
+        parent = folder / number if number else _folder(settings["out"])
+        _run_sweep(named, settings, " ".join([usage, named, *overrides]), parent)
+
+    fixed, declared = [f"sweep@_global_={named}"], publish.settings_of(named)
     folder = _folder(next((a.partition("=")[2].strip("'\"") for a in given if a.startswith("out=")), None))
+    if not any(a.startswith("-") for a in given):
+        return job(config.compose("run_sweep", [*fixed, *given], declared), "", given)
     writable(folder)
     fixed.append("hydra.sweep.dir='{}'".format(str(folder / ".hydra").replace("'", "\\'")))  # its own files
-
-    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
-        command = " ".join([usage, named, *overrides])
-        _run_sweep(named, settings, command, folder / number if number else _folder(settings["out"]))
-
     config.hydra_main("run_sweep", given, fixed, job, declared)
 
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
-    from modelmeter.publish import sweep_tables
+    from modelmeter import config, publish
     from modelmeter.report.files import ENGLISH, obsolete_files, table_files, write_all
     from modelmeter.report.tables import answer
 
     if settings["png"] and not settings["figures"]:
         raise InputError("png=true contradicts figures=false")
     model = config.build_model(settings)
-    tables = sweep_tables(name, model, settings)
-    contents, drawn = dict[str, str | bytes](), dict[str, str | bytes]()
+    tables, drawn = publish.sweep_tables(name, model, settings), dict[str, str | bytes]()
     if settings["figures"]:
         from modelmeter.report.figures import figures
 
         for table in tables:
             drawn |= figures(table, ("svg", "png") if settings["png"] else ("svg",))
-    for table in tables:
-        contents |= table_files(table, command, list(drawn))
+    contents = {file: text for table in tables for file, text in table_files(table, command, list(drawn)).items()}
     contents |= drawn
     folder = parent / name
     write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
     print("\n".join(map(ENGLISH.finding, answer(tables))) + "\n")
-    if "image" in settings and any(settings[key] is not None for key in ("image", "image_size", "grid")):
+    if any(settings.get(key) is not None for key in ("image", "image_size", "grid")):
         print(_page(model, config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})) + "\n")
     print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
@@ -146,26 +145,28 @@ def _folder(out: str | None) -> Path:
     return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S") if out is None else Path(out)
 
 
-def _cost_help(usage: str, named: str) -> str:
+def _cost_help(usage: str, named: str) -> list[str]:
     from modelmeter.catalogue import dims_with_sources
+    from modelmeter.config import chosen
+    from modelmeter.settings import CHOICES, COUNTING, DEPTH, PAGE
 
     lines = [f"usage: {usage} MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}"]
-    lines.append(_keys((*CHOICES[1:], *PAGE, *COUNTING, DEPTH), "page", "counting", "cost"))
+    lines += _keys((*CHOICES[1:], *PAGE, *COUNTING, DEPTH), "page", "counting", "cost")
     if not named:
-        return "\n".join([*lines, "", f"{usage} MODEL --help lists its numbers and where they come from."])
-    parts = [
-        _line(f"{g}={file}", comment_of(commented_yaml(g, file))[1]) for g, file in config.chosen(named)[0].items()
-    ]
+        return [*lines, "", f"{usage} MODEL --help lists its numbers and where they come from."]
+    files = chosen(named)[0].items()
+    parts = [_line(f"{group}={file}", comment_of(commented_yaml(group, file))[1]) for group, file in files]
     numbers = [_line(f"{key}={value}", source) for key, value, source in dims_with_sources(named)]
-    return "\n".join([*lines, "", f"{named} and its numbers:", *parts, *numbers])
+    return [*lines, "", f"{named} and its numbers:", *parts, *numbers]
 
 
 def _cost(named: str, given: list[str], usage: str) -> None:
-    _require_pairs(given, usage)
-    for argument in given:
-        if argument.startswith("model="):
-            raise InputError(f"give the model once, not {named} and {argument}")
+    from modelmeter import config
+    from modelmeter.settings import COUNTING, DEPTH, PAGE
 
+    _require_pairs(given, usage)
+    for argument in (argument for argument in given if argument.startswith("model=")):
+        raise InputError(f"give the model once, not {named} and {argument}")
     settings = config.compose("cost", [f"model={named}", *given], (*PAGE, *COUNTING, DEPTH))
     model = config.build_model(settings)
     print(_page(model, config.build_workload(model, settings), int(DEPTH.check(settings["depth"]))))
@@ -179,17 +180,21 @@ def _page(model: BaseModel, work: Workload, depth: int = 1) -> str:
     return f"{page_answer(model, work, load_devices())}\n\n{page_table(model, work, depth)}"
 
 
-def _report_help(usage: str, _: str) -> str:
+def _report_help(usage: str, _: str) -> list[str]:
+    from modelmeter.settings import REPORT
+
     models = ", ".join(config_names("report"))
-    return f"usage: {usage} MODEL [key=value ...]\n\nmodels: {models}\n{_keys(REPORT, 'run_report')}"
+    return [f"usage: {usage} MODEL [key=value ...]", "", f"models: {models}", *_keys(REPORT, "run_report")]
 
 
 def _report(named: str, given: list[str], usage: str) -> None:
-    _require_pairs(given, usage)
+    from modelmeter.config import compose
     from modelmeter.publish import report_files
     from modelmeter.report.files import writable, write_all
+    from modelmeter.settings import REPORT, checked
 
-    settings = checked(REPORT, config.compose("run_report", given, REPORT))
+    _require_pairs(given, usage)
+    settings = checked(REPORT, compose("run_report", given, REPORT))
     folder = Path(settings.pop("out"))
     writable(folder)
     contents = report_files(named, f"modelmeter report {named}", **settings)
@@ -229,7 +234,7 @@ class Command(NamedTuple):
     run: Callable[[str, list[str], str], int | None]
     kind: str = ""
     group: str = ""
-    help: Callable[[str, str], str] = lambda usage, named: ""
+    help: Callable[[str, str], list[str]] = lambda usage, named: []
 
 
 COMMANDS = {

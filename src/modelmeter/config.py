@@ -109,24 +109,13 @@ def _checked(overrides: Sequence[str], settings: Iterable[Setting]) -> list[Any]
 def _explained(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
     """What Hydra refuses as one sentence that names the key."""
     from hydra.errors import MissingConfigException
-    from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
-    missing = ""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MissingConfigException) and cause.options and cause.missing_cfg_file:
-            group, _, wrong = str(cause.missing_cfg_file).rpartition("/")
-            return unknown(group, wrong, cause.options)
-        if isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
-            missing = str(cause.full_key)
-        cause = cause.__cause__ or cause.__context__
-    parsed = _parsed(overrides)
-    for key in (o.key_or_group for o in parsed if isinstance(o.value(), dict)):
-        if missing.startswith(f"{key}."):
-            return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, wrong = str(error.missing_cfg_file).rpartition("/")
+        return unknown(group, wrong, error.options)
     first = str(error).strip().partition("\n")[0] or type(error).__name__
     otherwise = f"cannot read the configuration ({' '.join(map(_as_given, overrides)) or name}): {first}"
-    return _refused_key(name, parsed) or InputError(otherwise)
+    return _refused_key(name, _parsed(overrides)) or InputError(otherwise)
 
 
 def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
@@ -141,21 +130,23 @@ def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
     except HydraException:
         return None
     keys = list(_keys(known))
-    for o in overrides:
-        if o.is_add() and o.key_or_group in (*keys, *IN_YAML.values()):
+    for o, key in ((o, o.key_or_group) for o in overrides):
+        there, changed = key in (*keys, *IN_YAML.values()), o in changes and o not in choices
+        if there and o.is_add():
             return InputError(f"{_as_given(o.input_line[1:])} goes without the plus sign: the key is there")
-    for key in (o.key_or_group for o in changes if o not in choices):
-        if key not in (*keys, *IN_YAML.values()) and not key.startswith("hydra"):
+        if there and changed and isinstance(o.value(), dict) and not {f"{key}.{k}" for k in o.value()} <= {*keys}:
+            return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
+        if changed and not there and not key.startswith("hydra"):
             beside = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
             return unknown("key", key, {*(beside or known), *near(key, keys)})
     return None
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(config, (Mapping, list)):
-        for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
-            yield f"{prefix}{key}"
-            yield from _keys(value, f"{prefix}{key}.")
+    items = enumerate(config) if isinstance(config, list) else config.items() if isinstance(config, Mapping) else ()
+    for key, value in items:
+        yield f"{prefix}{key}"
+        yield from _keys(value, f"{prefix}{key}.")
 
 
 def build_model(config: Mapping[str, Any]) -> BaseModel:
@@ -237,30 +228,21 @@ def _alternatives(override: Any) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def _require(
-    name: str, flags: Sequence[str], overrides: Sequence[str], fixed: Sequence[str], settings: Iterable[Setting]
-) -> None:
-    """Raise InputError for what Hydra itself would refuse in many lines."""
-    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
-        choose("option", flag, HYDRA_FLAGS)
-    for chosen in product(*map(_alternatives, _checked(overrides, settings))):
-        compose(name, [*fixed, *chosen])
+def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting]) -> None:
+    """Hand the command line to Hydra (--multirun, --cfg, other flags); a job calls `run(config, number, overrides)`.
 
-
-def hydra_main(
-    name: str, arguments: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting]
-) -> None:
-    """Hand the command line to Hydra (--multirun, --cfg and its other flags).
-
-    `run(config, number, overrides)` is called for each job; number is "" outside a multirun. `fixed` are further
-    overrides, `settings` those that values are checked against.
+    The number is "" outside a multirun. `fixed` are further overrides, `settings` those that values are checked
+    against. Raises InputError for what Hydra itself would refuse in many lines.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
-    flags = [a for a in arguments if "=" not in a or a.startswith("-")]
-    overrides = [quoted(a) for a in arguments if a not in flags]
-    _require(name, flags, overrides, fixed, settings)
+    flags = [a for a in given if "=" not in a or a.startswith("-")]
+    overrides = [quoted(a) for a in given if a not in flags]
+    for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
+        choose("option", flag, HYDRA_FLAGS)
+    for chosen in product(*map(_alternatives, _checked(overrides, settings))):
+        compose(name, [*fixed, *chosen])
     fixed = [*fixed, *LEFT_OUT.get(name, ())]
 
     def job(config: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, final
+from typing import Any, cast, final
 
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.graph.graph import Graph, checked
@@ -116,7 +116,8 @@ class BaseModel:
         size = parse_pair("image_size", image_size, "WIDTHxHEIGHT in pixels") if image_size is not None else None
         if image is not None:
             size = read_image_size(image)
-        if grid is not None and not _is_sizes(grid):
+        pair = grid if isinstance(grid, (tuple, list)) and len(grid) == 2 else ()
+        if grid is not None and not any(isinstance(side, Expr) or getattr(side, "ndim", 0) for side in pair):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
         return Workload(self.planner.plan(mode, size, grid), **options)
 
@@ -132,10 +133,9 @@ class BaseModel:
         if self.planner is None and work.image.views:
             raise InputError(f"{self.name} takes no image, and the workload has one")
         key = (name, stage.structure(work), work.key, depth)
-        found = self._made.get(key)
-        if found is None:
-            found = self._made[key] = self._program(stage, key[1], self.counted(work.counting), depth)
-        return found
+        if key not in self._made:
+            self._made[key] = self._program(stage, key[1], self.counted(work.counting), depth)
+        return cast(Program, self._made[key])
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
         self.require_tensors(counting.precision)
@@ -147,16 +147,10 @@ class BaseModel:
             names = (*(n for n in names if n != stage.grows), *STEPS)
         return program_of(self.changed(graph), names, counting, lambda op: _part(op, depth), steps)
 
-    def _values(self, program: Program, stage: Stage, work: Workload) -> list[Size]:
-        sizes = dict(stage.sizes(work))
-        if stage.steps is not None:
-            sizes |= dict(zip(STEPS, (sizes[stage.grows], stage.steps(work)), strict=True))
-        return [sizes[name] for name in program.names]
-
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:
         """The StageCost of a stage; decode is the exact sum over its K steps."""
-        return self._parts(stage, work, 0).get("", StageCost(basis=work.basis))
+        return self.breakdown(stage, work, 0).get("", StageCost(basis=work.basis))
 
     @final
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:
@@ -166,14 +160,13 @@ class BaseModel:
         """
         if not isinstance(depth, int) or isinstance(depth, bool) or depth < 0:
             raise InputError(f"depth must be a whole number of at least 0, not {depth!r}")
-        return self._parts(stage, work, depth)
-
-    def _parts(self, name: str, work: Workload, depth: int) -> dict[str, StageCost]:
-        stage = self.stage(name)
-        if stage.structure(work) == ():
+        found = self.stage(stage)
+        if found.structure(work) == ():
             return {}
-        program = self.program(name, work, depth)
-        return program.at(self._values(program, stage, work))
+        program, sizes = self.program(stage, work, depth), dict(found.sizes(work))
+        if found.steps is not None:
+            sizes |= dict(zip(STEPS, (sizes[found.grows], found.steps(work)), strict=True))
+        return program.at([sizes[name] for name in program.names])
 
     @final
     def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
@@ -195,13 +188,9 @@ class BaseModel:
     def request(self, work: Workload) -> StageCost:
         """All stages together, weights stored once, the KV cache that of the last."""
         costs = list(self.costs(work).values())
-        stored = self.storage(work)
-        return replace(
-            sum(costs, start=StageCost()),
-            parameters=stored.parameters,
-            weight_bytes=stored.weight_bytes,
-            kv_cache_bytes=costs[-1].kv_cache_bytes,
-        )
+        kept = replace(self.storage(work), kv_cache_bytes=costs[-1].kv_cache_bytes)
+        names = ("parameters", "weight_bytes", "kv_cache_bytes")
+        return replace(sum(costs, start=StageCost()), **{name: getattr(kept, name) for name in names})
 
     def _weights(self, counting: Counting, work: Workload | None = None) -> dict[str, tuple[Size, Size]]:
         """Elements and bytes of every weight by name; of the stages that a workload has, or of all."""
@@ -265,9 +254,3 @@ def _require_known(options: Iterable[str], *others: str) -> None:
     for key in options:
         if key not in valid:
             raise unknown("workload key", key, (*valid, *others))
-
-
-def _is_sizes(grid: Any) -> bool:
-    """Whether a grid is a pair of arrays or expressions rather than something to parse."""
-    pair = isinstance(grid, (tuple, list)) and len(grid) == 2
-    return pair and any((hasattr(g, "ndim") and g.ndim) or isinstance(g, Expr) for g in grid)

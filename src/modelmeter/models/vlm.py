@@ -134,11 +134,8 @@ class VLM(BaseModel):
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:  # type: ignore[override]
-        def layer(views: tuple[Place, ...]) -> BaseLayer:
-            return VisionStage(self.tower, self.projector, self.join, views)
-
-        whole = (("global", None, None, True),)
-        vision = Stage("vision", layer, self._vision_sizes, self._views, whole=whole)
+        layer = lambda views: VisionStage(self.tower, self.projector, self.join, views)
+        vision = Stage("vision", layer, self._vision_sizes, self._views, whole=(("global", None, None, True),))
         return (vision, *language_stages(self.decoder))
 
     def _views(self, work: Workload) -> tuple[Place, ...]:
@@ -157,9 +154,9 @@ class VLM(BaseModel):
     def _vision_sizes(self, work: Workload) -> dict[str, Size]:
         sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}
         for v in work.image.views:
-            sizes |= {f"tokens_{v.name}": v.tokens, f"count_{v.name}": v.count}
-            sides = {"rows": v.height, "columns": v.width}
-            sizes |= {f"{side}_{v.name}": pixels / self.planner.patch for side, pixels in sides.items()}
+            rows, columns = v.height / self.planner.patch, v.width / self.planner.patch
+            own = {"tokens": v.tokens, "count": v.count, "rows": rows, "columns": columns}
+            sizes |= {f"{key}_{v.name}": size for key, size in own.items()}
         return sizes
 
 

@@ -1,7 +1,8 @@
 """The departures of the published ModelMeter report from the real DeepSeek-OCR, one small function each.
 
-A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime. DEPARTURES
-names them with the evidence for the real count. `published.py` applies them; configs/published has the tables.
+A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime. What the
+report does, and the evidence for the real count, is told in departures.yaml of configs/published/deepseek_ocr, beside
+the tables. `published.py` applies them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import yaml
+
+from modelmeter.folders import config_dir
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref
 from modelmeter.layers import BaseLayer, DeepseekV2DecoderLayer, DeepseekV2MoE, MlpProjector
@@ -21,17 +25,10 @@ from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Size, ratio
 from modelmeter.workload import Workload
 
-PUBLISHED_SCALARS = {
-    "sam*mlp pointwise h": 4,  # gelu
-    "sam.neck*norm norm y": 5,  # LayerNorm2d
-    "clip*mlp pointwise h": 5,  # quick-gelu
-    "clip.norm norm y": 5,  # the one LayerNorm outside the blocks
-    "projector.mlp pointwise x": 8,  # gelu of the two-layer projector
-    "decoder.layers*mlp* pointwise _g": 4,  # silu and the product with the other half
-    "decoder.layers*gate softmax _p": 6,  # the whole router, by expert and token
-    "decoder.layers*norm? norm y": 3,  # RMSNorm; the final one is left out
-}
-"""CUDA-core FLOPs an output element by "path kind output"; all else counts 0 in the published tables."""
+_FILE = config_dir() / "published" / "deepseek_ocr" / "departures.yaml"
+TOLD: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
+"""What the report does: `departures`, `scalars` (CUDA-core FLOPs an output element by "path kind output"; all else
+counts 0), the rows of its `layer_table`."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +46,18 @@ class Departure:
     change: Callable[[Any], Any]
 
 
-def departure(of: str, what: str, evidence: str) -> Callable[[Callable[[Any], Any]], Departure]:
+def departure(of: str) -> Callable[[Callable[[Any], Any]], Departure]:
     """The decorated function as a departure of its name."""
-    return lambda change: Departure(change.__name__, of, what, evidence, change)
+    return lambda change: Departure(change.__name__, of, **TOLD["departures"][change.__name__], change=change)
 
 
-@departure(
-    "ops",
-    "SAM's relative-position einsums count an eighth of their FLOPs.",
-    "Attention in deepencoder/sam_vary_sdpa.py runs both einsums over every head, query and key row, "
-    "and FlopCounterMode on that module counts them in full.",
-)
+@departure("ops")
 def relative_positions(ops: Iterable[Op]) -> Iterator[Op]:
     for op in ops:
         yield op._replace(tensor=ratio(op.tensor, 8)) if op.output.name in ("bh", "bw") else op
 
 
-@departure(
-    "ops",
-    "The projector has two layers, sees newlines as tokens and runs over all crops once a crop.",
-    "The checkpoint's config.json says projector_type linear, and deepseek_ocr.py adds newlines after "
-    "projecting the patch tokens of each crop once, so that cost is linear in the crops.",
-)
+@departure("ops")
 def projector(ops: Iterable[Op]) -> Iterator[Op]:
     ops = list(ops)
     rows = {op.reads[0].name: op.n.elements(op.output.stored[1:2]) for op in ops if "W_newline" in op.equation.text}
@@ -82,20 +69,12 @@ def projector(ops: Iterable[Op]) -> Iterator[Op]:
             yield from _scalars(two.ops(op.n.bind(s=rows.get(op.writes[0].name, op.n.s), **two.axes)))
 
 
-@departure(
-    "stage",
-    "The layer table adds CUDA-core FLOPs to its theory alone, and cuts some layers down on one side or both.",
-    "FlopCounterMode sees matmuls and convolutions only: tensor-core FLOPs of whole layers equal it exactly.",
-)
+@departure("stage")
 def layer_table(stage: Stage) -> Stage:
     return stage  # the table is made in published.py
 
 
-@departure(
-    "stage",
-    "The first decoder layer is a mixture of experts like the others.",
-    "The checkpoint's config.json says first_k_dense_replace 1, and its layer 0 holds one MLP of width 6848.",
-)
+@departure("stage")
 def mixtures(stage: Stage) -> Stage:
     found = [layer for layer in walk(stage.layer) if isinstance(layer, DeepseekV2MoE)]
 
@@ -105,12 +84,7 @@ def mixtures(stage: Stage) -> Stage:
     return replace(stage, layer=rebuild(stage.layer, mixed)) if found else stage
 
 
-@departure(
-    "stage",
-    "A decoded token attends to the tokens before it and not to itself.",
-    "LlamaAttention appends the new key and value to the cache before it multiplies, so S + t + 1 "
-    "positions are read at step t = 0, 1, ...",
-)
+@departure("stage")
 def decode_context(stage: Stage) -> Stage:
     def sizes(work: Workload) -> dict[str, Size]:
         real = stage.sizes(work)
@@ -119,12 +93,7 @@ def decode_context(stage: Stage) -> Stage:
     return replace(stage, sizes=sizes) if stage.grows else stage
 
 
-@departure(
-    "ops",
-    "Softmax, most norms, residuals, biases and rotary positions count nothing, activations by other constants.",
-    "The unfused graph of the vendor's modules runs each of them as kernels of its own; counting its "
-    "operations one by one gives docs/counting.md, and FlopCounterMode sees the rotary matmul.",
-)
+@departure("ops")
 def scalar_operations(ops: Iterable[Op]) -> Iterator[Op]:
     for op in _scalars(ops):
         yield op._replace(tensor=0) if op.path.endswith(".rotary") else op
@@ -133,15 +102,11 @@ def scalar_operations(ops: Iterable[Op]) -> Iterator[Op]:
 def _scalars(ops: Iterable[Op]) -> Iterator[Op]:
     for op in ops:
         place = f"{op.path} {op.kind} {op.output.name}"
-        flops = next((f for pattern, f in PUBLISHED_SCALARS.items() if fnmatchcase(place, pattern)), 0)
+        flops = next((f for pattern, f in TOLD["scalars"].items() if fnmatchcase(place, pattern)), 0)
         yield op._replace(cuda=op.writes[0].stored * flops if flops else 0)
 
 
-@departure(
-    "ops",
-    "The vision towers are stored twice, one routed expert a layer, no embedding table; GiB are called GB.",
-    "The parameters of the real modules add up to the size of the public checkpoint, 64 experts a mixture.",
-)
+@departure("ops")
 def weights(ops: Iterable[Op]) -> Iterator[Op]:
     """Published are three digits, so parts below 0.2 % (CLIP's unused convolution) are undetermined."""
     copies = {"sam": 2, "clip": 2, "embedding": 0, "projector": 0, "join": 0}
@@ -152,12 +117,7 @@ def weights(ops: Iterable[Op]) -> Iterator[Op]:
         yield op._replace(reads=tuple(reads))
 
 
-@departure(
-    "runtime",
-    "Traffic is activations alone, and peak memory the sum of all that all layers write.",
-    "A decoded token reads every active weight and the whole KV cache, and torch frees a layer's "
-    "tensors when it returns, as tracking live storages on the modules shows.",
-)
+@departure("runtime")
 def traffic_and_peak(runtime: Runtime) -> Runtime:
     return replace(runtime, passes=(*runtime.passes, activations_alone), lifetimes=never_freed)
 

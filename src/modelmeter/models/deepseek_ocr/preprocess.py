@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from modelmeter.errors import InputError, choose
@@ -52,18 +53,17 @@ class CropRule:
         for key in ("patch", "downsample", "min_crops", "max_crops", "uncropped"):
             as_size(key, getattr(self, key))
         modes = {str(k): m if isinstance(m, Mode) else Mode(**m) for k, m in self.modes.items()}
+        object.__setattr__(self, "modes", modes)
+        choose("mode", self.default_mode, modes)
         for name, mode in modes.items():
             for key, side in (("base", mode.base), ("tile", mode.tile)):
                 if side is not None and as_size(f"modes.{name}.{key}", side) % self.patch:
                     raise InputError(f"modes.{name}.{key} {side} must be a multiple of the patch, {self.patch} pixels")
-        object.__setattr__(self, "modes", modes)
-        choose("mode", self.default_mode, modes)
         if not isinstance(self.fill, (int, float)) or isinstance(self.fill, bool) or not self.fill >= 0:
             raise InputError(f"fill must be a number of at least 0, not {self.fill!r}")
-        if self.max_crops > MOST_CROPS:
-            raise InputError(f"max_crops must be at most {MOST_CROPS}, not {self.max_crops}")
-        if self.max_crops < self.min_crops:
-            raise InputError(f"max_crops must be at least min_crops = {self.min_crops}, not {self.max_crops}")
+        if not self.min_crops <= self.max_crops <= MOST_CROPS:
+            bound = f"most {MOST_CROPS}" if self.max_crops > MOST_CROPS else f"least min_crops = {self.min_crops}"
+            raise InputError(f"max_crops must be at {bound}, not {self.max_crops}")
 
     def mode(self, name: str | None) -> tuple[str, Mode]:
         """A mode by name (None: the default one)."""
@@ -84,13 +84,13 @@ class CropRule:
         if width <= self.uncropped and height <= self.uncropped:
             return None
         most = self.max_crops
-        candidates = [(w, h) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= self.min_crops]
+        candidates = [(h, w) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= self.min_crops]
         best, best_gap = (1, 1), float("inf")
-        for w, h in sorted(candidates, key=lambda grid: grid[0] * grid[1]):
+        for h, w in sorted(candidates, key=prod):
             gap = abs(width / height - w / h)
             if gap < best_gap or (gap == best_gap and width * height > self.fill * tile * tile * w * h):
-                best, best_gap = (w, h), gap
-        return best[1], best[0]
+                best, best_gap = (h, w), gap
+        return best
 
     def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
         """Views and tokens of an image (width, height), of a grid (rows, columns) or of a mode."""
@@ -98,15 +98,16 @@ class CropRule:
         if kind.tile is None and grid is not None:
             tiled = ", ".join(k for k, m in self.modes.items() if m.tile)
             raise InputError(f"mode {name!r} has no crops, so no grid; modes with crops: {tiled}")
-        if kind.tile is not None and grid is None and image_size is None:
-            raise InputError(f"mode {name!r} needs image=FILE, image_size=WIDTHxHEIGHT or grid=ROWSxCOLUMNS")
         if grid is not None:
             grid = (as_size("grid rows", grid[0]), as_size("grid columns", grid[1]))
         elif kind.tile is not None and image_size is not None:
             grid = self.choose_grid(*image_size, kind.tile)
-        views = [self.view("global", kind.base)]
-        valid: Size = self._valid(kind, image_size)
-        produced = True
+        elif kind.tile is not None:
+            raise InputError(f"mode {name!r} needs image=FILE, image_size=WIDTHxHEIGHT or grid=ROWSxCOLUMNS")
+        views, valid, produced = [self.view("global", kind.base)], self.side(kind.base) ** 2, True
+        if kind.padded and image_size is not None:
+            short, long = sorted(image_size)
+            valid = int(valid * (1 - (long - short) / long))  # as the vendor's code rounds: int, not ceil
         if grid is not None and kind.tile is not None:
             views.insert(0, self.view("crops", kind.tile, *grid))
             crops = views[0].count
@@ -124,7 +125,7 @@ class CropRule:
         if largest > MOST_CROPS:
             raise InputError(f"largest must be at most {MOST_CROPS} crops, not {largest}")
         found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest // h + 1)]
-        return sorted((g for g in found if g[0] * g[1] >= self.min_crops), key=lambda g: (g[0] * g[1], g))
+        return sorted((grid for grid in found if prod(grid) >= self.min_crops), key=prod)
 
     def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
         """All crop grids of up to `largest` crops, and the user's own."""
@@ -141,11 +142,3 @@ class CropRule:
         """Crops and their grid; 0 without crops."""
         h, w = plan.grid or (0, 0)
         return {"crops": h * w, "grid_h": h, "grid_w": w}
-
-    def _valid(self, mode: Mode, image_size: tuple[int, int] | None) -> int:
-        """Tokens of the global view that are not padding, as the vendor's code rounds (int, not ceil)."""
-        tokens = self.side(mode.base) ** 2
-        if image_size is None or not mode.padded:
-            return tokens
-        long, short = max(image_size), min(image_size)
-        return int(tokens * (1 - (long - short) / long))

@@ -1,12 +1,11 @@
 """DeepSeek-OCR as the published ModelMeter report counts it, departure by departure.
 
-With no departure the counts are those of the real model, with all of them the published ones. What each is, and why the
-real count is right, is told in `departures.py`. Here is the report's table of layers too.
+With no departure the counts are those of the real model, with all of them the published ones. What each is: see
+`departures.py`. Here is the report's table of layers too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from itertools import pairwise
@@ -17,24 +16,15 @@ from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.place import Node, Root, Sizes
-from modelmeter.layers.base import walk
-from modelmeter.models.deepseek_ocr.departures import DEPARTURES, Departure
+from modelmeter.layers.base import rebuild, walk
+from modelmeter.models.deepseek_ocr.departures import DEPARTURES, TOLD, Departure
 from modelmeter.models.model import BaseModel, Stage
 from modelmeter.models.vlm import VLM
 from modelmeter.programs.counting import Counting
-from modelmeter.sizes import Size, ceil_div, ratio
+from modelmeter.sizes import Size, ratio
 from modelmeter.workload import Workload
 
-DECODER_TOKENS = 512  # of the published rows of decoder and llama
-CLIP_SIDE = 16  # a CLIP image of 224 pixels has 16 patches of 14 a side
-PROJECTOR_TOKENS = 577  # of the published row: 24 x 24 patches and a class token, of no view of the model
 STACKED = 2  # blocks of the published rows that stand for CLIP's 24
-MODULES = {
-    "vision": "deepencoder",
-    "decoder": "modeling_deepseekv2",
-    "llama": "transformers.models.llama.modeling_llama",
-}
-"""Where the report found the reference class of a layer, by group."""
 
 
 @final
@@ -107,13 +97,18 @@ class PublishedDeepSeekOCR(BaseModel):
         Measured are the tensor-core FLOPs of real layers, which FlopCounterMode counts exactly; theoretical those of
         the same layers as the departures count them, with CUDA-core FLOPs where the departure `layer_table` is chosen.
         """
-        rows, cut = [], "layer_table" in self.departures
-        for row in [*_vision(self.real, cut), *_decoder(self.real, cut)]:
-            measured = sum(op.tensor * op.times for op in row.graph(row.measured or row.layer).ops)
-            counted = self.changed(row.graph(row.layer)).ops
-            theoretical = sum((op.tensor + op.cuda * cut) * op.times for op in counted)
-            implementation = f"{MODULES[row.group]}.{type(row.layer).__name__}"
-            rows.append(LayerRow(row.group, row.name, implementation, measured, theoretical))
+        table, cut, found = TOLD["layer_table"], "layer_table" in self.departures, _layers_by_class(self.real)
+        rows = []
+        for group, name, row in ((group, *item) for group, some in table["rows"].items() for item in some.items()):
+            kind, place = name.partition("_")[0], (row["place"], table["sizes"][row["sizes"]])
+            layer = found[kind][row.get("nth", 1) - 1]
+            layer = rebuild(layer, _cut) if cut else layer
+            core = not (cut and group == "llama")
+            measured = _graph(_cut_measured(layer) if cut else layer, *place, core).ops
+            theory = self.changed(_graph(layer, *place, core)).ops
+            flops = sum(op.tensor * op.times for op in measured)
+            counted = sum((op.tensor + op.cuda * cut) * op.times for op in theory)
+            rows.append(LayerRow(group, name, f"{table['modules'][group]}.{kind}", flops, counted))
         return rows
 
 
@@ -130,76 +125,39 @@ class LayerRow:
     @property
     def difference(self) -> Size:
         """|measured - theoretical| / measured; 0 where nothing is measured, as published."""
-        if not self.measured_flops:
-            return 0
-        return ratio(abs(self.measured_flops - self.theoretical_flops), self.measured_flops)
+        gap = abs(self.measured_flops - self.theoretical_flops)
+        return ratio(gap, self.measured_flops) if self.measured_flops else 0
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A layer, its path in the model (`place`) and workload sizes.
-
-    `measured` stands in for it on the measured side; without `core` both sides leave out what an attention kernel
-    does: scores, softmax and weighted sum.
-    """
-
-    group: str
-    name: str
-    place: str
-    layer: nn.BaseLayer
-    sizes: dict[str, Size]
-    measured: nn.BaseLayer | None = None
-    core: bool = True
-
-    def graph(self, layer: nn.BaseLayer) -> Graph:
-        """The ops of a layer at the place."""
-        n = Sizes(self.sizes | layer.axes, Node(self.place, self.name), Root(), bound=frozenset(self.sizes))
-        kept = (op for op in layer.ops(n) if self.core or not op.composite or op.composite.kind != "attention")
-        return Graph(tuple(kept), frozenset())
-
-
-def _vision(model: VLM, as_published: bool) -> Iterator[_Row]:
-    tower: Any = model.tower
-    sam, clip, projector = tower.sam, tower.clip, model.projector
-    blocks = {block.w is None: block for block in walk(sam) if isinstance(block, nn.Block)}
-    full, window, stack, block = blocks[True], blocks[False], clip.transformer, clip.transformer.block
-    if as_published:
-        stack = replace(stack, l=STACKED)
-        projector = nn.MlpProjector("mlp_gelu", projector.c, projector.d, depth=2)
-    unbiased = replace(window.attention, relative=False) if as_published else None
-    windows = {"b": ceil_div(sam.U, window.w) * ceil_div(sam.U, window.w), "u": window.w, "v": window.w}
-    page, pixels = {"b": 1, "u": sam.U, "v": sam.U}, {"b": 1, "s": sam.U * sam.U}
-    image, tokens = {"b": 1, "u": CLIP_SIDE, "v": CLIP_SIDE}, {"b": 1, "s": clip.embeddings.n}
-    own = replace(clip.embeddings, own_patches=True)
-    yield _Row("vision", "Attention", "sam.attn", window.attention, windows, measured=unbiased)
-    yield _Row("vision", "MLPBlock", "sam.mlp", full.mlp, pixels)
-    yield _Row("vision", "PatchEmbed", "sam.patch", sam.patch, page)
-    yield _Row("vision", "Block", "sam", full, page)
-    yield _Row("vision", "CLIPVisionEmbeddings_conv", "clip.embeddings", own, image)
-    yield _Row("vision", "LayerNorm2d", "sam.neck.norm", sam.neck_norm, page)
-    yield _Row("vision", "ImageEncoderViT", "sam", sam, page)
-    yield _Row("vision", "NoTPAttention", "clip.attn", block.attention, tokens)
-    yield _Row("vision", "NoTPFeedForward", "clip.mlp", block.mlp, tokens)
-    yield _Row("vision", "NoTPTransformerBlock", "clip.layers", block, tokens)
-    yield _Row("vision", "NoTPTransformer", "clip.transformer", stack, tokens)
-    yield _Row("vision", "VitModel", "clip", replace(clip, transformer=stack), image)
-    yield _Row("vision", "MlpProjector", "projector", projector, {"b": 1, "s": PROJECTOR_TOKENS})
-
-
-def _decoder(model: VLM, as_published: bool) -> Iterator[_Row]:
-    layers: list[Any] = [layer for layer in walk(model.decoder) if isinstance(layer, nn.DeepseekV2DecoderLayer)]
-    dense, moe = (next(x for x in layers if isinstance(x.mlp, k)) for k in (nn.DeepseekV2MLP, nn.DeepseekV2MoE))
-    sizes = {"b": 1, "s": DECODER_TOKENS, "t": DECODER_TOKENS}
-    a, mixture = dense.attention, moe.mlp
-    given = replace(a, rotary=None) if as_published else a  # the rotary table is made outside the measured layers
+def _layers_by_class(model: VLM) -> dict[str, list[Any]]:
+    """The layers of the table by class, with those that the report counts and the model does not have as they are."""
+    found: dict[str, list[Any]] = {}
+    for layer in walk(model):
+        found.setdefault(type(layer).__name__, []).append(layer)
+    (embeddings, *_), (a, *_) = found["CLIPVisionEmbeddings"], found["LlamaAttention"]
     rotary = a.rotary or nn.LlamaRotaryEmbedding(a.e)
     flash = nn.LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary)
-    yield _Row("decoder", "DeepseekV2MLP", "decoder.layers.mlp", dense.mlp, sizes)
-    yield _Row("decoder", "MoEGate", "decoder.layers.mlp.gate", mixture.gate, sizes)
-    yield _Row("decoder", "DeepseekV2MoE", "decoder.layers.mlp", mixture, sizes)
-    yield _Row("decoder", "DeepseekV2RMSNorm", "decoder.layers.norm1", dense.norm, sizes)
-    for name, layer in (("dense", dense), ("moe", moe)):
-        measured = replace(layer, attention=given)
-        yield _Row("decoder", f"DeepseekV2DecoderLayer_{name}", "decoder.layers", layer, sizes, measured)
-    yield _Row("llama", "LlamaFlashAttention2", "decoder.layers.attn", flash, sizes, core=not as_published)
-    yield _Row("llama", "LlamaRotaryEmbedding", "rotary", rotary, sizes)
+    own = replace(embeddings, own_patches=True)
+    return found | {type(layer).__name__: [layer] for layer in (own, rotary, flash)}
+
+
+def _cut(layer: Any) -> Any:
+    """A layer as the table counts it on both sides."""
+    if isinstance(layer, nn.MlpProjector):
+        return nn.MlpProjector("mlp_gelu", layer.c, layer.d, depth=2)
+    return replace(layer, l=STACKED) if isinstance(layer, nn.NoTPTransformer) else layer
+
+
+def _cut_measured(layer: Any) -> Any:
+    """What the table measures in a layer's stead: the rotary table is made outside the measured layers."""
+    if isinstance(layer, nn.DeepseekV2DecoderLayer):
+        attention: Any = layer.attention
+        return replace(layer, attention=replace(attention, rotary=None))
+    return replace(layer, relative=False) if isinstance(layer, nn.Attention) else layer
+
+
+def _graph(layer: nn.BaseLayer, place: str, sizes: dict[str, Size], core: bool) -> Graph:
+    """The ops of a layer at a path; without `core` not what an attention kernel does: scores, softmax, weighted sum."""
+    n = Sizes(sizes | layer.axes, Node(place, ""), Root(), bound=frozenset(sizes))
+    kept = (op for op in layer.ops(n) if core or not op.composite or op.composite.kind != "attention")
+    return Graph(tuple(kept), frozenset())
