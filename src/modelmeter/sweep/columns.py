@@ -65,14 +65,9 @@ class Measure:
         return None if "" in values else sum(values) / self.unit
 
 
-def _read(path: Path) -> Any:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-TEXTS: list[dict[str, Any]] = [
-    _read(Path(__file__).with_name("shared.yaml")),
-    *(_read(file).get("text", {}) for file in sorted(config_dir().glob("sweep/*.yaml"))),
-]
+_SHARED, _SWEEPS = Path(__file__).with_name("shared.yaml"), sorted(config_dir().glob("sweep/*.yaml"))
+TEXTS: list[dict[str, Any]] = [yaml.safe_load(_SHARED.read_bytes())]
+TEXTS += [yaml.safe_load(file.read_bytes())["text"] for file in _SWEEPS]
 """What tables are read by: columns, measures, charts by table, and the sentences and words of each language."""
 COLUMNS = {name: Column(name, **given) for text in TEXTS for name, given in text.get("columns", {}).items()}
 MEASURES = {name: Measure(name, **given) for text in TEXTS for name, given in text.get("measures", {}).items()}

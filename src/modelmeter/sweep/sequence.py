@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -13,8 +14,8 @@ from modelmeter.models.model import BaseModel
 from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pair, whole
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
-from modelmeter.sweep.findings import Finding, ranges, spoken, trends
-from modelmeter.sweep.table import Table, cost_columns, main_kind, table_of
+from modelmeter.sweep.findings import Finding, ranges, rows_of, spoken, trends
+from modelmeter.sweep.table import Table, cost_columns, table_of
 
 SETTINGS = joined(
     Setting("prefill_tokens", whole(), "beyond the model's positions is allowed and marked", several=True),
@@ -51,10 +52,9 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
                 costs = cost_columns(work, changed.cost(stage, work))
                 means = per_token(work, costs) if stage == "decode" else dict.fromkeys(PER_TOKEN, "")
                 rows.append(point | {"stage": stage} | costs | means | {"beyond_positions": model.is_beyond(reach)})
-    first, main = {size: rows[0][size] for size in SIZES}, main_kind(settings)
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
-    digest = [r for r in rows if r["execution"] == main and r["decode_steps"] == first["decode_steps"]]
-    return [table_of("sequence", title, work, rows, settings, first, digest=digest)]
+    table = table_of("sequence", title, work, rows, settings, rows[0])
+    return [replace(table, digest=rows_of(table, decode_steps=rows[0]["decode_steps"]))]
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -73,22 +73,18 @@ def _findings(table: Table) -> Iterator[Finding]:
     yield from trends("sequence_trend", lengths)
     batches = along("decode", "batch")
     if len(batches) > 1:
-        yield from _batches(batches, first)
+        few, many = min(batches), max(batches)
+        values = first | {"first": few, "last": many, "prefill": first["prefill_tokens"]}
+        for end, row in (("low", batches[many]), ("high", batches[few])):
+            values[end] = significant(row["io_bytes_per_token"] / 1e9)
+            values[f"{end}_weights"] = significant(row["weight_io_bytes"] / row["decode_steps"] / 1e9)
+        yield "sequence_batch", values
+        if batches[few]["weight_io_bytes"]:
+            yield "sequence_weights", values
     caches = {kv_heads: row["kv_cache_bytes"] for kv_heads, row in along("decode", "kv_heads").items()}
     if len(caches) > 1:
         low, high = min(caches), max(caches)
         yield "sequence_kv", first | {"low": low, "high": high, "times": significant(caches[high] / caches[low])}
-
-
-def _batches(batches: Mapping[int, Row], first: Mapping[str, Any]) -> Iterator[Finding]:
-    least, most = batches[min(batches)], batches[max(batches)]
-    values = {**first, "first": min(batches), "last": max(batches), "prefill": first["prefill_tokens"]}
-    for end, row in (("low", most), ("high", least)):
-        values[end] = significant(row["io_bytes_per_token"] / 1e9)
-        values[f"{end}_weights"] = significant(row["weight_io_bytes"] / row["decode_steps"] / 1e9)
-    yield "sequence_batch", values
-    if least["weight_io_bytes"]:
-        yield "sequence_weights", values
 
 
 FINDINGS = {"sequence": _findings}

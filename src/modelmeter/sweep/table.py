@@ -89,10 +89,12 @@ def table_of(
 ) -> Table:  # fmt: skip
     """The table of a sweep whose workloads are counted like `work`, but for the execution, which is a column.
 
-    `held` is what charts hold fixed beside the execution.
+    Figures by component and sentences speak of flash if it is there, else of the last execution. `held` is what charts
+    hold fixed beside it.
     """
-    basis, kind = work.basis.partition(", ")[2], main_kind(settings)
-    charts = charts_of(name, {"execution": kind} | dict(held or {}), points)
+    kinds: list[str] = settings["runtime"]
+    basis, kind = work.basis.partition(", ")[2], "flash" if "flash" in kinds else kinds[-1]
+    charts = charts_of(name, {**(held or {}), "execution": kind}, points)
     return Table(name, title, basis, rows, dict(settings), charts, digest, kind, points)
 
 
@@ -112,12 +114,6 @@ def _tupled(declared: Any) -> Any:
     if isinstance(declared, dict):
         return {key: _tupled(value) for key, value in declared.items()}
     return tuple(declared) if isinstance(declared, list) else declared
-
-
-def main_kind(settings: Mapping[str, Any]) -> str:
-    """The execution that figures by component and sentences speak of: flash if it is there, else the last."""
-    kinds: list[str] = settings["runtime"]
-    return "flash" if "flash" in kinds else kinds[-1]
 
 
 def runtime_columns(work: Workload) -> dict[str, Any]:

@@ -40,7 +40,10 @@ def device_table(devices: Sequence[Device], first: Table, steps: Table) -> Table
 
     `first` and `steps` are the tables of the sweeps that TTFT and TPOT wait for.
     """
-    needed = [_memory(*rows) for rows in zip(*(t.select(component=TOTAL) for t in (first, steps)), strict=True)]
+    needed = [  # bytes of a page: all weights, the larger peak, the KV cache after the last step
+        int(a["weight_bytes"] + max(a["peak_activation_bytes"], b["peak_activation_bytes"]) + b["kv_cache_bytes"])
+        for a, b in zip(*(table.select(component=TOTAL) for table in (first, steps)), strict=True)
+    ]
     rows = [
         {"device": device.title} | place | _verdict(device, row, seconds, memory)
         for target, table in (("ttft", first), ("tpot", steps))
@@ -52,12 +55,6 @@ def device_table(devices: Sequence[Device], first: Table, steps: Table) -> Table
     title, digest = first.title_of("what binds on each device"), list(_digest(devices, rows))
     found = replace(first, name="device_shares", title=title, rows=rows, charts=charts, digest=digest)
     return replace(found, headline=_headline(first.kind, rows))
-
-
-def _memory(first: Row, steps: Row) -> int:
-    """Bytes that a page needs: all weights, the larger peak, the KV cache after the last step."""
-    peak = max(first["peak_activation_bytes"], steps["peak_activation_bytes"])
-    return int(first["weight_bytes"] + peak + steps["kv_cache_bytes"])
 
 
 def _verdict(device: Device, row: Row, seconds: float, needed: int) -> dict[str, Any]:

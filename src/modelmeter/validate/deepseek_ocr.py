@@ -42,8 +42,8 @@ class At:
 @lru_cache(maxsize=8)
 def config(tower: Any, decoder: Any, attention: str = "sdpa", experts: str = "batched_mm") -> Any:
     """The configuration under which unlimited_ocr has our tower and decoder (no sliding window)."""
-    vision_config = {"sam_config": _sam(tower.sam), "encoder_config": _clip(tower.clip)}
-    made = UnlimitedOcrConfig(text_config=_text(decoder), vision_config=vision_config)
+    vision_config = {"sam_config": sam_numbers(tower.sam), "encoder_config": clip_numbers(tower.clip)}
+    made = UnlimitedOcrConfig(text_config=text_numbers(decoder), vision_config=vision_config)
     vision = made.vision_config
     for part in (made, made.text_config, vision, vision.sam_config, vision.encoder_config):
         part._attn_implementation, part._experts_implementation = attention, experts
@@ -56,7 +56,8 @@ def inner(repeats: Any) -> tuple[Any, Any]:
     return first, second
 
 
-def _text(decoder: Any) -> dict[str, Any]:
+def text_numbers(decoder: Any) -> dict[str, Any]:
+    """The decoder's sizes by the names of its configuration, which are the vendor's too."""
     dense, moe = inner(decoder.layers)
     attention, mixture = dense.attention, moe.mlp
     many = sum(repeat.l for repeat in decoder.layers)
@@ -70,7 +71,8 @@ def _text(decoder: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _sam(sam: Any) -> dict[str, Any]:
+def sam_numbers(sam: Any) -> dict[str, Any]:
+    """SAM's sizes by the names of its configuration."""
     windowed, full = inner(sam.blocks)
     first, others = (repeat.l for repeat in sam.blocks)
     return dict(
@@ -81,7 +83,8 @@ def _sam(sam: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _clip(clip: Any) -> dict[str, Any]:
+def clip_numbers(clip: Any) -> dict[str, Any]:
+    """CLIP's sizes by the names of its configuration."""
     block, patch = clip.transformer.block, clip.embeddings.patch.p
     return dict(
         hidden_size=clip.d, num_attention_heads=block.attention.h, intermediate_size=block.mlp.f,
@@ -175,7 +178,7 @@ def _sam_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
 
 def _clip_cases(clip: Any, at: At, cfg: Any) -> Iterator[Case]:
     block, table, d, side = clip.transformer.block, clip.embeddings, clip.d, _side(clip)
-    own, u, v = partial(ClipEmbeddings, CLIPVisionConfig(**_clip(clip))), -(-at.u // 4), -(-at.v // 4)
+    own, u, v = partial(ClipEmbeddings, CLIPVisionConfig(**clip_numbers(clip))), -(-at.u // 4), -(-at.v // 4)
     convolved, patches = replace(table, own_patches=True), dict(b=at.b, u=side, v=side)
     grid, line, tokens = dict(b=at.b, u=u, v=v), dict(b=at.b, s=u * v + 1), (like(at.b, u * v + 1, d),)
     pixels, features = (like(at.b, 3, *2 * (table.patch.p * side,)),), (like(at.b, d, u, v),)
@@ -213,11 +216,8 @@ def _projector_cases(linear: Any, at: At, depth: int = 3) -> Iterator[Case]:
 def _text_cases(model: Any, at: At, cfg: Any) -> Iterator[Case]:
     decoder, (dense, moe) = model.decoder, inner(model.decoder.layers)
     d, shared, place = decoder.d, moe.mlp.shared, dict(b=at.b, s=at.s)
-    given, ids, head = (
-        (like(at.b, at.s, d),),
-        (like(at.b, at.s, dtype=torch.long),),
-        partial(nn.Linear, d, decoder.head.V, bias=False),
-    )
+    given, ids = (like(at.b, at.s, d),), (like(at.b, at.s, dtype=torch.long),)
+    head = partial(nn.Linear, d, decoder.head.V, bias=False)
     both = Sequence((decoder.embedding, decoder.head))  # a lookup alone has nothing that a counter could see
     yield from _cases(
         "decoder",

@@ -1,8 +1,10 @@
-"""The models that have reference modules, and what is asked of them: the table, its rows, the counts of a workload."""
+"""The models that have reference modules, and what is asked of them: the table of `modelmeter validate`, its rows as
+data, the counts of a workload."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,10 +14,10 @@ import torch
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
+from modelmeter.report.tables import align, si
 from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
 from modelmeter.validate.case import Case, Comparison, compare
 from modelmeter.validate.counters import tensor_core_flops
-from modelmeter.validate.table import table
 from modelmeter.validate.vendor import found_cases
 from modelmeter.workload import NO_IMAGE, View, Workload
 
@@ -78,7 +80,8 @@ def reference_counts(model: BaseModel, work: Workload) -> dict[str, int]:
     shipped: Any = load_model(model.name)
     if any(getattr(model, part, None) != getattr(shipped, part) for part in ("tower", "projector", "decoder")):
         raise InputError("reference=true counts the model as shipped; leave out overrides of model dimensions")
-    return {"reference_tensor_core_flops": sum(_counted(model.name, view, work.batch) for view in work.image.views)}
+    views = (replace(view, name="", tokens=0) for view in work.image.views)  # modules do not see how crops are arranged
+    return {"reference_tensor_core_flops": sum(_counted(model.name, view, work.batch) for view in views)}
 
 
 @cache
@@ -113,4 +116,56 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
                 lacking.append(f"vendor class {case.layer}: cannot be run here ({type(error).__name__}: {error})")
     unequal = sum(not result.equal for result in results)
     verdict = f"{len(results)} rows, " + (f"{unequal} NOT EQUAL" if unequal else "all equal")
-    return "\n".join([table(results, device), *lacking, verdict]), not unequal
+    return "\n".join([_table(results, device), *lacking, verdict]), not unequal
+
+
+_HEAD = ["layer", "group", "reference class", "measured FLOPs", "theoretical FLOPs", "difference"]
+_OTHERS = {"cuda_core_flops": "scalar ops", "parameters": "parameters", "kernel_io_bytes": "kernel bytes"}
+_NOTES = """\
+* torch's counter sees nothing here by nature: scalar operations of the unfused graph instead.
+Columns after `difference` are differences too; - is not compared. Counted in: scalar ops and kernel bytes
+(operands of matmuls, convolutions and attention) as docs/counting.md says."""
+
+
+def _table(results: Sequence[Comparison], device: str) -> str:
+    """The comparisons as text, with notes; on a device other than meta their times too."""
+    rows = [[*_HEAD, *_OTHERS.values()] + (["time", "memory"] if device != "meta" else [])]
+    for result in results:
+        case, main, difference = result.case, result.main, result.difference
+        mark = "*" if case.unseen else ""
+        counts = [f"{count[main]}{mark}" for count in (result.measured, result.theoretical)]
+        differences = (difference.get(quantity) for quantity in (main, *_OTHERS))
+        signed = ["-" if value is None else f"{value:+d}" if value else "0" for value in differences]
+        real = _real(case, device) if device != "meta" else []
+        rows.append([case.layer, case.group, case.reference, *counts, *signed, *real])
+    return "\n".join([align(rows), "", _NOTES, *_allowances(results)])
+
+
+def _allowances(results: Iterable[Comparison]) -> list[str]:
+    """Which quantities are compared with an allowance or not at all."""
+    layers: dict[str, list[str]] = {}
+    for case in (result.case for result in results):
+        reasons = [f"{quantity} adjusted: {reason}" for quantity, (_, reason) in case.known.items()]
+        for reason in (*reasons, *(f"{quantity} not compared: {reason}" for quantity, reason in case.skip.items())):
+            layers.setdefault(reason, []).append(case.layer)
+    return [f"{reason} ({', '.join(some)})" for reason, some in layers.items()]
+
+
+def _real(case: Case, device: str) -> list[str]:
+    """Median time of the module on real tensors, and the most memory allocated on a GPU."""
+    with torch.device(device):
+        module, inputs = case.build()
+    cuda, times = device.startswith("cuda"), list[float]()
+    with torch.no_grad():
+        for _ in range(6 if cuda else 2):
+            if cuda:
+                torch.cuda.reset_peak_memory_stats(device)
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            case.run(module, *inputs)
+            if cuda:
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - start)
+    memory = si(float(torch.cuda.max_memory_allocated(device)), "B") if cuda else "-"
+    warm = sorted(times[1:])
+    return [f"{warm[len(warm) // 2] * 1e3:.3f} ms", memory]
