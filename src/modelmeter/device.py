@@ -1,7 +1,6 @@
-"""Devices: datasheet peaks of accelerators, and what share of them a required rate takes.
+"""Devices: datasheet peaks of accelerators (YAML of configs/device/), and what share of them a required rate takes.
 
-A device is a YAML of configs/device/, which names its source. Nothing here predicts time: a share of 1 is the whole
-datasheet, which no kernel reaches.
+Nothing here predicts time: a share of 1 is the whole datasheet, which no kernel reaches.
 """
 
 from __future__ import annotations

@@ -32,8 +32,7 @@ def shown(value: Any) -> str:
 class Kind:
     """What a value must be: `check(key, value)` returns it as it is used or raises InputError.
 
-    `wanted` completes "one or more ..." and `of` is the type of one where several may be given; a kind that has `lists`
-    judges a list itself.
+    `wanted` completes "one or more ...", `of` is the type of one of several; with `lists` it judges a list itself.
     """
 
     check: Callable[[str, Any], Any]
@@ -57,15 +56,15 @@ class Setting:
         if value is None and self.nullable:
             return None
         if self.several:
-            given, kind = value if isinstance(value, list) else [value], self.kind
-            typed = all(isinstance(one, kind.of) for one in given)
-            found = [kind.check(self.name, one) for one in given] if typed else []
+            given = value if isinstance(value, list) else [value]
+            typed = all(isinstance(one, self.kind.of) for one in given)
+            found = [self.kind.check(self.name, one) for one in given] if typed else []
             if not found or len(set(found)) < len(found):
-                raise InputError(f"{self.name} must be one or more {kind.wanted()}, each once, not {value!r}")
+                raise InputError(f"{self.name} must be one or more {self.kind.wanted()}, each once, not {value!r}")
             return found
         if isinstance(value, list) and not self.kind.lists:
-            told = f"not {value!r}; run several with --multirun {self.name}=A,B"
-            raise InputError(f"{self.name} must be one value, {told}")
+            how = f"run several with --multirun {self.name}=A,B"
+            raise InputError(f"{self.name} must be one value, not {value!r}; {how}")
         return self.kind.check(self.name, value)
 
 
@@ -123,11 +122,9 @@ def _precision(key: str, value: Any) -> Any:
     return value
 
 
-FLAG, FOLDER = _of_type(bool, "true or false"), _of_type(str, "a folder")
+FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
-BITS = Kind(_precision, lists=True)
-
 IN_YAML = {"runtime": "runtimes"}
 """Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
 
@@ -145,10 +142,8 @@ COUNTING = (
     Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
 )  # fmt: skip
 """How work, traffic and memory are counted; shared by every command."""
-SWEPT = tuple(
-    replace(setting, help="one row a runtime: what is one kernel", several=True)
-    for setting in COUNTING if setting.name == "runtime"
-)  # fmt: skip
+_RUNTIME = next(setting for setting in COUNTING if setting.name == "runtime")
+SWEPT = (replace(_RUNTIME, help="one row a runtime: what is one kernel", several=True),)
 """What every sweep may take several of."""
 
 BATCH = Setting("batch", whole(), "pages at once")

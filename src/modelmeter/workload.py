@@ -28,10 +28,9 @@ class View:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What the preprocessor makes of one image.
+    """What the preprocessor makes of one image: `tokens` enter the decoder, `valid_tokens` of them carry no padding.
 
-    `tokens` enter the decoder, `valid_tokens` of them carry picture and no padding; `grid` is rows x columns of crops,
-    if there are any; `produced` says whether the preprocessor could make it.
+    `grid` is rows x columns of crops, if there are any; `produced` says whether the preprocessor could make it.
     """
 
     mode: str
@@ -117,9 +116,9 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise InputError(f"image {str(path)!r} does not exist; give the path of a picture file") from None
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        known: dict[Any, str] = {IsADirectoryError: "it is a folder"}
-        known[UnidentifiedImageError] = "not a picture that Pillow can read"
-        raise InputError(f"image {str(path)!r} cannot be read: {known.get(type(error), error)}") from None
+        unread = "not a picture that Pillow can read" if isinstance(error, UnidentifiedImageError) else error
+        told = "it is a folder" if isinstance(error, IsADirectoryError) else unread
+        raise InputError(f"image {str(path)!r} cannot be read: {told}") from None
     return (height, width) if sideways else (width, height)
 
 

@@ -61,9 +61,8 @@ def patch_tower(
     merged = choose("projections", projections, ("merged", "split")) == "merged"
     width = _share("clip hidden size", hidden, "heads", heads)
     attention = (nn.NoTPAttention if merged else nn.SelfAttention)(hidden, heads, width)
-    parts = attention, nn.NoTPFeedForward(hidden, mlp), nn.LayerNorm(hidden)
-    block = nn.NoTPTransformerBlock(*parts) if merged else nn.ResidualBlock(*parts)
-    stack = (nn.NoTPTransformer if merged else nn.Transformer)(block, layers)
+    of, stacked = (nn.NoTPTransformerBlock, nn.NoTPTransformer) if merged else (nn.ResidualBlock, nn.Transformer)
+    stack = stacked(of(attention, nn.NoTPFeedForward(hidden, mlp), nn.LayerNorm(hidden)), layers)
     embeddings = nn.CLIPVisionEmbeddings(nn.PatchEmbed(COLOURS, hidden, patch, bias=False), positions, own_patches=True)
     return nn.PatchTower(nn.VitModel(embeddings, nn.LayerNorm(hidden), stack))
 

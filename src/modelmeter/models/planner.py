@@ -1,7 +1,4 @@
-"""Planners: how an image becomes views and tokens, and over which pages (`Points`) a sweep can go.
-
-A planner is part of a model. One with crops is beside its model; here is the plainest.
-"""
+"""Planners: how an image becomes views and tokens, and over which pages a sweep can go. Here is the plainest."""
 
 from __future__ import annotations
 
@@ -16,9 +13,9 @@ from modelmeter.workload import ImagePlan, View
 
 @dataclass(frozen=True)
 class Points:
-    """Pages to sweep over: `places` are keywords of `model.workload`.
+    """Pages to sweep over: `noun` names them, `axis` labels an axis of their image tokens.
 
-    `noun` names them, `axis` labels an axis of their image tokens, `keys` are the columns that tell them apart.
+    `keys` are the columns that tell them apart, `places` keywords of `model.workload`.
     """
 
     noun: str

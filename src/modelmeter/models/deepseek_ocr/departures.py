@@ -1,8 +1,7 @@
 """The departures of the published ModelMeter report from the real DeepSeek-OCR, one small function each.
 
-A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime. What the
-report does, and the evidence for the real count, is told in departures.yaml of configs/published/deepseek_ocr, beside
-the tables. `published.py` applies them.
+A function changes a stage of the real model (its layers or its sizes), the ops of its graph or the runtime. What each
+is, and the evidence for the real count: configs/published/deepseek_ocr/departures.yaml. `published.py` applies them.
 """
 
 from __future__ import annotations

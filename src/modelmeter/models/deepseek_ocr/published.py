@@ -96,19 +96,21 @@ class PublishedDeepSeekOCR(BaseModel):
 
         Measured are the tensor-core FLOPs of real layers, which FlopCounterMode counts exactly; theoretical those of
         the same layers as the departures count them, with CUDA-core FLOPs where the departure `layer_table` is chosen.
+        Raises InputError for a model without a layer of the class of a row.
         """
-        table, cut, found = TOLD["layer_table"], "layer_table" in self.departures, _layers_by_class(self.real)
+        table, cut, layers = TOLD["layer_table"], "layer_table" in self.departures, _layers(self.real)
         rows = []
         for group, name, row in ((group, *item) for group, some in table["rows"].items() for item in some.items()):
-            kind, place = name.partition("_")[0], (row["place"], table["sizes"][row["sizes"]])
-            layer = found[kind][row.get("nth", 1) - 1]
-            layer = rebuild(layer, _cut) if cut else layer
-            core = not (cut and group == "llama")
-            measured = _graph(_cut_measured(layer) if cut else layer, *place, core).ops
-            theory = self.changed(_graph(layer, *place, core)).ops
+            found = [layer for layer in layers if isinstance(layer, getattr(nn, name.partition("_")[0]))]
+            if len(found) < row.get("nth", 1):
+                raise InputError(f"{self.name} has no layer for the published row {name}")
+            layer = rebuild(found[row.get("nth", 1) - 1], _cut if cut else lambda layer: layer)
+            place = row["place"], table["sizes"][row["sizes"]], not (cut and group == "llama")
+            measured = _graph(_cut_measured(layer) if cut else layer, *place).ops
+            theory = self.changed(_graph(layer, *place)).ops
             flops = sum(op.tensor * op.times for op in measured)
             counted = sum((op.tensor + op.cuda * cut) * op.times for op in theory)
-            rows.append(LayerRow(group, name, f"{table['modules'][group]}.{kind}", flops, counted))
+            rows.append(LayerRow(group, name, f"{table['modules'][group]}.{type(layer).__name__}", flops, counted))
         return rows
 
 
@@ -129,16 +131,13 @@ class LayerRow:
         return ratio(gap, self.measured_flops) if self.measured_flops else 0
 
 
-def _layers_by_class(model: VLM) -> dict[str, list[Any]]:
-    """The layers of the table by class, with those that the report counts and the model does not have as they are."""
-    found: dict[str, list[Any]] = {}
-    for layer in walk(model):
-        found.setdefault(type(layer).__name__, []).append(layer)
-    (embeddings, *_), (a, *_) = found["CLIPVisionEmbeddings"], found["LlamaAttention"]
+def _layers(model: VLM) -> list[Any]:
+    """The layers of a model, before them those that the report counts and the model does not have as they are."""
+    found: list[Any] = list(walk(model))
+    embeddings = next(layer for layer in found if isinstance(layer, nn.CLIPVisionEmbeddings))
+    a = next(layer for layer in found if isinstance(layer, nn.LlamaAttention))
     rotary = a.rotary or nn.LlamaRotaryEmbedding(a.e)
-    flash = nn.LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary)
-    own = replace(embeddings, own_patches=True)
-    return found | {type(layer).__name__: [layer] for layer in (own, rotary, flash)}
+    return [replace(embeddings, own_patches=True), nn.LlamaFlashAttention2(a.d, a.g, a.r, a.e, rotary), rotary, *found]
 
 
 def _cut(layer: Any) -> Any:
