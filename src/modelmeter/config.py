@@ -34,8 +34,8 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    given = [quoted(o) for o in overrides]
-    for several in (o for o in _checked(given, settings) if o.is_sweep_override()):
+    given = _checked([quoted(o) for o in overrides], settings)
+    for several in (o for o in given if o.is_sweep_override()):
         raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
     try:
         return _composed(name, given)
@@ -43,11 +43,12 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
         raise _explained(error, name, given) from None
 
 
-def _composed(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _composed(name: str, overrides: Iterable[Any]) -> dict[str, Any]:
     import hydra
 
+    given = [*LEFT_OUT.get(name, ()), *(o.input_line for o in overrides)]
     with hydra.initialize_config_dir(str(config_dir()), version_base="1.3"):
-        return _plain(hydra.compose(name, [*LEFT_OUT.get(name, ()), *overrides]))
+        return _plain(hydra.compose(name, given))
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -76,18 +77,6 @@ def _as_given(override: str) -> str:
     return {hidden: shown for shown, hidden in IN_YAML.items()}.get(key, key) + equals + value
 
 
-def _parsed(overrides: Sequence[str]) -> list[Any]:
-    """Overrides as Hydra reads them: `key_or_group`, `value()` and whether several values are given."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    try:
-        return list(OverridesParser.create().parse_overrides(list(overrides)))
-    except OverrideParseException as error:
-        wrong = repr(_as_given(error.override))
-        raise InputError(f"{wrong} is not KEY=VALUE; values with signs go in 'quotes'") from None
-
-
 def _values(override: Any) -> list[Any]:
     """The value of an override, or all that a multirun gives it."""
     if override.is_sweep_override():
@@ -96,17 +85,27 @@ def _values(override: Any) -> list[Any]:
 
 
 def _checked(overrides: Sequence[str], settings: Iterable[Setting]) -> list[Any]:
-    """Overrides as Hydra reads them. Raises InputError for a value that its setting does not take."""
+    """Overrides as Hydra reads them: `key_or_group`, `value()` and whether several values are given.
+
+    Raises InputError for what is no override and for a value that its setting does not take.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
     declared = {IN_YAML.get(setting.name, setting.name): setting for setting in (*CHOICES, *settings)}
-    parsed = _parsed(overrides)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        wrong = repr(_as_given(error.override))
+        raise InputError(f"{wrong} is not KEY=VALUE; values with signs go in 'quotes'") from None
     for override in (o for o in parsed if o.key_or_group in declared and not o.is_delete()):
         for value in _values(override):
             if not (isinstance(value, str) and "${" in value):
                 declared[override.key_or_group].check(value)
-    return parsed
+    return list(parsed)
 
 
-def _explained(error: Exception, name: str, overrides: Sequence[str]) -> InputError:
+def _explained(error: Exception, name: str, overrides: Sequence[Any]) -> InputError:
     """What Hydra refuses as one sentence that names the key."""
     from hydra.errors import MissingConfigException
 
@@ -114,8 +113,8 @@ def _explained(error: Exception, name: str, overrides: Sequence[str]) -> InputEr
         group, _, wrong = str(error.missing_cfg_file).rpartition("/")
         return unknown(group, wrong, error.options)
     first = str(error).strip().partition("\n")[0] or type(error).__name__
-    otherwise = f"cannot read the configuration ({' '.join(map(_as_given, overrides)) or name}): {first}"
-    return _refused_key(name, _parsed(overrides)) or InputError(otherwise)
+    given = " ".join(_as_given(o.input_line) for o in overrides) or name
+    return _refused_key(name, overrides) or InputError(f"cannot read the configuration ({given}): {first}")
 
 
 def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
@@ -126,7 +125,7 @@ def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
     groups = {"model", *PARTS} & _composed(name, []).keys()
     choices = [o for o in changes if o.package or o.key_or_group in groups]
     try:
-        known = _composed(name, [o.input_line for o in choices])
+        known = _composed(name, choices)
     except HydraException:
         return None
     keys = list(_keys(known))
@@ -235,7 +234,6 @@ def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, 
     against. Raises InputError for what Hydra itself would refuse in many lines.
     """
     import hydra
-    from hydra.core.hydra_config import HydraConfig
 
     flags = [a for a in given if "=" not in a or a.startswith("-")]
     overrides = [quoted(a) for a in given if a not in flags]
@@ -246,7 +244,7 @@ def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, 
     fixed = [*fixed, *LEFT_OUT.get(name, ())]
 
     def job(config: Any) -> None:
-        info = HydraConfig.get()
+        info = hydra.core.hydra_config.HydraConfig.get()
         number = f"job{info.job.num}" if "num" in info.job else ""
         try:
             run(_plain(config), number, [_as_given(o) for o in info.overrides.task if o not in fixed])
