@@ -383,7 +383,7 @@ def test_the_page_tells_published_from_real(reconciliation, published, model):
     found, _ = reconciliation
     work = model.workload(grid="1x29")
     real = sum(model.cost(stage, work).flops for stage in ("vision", "prefill")) / 1e12
-    (row,) = [line for line in found.targets().splitlines() if line.startswith("| TTFT 1 s | 1x29 |")]
+    (row,) = [line for line in found.page().splitlines() if line.startswith("| TTFT 1 s | 1x29 |")]
     assert row.split("|")[3:5] == [" 17.374 ", f" {real:.3f} "]
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from modelmeter import cli
-from modelmeter.report.inventory import inventory, vendor_of
+from modelmeter.report.document import inventory
+from modelmeter.report.formulas import told_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
 from modelmeter.sweep.columns import COLUMNS, MEASURES, significant
 from modelmeter.sweep.findings import trend
@@ -91,7 +92,7 @@ def test_every_picture_and_link_of_a_report_exists():
 
 def test_vendor_classes_are_whole(model):
     for item in inventory(model, model.workload(grid="1x2")):
-        text = vendor_of(item.layer)
+        text = told_of(item.layer)["vendor"]
         assert text.count("(") == text.count(")") and not text.endswith((",", ";")), text
 
 
@@ -133,7 +134,7 @@ def test_every_heading_trend_and_caption_has_a_chinese_word():
 
 def test_every_layer_of_the_inventory_has_a_chinese_summary_and_a_vendor(model):
     for item in inventory(model, model.workload(grid="1x2")):
-        assert item.layer in catalogue("zh")["layers"] and vendor_of(item.layer), item.layer
+        assert item.layer in catalogue("zh")["layers"] and told_of(item.layer)["vendor"], item.layer
 
 
 def test_the_inventory_adds_up(model):

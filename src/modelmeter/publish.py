@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -30,8 +31,7 @@ def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> li
     if settings["reference"] and name not in comparable:
         raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")
     further = (references().reference_counts,) if settings["reference"] else ()
-    for key in (key for key in catalogue.KINDS if key in settings):
-        settings[key] = catalogue.load(key, settings[key])
+    settings |= {key: catalogue.load(key, settings[key]) for key in catalogue.KINDS if key in settings}
     settings["published"] = catalogue.load_published(model.name).get(name)
     return list(SWEEPS[name].run(model, settings, *further))
 
@@ -51,7 +51,7 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
 
     `validation` adds the comparison with the reference modules (needs the extra `validation`).
     """
-    from modelmeter.report.diagram import page_overview, stages_diagram
+    from modelmeter.report.diagram import page_pictures
     from modelmeter.report.document import Report
     from modelmeter.report.figures import figures
 
@@ -59,12 +59,14 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     settings = config.read_yaml(config_dir() / "report" / f"{name}.yaml")
     model = config.load_model(name)
     compared = _compared(name) if validation else None
-    tables = {sweep: _run(sweep, model, settings["page"]) for sweep in settings["sweeps"]}
+    ran = {sweep: _run(sweep, model, settings["page"]) for sweep in settings["sweeps"]}
+    first = {table.name: sweep for sweep in reversed(ran) for table in ran[sweep]}
+    once = {sweep: [table for table in found if first[table.name] == sweep] for sweep, found in ran.items()}
     work = model.workload(**settings["page"])
-    report = Report(model, work, command, settings, _once(tables), catalogue.dims_with_sources(name), compared)
+    report = Report(model, work, command, settings, once, catalogue.dims_with_sources(name), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
-    drawn = page_overview(model, work, formats) | stages_diagram(model, work, formats)
-    for table in {table.name: table for found in tables.values() for table in found}.values():
+    drawn = page_pictures(model, work, formats)
+    for table in {table.name: table for table in chain(*ran.values())}.values():
         drawn |= figures(table, formats)
     contents |= {f"{name}/figures/{file}": content for file, content in drawn.items()}
     if settings.get("reconciles"):
@@ -76,12 +78,6 @@ def _run(sweep: str, model: BaseModel, page: Mapping[str, Any], *overrides: str)
     """The tables of a sweep for the report's page, which marks its grid where the sweep has grids."""
     settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model.name}", *overrides])
     return sweep_tables(sweep, model, settings | {key: value for key, value in page.items() if key in settings})
-
-
-def _once(tables: dict[str, list[Table]]) -> dict[str, list[Table]]:
-    """Each table under the first sweep that has it: two sweeps give the same requirements."""
-    first = {table.name: sweep for sweep in reversed(tables) for table in tables[sweep]}
-    return {sweep: [table for table in some if first[table.name] == sweep] for sweep, some in tables.items()}
 
 
 def _compared(name: str) -> list[dict[str, Any]]:

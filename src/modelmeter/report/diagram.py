@@ -3,73 +3,63 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
-from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
-from modelmeter.report.figures import COLOURS, SMALL, STYLE, WIDTH, bar_look, saved
-from modelmeter.report.tables import page_parts, si, split
+from modelmeter.report.figures import COLOURS, SMALL, WIDTH, bar_look, picture
+from modelmeter.report.tables import page_parts, si, split, stage_title
 from modelmeter.workload import Workload
 
 _WIDTH, _HEIGHT, _GAP, _APART = 2.6, 0.72, 0.22, 1.3
 
 
-def stages_diagram(model: BaseModel, work: Workload, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
-    """The stages of a workload by component, as `stages.svg`."""
+def page_pictures(model: BaseModel, work: Workload, formats: Sequence[str]) -> dict[str, str | bytes]:
+    """What a page takes, each as one bar of its parts, and its stages by component, as `page` and `stages`."""
+    drawn: dict[str, str | bytes] = {}
+    title = f"{textwrap.fill(f'{model.name}, {work.image.describe()}', 80)}\n{work.basis}"
+    for name, draw in (("page", _overview), ("stages", _stages)):
+        with picture(drawn, name, formats, title, **{"axes.grid": False}) as (figure, axes):
+            axes.set_axis_off()
+            draw(figure, axes, model, work)
+    return drawn
+
+
+def _overview(figure: Figure, axes: Axes, model: BaseModel, work: Workload) -> None:
+    figure.set_size_inches(WIDTH, 2.2)
+    axes.set_xlim(0, 1)
+    looks: dict[str, int] = {}
+    for row, (name, values) in enumerate(page_parts(model, work).items()):
+        left = 0.0
+        for part, value in values.items():
+            label = part if part not in looks else None
+            share = value / sum(values.values())
+            axes.barh(-row, share, 0.45, left, label=label, **bar_look(looks.setdefault(part, len(looks))))
+            left += share
+        axes.annotate(f"{name} {split(name, values)}", (0, 0.27 - row), va="bottom", fontsize=SMALL)
+    figure.legend(loc="outside lower center", ncols=len(looks), frameon=False, handlelength=1.2)
+
+
+def _stages(figure: Figure, axes: Axes, model: BaseModel, work: Workload) -> None:
     found = {stage.name: model.breakdown(stage.name, work) for stage in model.stages}
     parts = {stage: components for stage, components in found.items() if components}
     whole = sum(float(cost.flops) for stage in parts.values() for cost in stage.values())
     tallest, step = max(map(len, parts.values())), _WIDTH + _APART
+    figure.set_size_inches(WIDTH, 0.8 + 0.4 * tallest)
+    for column, (stage, components) in enumerate(parts.items()):
+        _column(axes, column * step, stage_title(model, stage, work), components, whole, COLOURS[column])
     flows = [f"{work.image.tokens}\nimage\ntokens", f"{work.context_tokens}\ntokens of\nKV cache"][1 - len(parts) :]
-    with _picture(model, work, 0.8 + 0.4 * tallest) as (figure, axes):
-        for column, (stage, components) in enumerate(parts.items()):
-            steps = f" ({work.decode_steps} steps)" if model.stage(stage).steps else ""
-            _column(axes, column * step, f"{stage}{steps}", components, whole, COLOURS[column])
-        for column, text in enumerate(flows):
-            x = column * step + _WIDTH
-            arrow = {"arrowstyle": "->", "linewidth": 1.2}
-            axes.annotate("", (x + _APART - 0.05, -0.3), (x + 0.05, -0.3), arrowprops=arrow)
-            axes.annotate(text, (x + _APART / 2, -0.36), ha="center", va="top", fontsize=SMALL)
-        axes.set_xlim(-0.1, len(parts) * step - _APART + 0.1)
-        axes.set_ylim(-tallest * (_HEIGHT + _GAP) - 0.1, 0.75)
-        return saved(figure, "stages", formats)
-
-
-def page_overview(model: BaseModel, work: Workload, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
-    """What a page takes, each as one bar of its parts, as `page.svg`."""
-    with _picture(model, work, 2.2) as (figure, axes):
-        axes.set_xlim(0, 1)
-        looks: dict[str, int] = {}
-        for row, (name, values) in enumerate(page_parts(model, work).items()):
-            left = 0.0
-            for part, value in values.items():
-                label = part if part not in looks else None
-                share = value / sum(values.values())
-                axes.barh(-row, share, 0.45, left, label=label, **bar_look(looks.setdefault(part, len(looks))))
-                left += share
-            text = f"{name} {split(values, 'FLOP' if name == 'work' else 'B')}"
-            axes.annotate(text, (0, 0.27 - row), va="bottom", fontsize=SMALL)
-        figure.legend(loc="outside lower center", ncols=len(looks), frameon=False, handlelength=1.2)
-        return saved(figure, "page", formats)
-
-
-@contextmanager
-def _picture(model: BaseModel, work: Workload, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure without axes under the title of a page."""
-    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
-        figure, axes = pyplot.subplots(figsize=(WIDTH, height), layout="constrained")
-        axes.set_axis_off()
-        title = [*textwrap.wrap(f"{model.name}, {work.image.describe()}", 80), work.basis]
-        figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
-        yield figure, axes
+    for column, text in enumerate(flows):
+        x, arrow = column * step + _WIDTH, {"arrowstyle": "->", "linewidth": 1.2}
+        axes.annotate("", (x + _APART - 0.05, -0.3), (x + 0.05, -0.3), arrowprops=arrow)
+        axes.annotate(text, (x + _APART / 2, -0.36), ha="center", va="top", fontsize=SMALL)
+    axes.set_xlim(-0.1, len(parts) * step - _APART + 0.1)
+    axes.set_ylim(-tallest * (_HEIGHT + _GAP) - 0.1, 0.75)
 
 
 def _column(axes: Axes, x: float, title: str, parts: Mapping[str, StageCost], whole: float, color: str) -> None:

@@ -6,32 +6,47 @@ the rows. Nothing here knows a model: its own prose and page are given as `setti
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import modelmeter
+from modelmeter import layers
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
+from modelmeter.programs.program import program_of
 from modelmeter.report.files import markdown_table
-from modelmeter.report.formulas import summary_of
-from modelmeter.report.inventory import formulas_of, inventory, vendor_of
-from modelmeter.report.language import LANGUAGES, Language, catalogue
-from modelmeter.report.tables import answer, markdown, page_parts
-from modelmeter.sweep.columns import MEASURES, significant
+from modelmeter.report.formulas import formulas_of, told_of
+from modelmeter.report.language import LANGUAGES, Language
+from modelmeter.report.tables import answer, markdown, page_parts, render
+from modelmeter.sweep.columns import MEASURES, Row, significant
 from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Chart, Table
 from modelmeter.workload import Workload
 
-TABLES = "performance-tables"
-PAGES = ("architecture", "performance", TABLES)
+PAGES = ("architecture", "performance", "performance-tables")
+KNOWN = set(layers.__all__) - {"Repeat", "Sequence"}
+_COSTS = {
+    "tensor-core TFLOP": ("tensor_core_flops", 1e12, 7), "CUDA-core TFLOP": ("cuda_core_flops", 1e12, 5),
+    "I/O GB": ("io_bytes", 1e9, 5), "FLOP/byte": ("arithmetic_intensity", 1, 4), "parameters": ("parameters", 1, 0),
+    "weights MB": ("weight_bytes", 1e6, 5), "peak activations GB": ("peak_activation_bytes", 1e9, 4),
+    "KV cache GB": ("kv_cache_bytes", 1e9, 4),
+}  # fmt: skip
+"""What a table shows of a StageCost: the count, its unit, significant digits (0: all)."""
+
+
+class LayerCost(NamedTuple):
+    """One layer class in one stage; `share` is that of the stage's FLOPs, inner layers included."""
+
+    stage: str
+    layer: str
+    cost: StageCost
+    share: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report is made of.
+    """What a report is made of; the templates read what stands below, in the language `t`.
 
     `settings` has the title and the prose by language, `tables` the tables of each sweep, `dims` the model's numbers
     with their sources, `validation` rows of `validate.run.comparison_rows` (None: left out).
@@ -47,165 +62,88 @@ class Report:
 
     def pages(self) -> dict[str, str]:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
-        found = {}
-        for code in LANGUAGES:
-            content = (
-                self._common(Language(code)) | self._architecture(Language(code)) | self._performance(Language(code))
-            )
-            (other,) = (language for language in LANGUAGES if language != code)
+        found, told = {}, {"r": self, "version": modelmeter.__version__, "inventory": inventory(self.model, self.work)}
+        for t, other in zip(map(Language, LANGUAGES), map(Language, LANGUAGES[::-1]), strict=True):
             for page in PAGES:
-                found[page_name(page, code)] = render(f"{page}.md.j2", content | {"other": page_name(page, other)})
+                found[t.file(page)] = render(page, _FUNCTIONS | told | {"t": t, "other": other.file(page)})
         return found
 
-    def _common(self, t: Language) -> dict[str, Any]:
-        stored = self.model.storage(self.work)
-        flops, moved, _ = (_parts(parts, t, share=True) for parts in page_parts(self.model, self.work).values())
-        return {
-            "t": t, "title": self.settings["title"], "prose": self.settings["prose"][t.code], "basis": self.work.basis,
-            "command": self.command, "version": modelmeter.__version__,
-            "parameters": f"{stored.parameters:,}", "weight_bytes": f"{stored.weight_bytes:,}",
-            "page": self._page(), "stages": self._stages(t), "shares": {"work": flops, "traffic": moved},
-        }  # fmt: skip
+    def page(self) -> dict[str, Any]:
+        """What is told of the page: the workload, pixels and views."""
+        views = " + ".join(f"{view.count} x {view.width}x{view.height}" for view in self.work.image.views)
+        return {"work": self.work, "size": self.settings["page"]["image_size"], "views": views}
 
-    def _page(self) -> dict[str, Any]:
-        work, image = self.work, self.work.image
-        return {
-            "size": self.settings["page"]["image_size"], "mode": image.mode,
-            "views": " + ".join(f"{view.count} x {view.width}x{view.height}" for view in image.views),
-            "tokens": image.tokens, "valid": image.valid_tokens, "prompt": work.prompt_tokens,
-            "steps": work.decode_steps, "batch": work.batch,
-        }  # fmt: skip
-
-    def _stages(self, t: Language) -> str:
-        rows = []
-        for stage, cost in self.model.costs(self.work).items():
-            parts = {t.word("total"): cost} | self.model.breakdown(stage, self.work)
-            rows += [[t.word(stage), name, *_costs(part)] for name, part in parts.items()]
-        rows.append([t.word("page"), t.word("total"), *_costs(self.model.request(self.work))])
-        return grid(map(t.word, ("stage", "component", *_COSTS)), rows)
-
-    def _architecture(self, t: Language) -> dict[str, Any]:
-        found = inventory(self.model, self.work)
-        heads = map(t.word, ("stage", "layer", *list(_COSTS)[:_WORK], "share %"))
-        rows = [[t.word(i.stage), i.layer, *_costs(i.cost)[:_WORK], significant(100 * i.share)] for i in found]
-        layers = [_layer(name, t) for name in dict.fromkeys(item.layer for item in found)]
-        dims = grid(map(t.word, ("number", "value", "source (confidence)")), self.dims)
-        return {"layer_costs": grid(heads, rows), "layers": layers, "dims": dims}
-
-    def _performance(self, t: Language) -> dict[str, Any]:
-        page, named = self.settings["page"], ((sweep, t) for sweep, tables in self.tables.items() for t in tables)
-        return {
-            "answer": self._answer(t),
-            "sections": [_section(sweep, table, page, t) for sweep, table in named],
-            "validation": _validation(self.validation, t) if self.validation else None,
-            "tables_page": page_name(TABLES, t.code),
-            "performance_page": page_name(PAGES[1], t.code),
-        }
-
-    def _answer(self, t: Language) -> list[str]:
+    def answer(self, t: Language) -> list[str]:
         """What the page costs and what binds it: the first lines of the report."""
-        lines = [t.say("page_example", **self._page())]
+        lines = [t.say("page_example", **self.page())]
         for name, parts in page_parts(self.model, self.work).items():
             unit = 1e12 if name == "work" else 1e9
-            total = significant(sum(parts.values()) / unit)
-            lines.append(t.say(f"answer_{name}", total=total, parts=_parts(parts, t, unit)))
+            shown = {part: significant(value / unit) for part, value in parts.items()}
+            lines.append(t.say(f"answer_{name}", total=significant(sum(parts.values()) / unit), parts=t.listed(shown)))
         headlines = (table.headline for tables in self.tables.values() for table in tables if table.headline)
         return [*lines, *map(t.finding, headlines)]
 
+    def shares(self, t: Language) -> dict[str, str]:
+        """The shares of the stages in the page's work and traffic, in words."""
+        found = {}
+        for name, parts in page_parts(self.model, self.work).items():
+            found[name] = t.listed({part: f"{100 * v / sum(parts.values()):.1f} %" for part, v in parts.items()})
+        return found
 
-def page_name(page: str, code: str) -> str:
-    """The file of a page in a language; English has no suffix."""
-    return f"{page}.md" if code == LANGUAGES[0] else f"{page}.{code}.md"
+    def stages(self, t: Language) -> str:
+        """The costs by stage and component."""
+        rows = []
+        for stage, cost in self.model.costs(self.work).items():
+            parts = {t.word("total"): cost} | self.model.breakdown(stage, self.work)
+            rows += [{"stage": t.word(stage), "component": name} | costs(part) for name, part in parts.items()]
+        page = {"stage": t.word("page"), "component": t.word("total")} | costs(self.model.request(self.work))
+        return markdown([*rows, page], t.word)
 
+    def rows(self, table: Table) -> list[Row]:
+        """The rows of a table that are shown: one execution's, or all where what binds depends on the execution."""
+        return [row for row in table.shown if table.headline or row["execution"] == table.kind]
 
-def render(template: str, content: Mapping[str, Any]) -> str:
-    """A template of `templates/` filled in; a missing value is an error, runs of blank lines are one."""
-    text = _environment().get_template(template).render(content)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    def left_out(self, t: Language, sweep: str, table: Table) -> str:
+        """How many rows are not shown and the command that writes them; "" if all are."""
+        shown, page = len(self.rows(table)), self.settings["page"]
+        own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
+        told = {"shown": shown, "rows": len(table.rows), "command": f"modelmeter sweep {sweep}{own}"}
+        return t.say("ranges_shown" if table.headline else "rows_shown", **told) if shown < len(table.rows) else ""
 
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    loader = PackageLoader("modelmeter.report", "templates")
-    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-
-
-def grid(heads: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table: numbers to the right, words to the left."""
-    heads, rows = list(heads), [[str(cell) for cell in row] for row in rows]
-    numeric = [all(re.match(r"^[-+~]?[\d.,]+\S*$|^$", row[i]) for row in rows) for i in range(len(heads))]
-    return markdown(heads, rows, numeric)
-
-
-_COSTS = {
-    "tensor-core TFLOP": ("tensor_core_flops", 1e12, 7), "CUDA-core TFLOP": ("cuda_core_flops", 1e12, 5),
-    "I/O GB": ("io_bytes", 1e9, 5), "FLOP/byte": ("arithmetic_intensity", 1, 4), "parameters": ("parameters", 1, 0),
-    "weights MB": ("weight_bytes", 1e6, 5), "peak activations GB": ("peak_activation_bytes", 1e9, 4),
-    "KV cache GB": ("kv_cache_bytes", 1e9, 4),
-}  # fmt: skip
-"""What a table shows of a StageCost: the count, its unit, significant digits (0: all)."""
-_WORK = 6
-"""How many of these are work and storage of a layer; a peak is that of a stage."""
+    def caption(self, t: Language, table: Table, chart: Chart) -> str:
+        """What a figure shows."""
+        words = [MEASURES[chart.measures[0]].label, *(["by component"] if chart.by == ("component",) else [])]
+        return f"{t.say('h_' + table.name)}: {', '.join(map(t.word, words))}"
 
 
-def _costs(cost: StageCost) -> list[str]:
-    values = ((getattr(cost, count), unit, digits) for count, unit, digits in _COSTS.values())
-    return [significant(float(value) / unit, digits) if digits else f"{value:,}" for value, unit, digits in values]
+def inventory(model: BaseModel, work: Workload) -> list[LayerCost]:
+    """Every layer class of every stage, in order of first use; decode is its first step.
 
-
-def _parts(parts: Mapping[str, float], t: Language, unit: float = 1, share: bool = False) -> str:
-    """Parts in words, each over `unit`, or as its share in percent."""
-    whole = sum(parts.values())
-    shown = ((name, f"{100 * v / whole:.1f} %" if share else significant(v / unit)) for name, v in parts.items())
-    return t.word(", ").join(f"{t.word(name)} {value}" for name, value in shown)
-
-
-def _layer(name: str, t: Language) -> dict[str, Any]:
-    found = formulas_of(name)
-    rows = [[f"{t.say(key)}, `{form}`" if form else t.say(key), f"${text}$"] for key, form, text in found]
-    table = grid(map(t.word, ("quantity", "formula")), rows) if rows else ""
-    summary = catalogue(t.code).get("layers", {}).get(name, summary_of(name))
-    return {"name": name, "summary": summary, "vendor": vendor_of(name), "formulas": table}
-
-
-def _section(sweep: str, table: Table, page: Mapping[str, Any], t: Language) -> dict[str, Any]:
-    own = "".join(f" {key}={value}" for key, value in page.items() if key in table.settings)
-    command = f"modelmeter sweep {sweep}{own}"
-    several = table.headline is not None  # what binds depends on the execution
-    shown = [row for row in table.shown if several or row["execution"] == table.kind]
-    part = ("ranges_shown" if several else "rows_shown") if len(shown) < len(table.rows) else ""
-    intro, told = f"{sweep}_intro", answer([table])
-    return {
-        "name": table.name,
-        "intro": intro if intro in catalogue(t.code)["sentences"] else "",
-        "findings": told,
-        "more": [finding for finding in findings(table) if finding not in told],
-        "charts": [{"name": c.name, "caption": f"{t.say('h_' + table.name)}: {_caption(c, t)}"} for c in table.charts],
-        "table": markdown_table(shown, t),
-        "shown": t.say(part, shown=len(shown), rows=len(table.rows), command=command) if part else "",
-        "extrapolated": any(row.get("extrapolated") for row in shown),
-    }
-
-
-def _caption(chart: Chart, t: Language) -> str:
-    words = [MEASURES[chart.measures[0]].label, *(["by component"] if chart.by == ("component",) else [])]
-    return ", ".join(map(t.word, words))
-
-
-def _validation(rows: Sequence[Mapping[str, Any]], t: Language) -> dict[str, Any]:
-    heads = map(t.word, ("layer", "group", "reference class", "measured", "theoretical", "difference"))
-    cells = []
-    for row in rows:
-        measured, theoretical, star = (
-            row["measured"],
-            row["theoretical"],
-            "*" * (row["quantity"] != "tensor_core_flops"),
+    Each op knows the layers that it stands in, so a layer's cost is that of its ops: none is typed here.
+    """
+    found = []
+    for stage in model.stages:
+        graph, names = stage.graph(stage.structure(work), work.causal)
+        program = program_of(
+            model.changed(graph), names, work.counting, lambda op: " ".join((*op.node.around, op.node.layer))
         )
-        counts = (f"{measured:,}{star}", f"{theoretical:,}", f"{measured - theoretical:,}")
-        cells.append([row["layer"], row["group"], f"`{row['reference']}`", *counts])
-    return {
-        "table": grid(heads, cells),
-        "counts": {"rows": len(rows), "equal": sum(row["equal"] for row in rows)},
-    }
+        sizes = stage.sizes(work)
+        parts = {tuple(part.split()): cost for part, cost in program.at([sizes[name] for name in names]).items()}
+        whole = sum(cost.flops for cost in parts.values())
+        for name in dict.fromkeys(name for part in parts for name in part if name in KNOWN):
+            cost = sum((cost for part, cost in parts.items() if name in part), start=StageCost())
+            found.append(LayerCost(stage.name, name, cost, cost.flops / whole if whole else 0.0))
+    return found
+
+
+def costs(cost: StageCost) -> dict[str, str]:
+    """What a table shows of a StageCost, by heading."""
+    values = ((head, getattr(cost, count), unit, digits) for head, (count, unit, digits) in _COSTS.items())
+    return {head: significant(float(v) / unit, digits) if digits else f"{v:,}" for head, v, unit, digits in values}
+
+
+_FUNCTIONS: dict[str, Any] = {
+    "answer": answer, "findings": findings, "told_of": told_of, "formulas_of": formulas_of, "costs": costs,
+    "markdown_table": markdown_table, "significant": significant, "of_layer": list(_COSTS)[:6],
+}  # fmt: skip
+"""What templates call; of the costs of a layer they show work and storage, a peak is that of a stage."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from math import ceil, floor, log10
 from typing import Any
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -37,8 +39,8 @@ COLOURS = ("#00508c", "#b04a00", "#2f7d32", "#7a3e9d", "#222222", "#a01050", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">")
 HATCHES = ("", "//", "..", "xx", "--", "++", "oo", "**")
-
-
+FILLS = ("full", "none")
+_AWAY = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
 _LETTERS, _HANDLE, _HIGH = 84, 5, 36
 """Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
 _GRID_LABELS, DOTS_PER_INCH = 8, 240
@@ -63,8 +65,7 @@ class _Line:
     @property
     def points(self) -> list[tuple[Any, float, bool]]:
         """x, y and whether the mark is hollow."""
-        hollow = (bool(row.get("extrapolated") or row.get("beyond_positions")) for row in self.rows)
-        found = ((row[self.x], self.measure.value(row), away) for row, away in zip(self.rows, hollow, strict=True))
+        found = [(row[self.x], self.measure.value(row), any(row.get(mark) for mark in _AWAY)) for row in self.rows]
         return sorted((x, y, away) for x, y, away in found if y is not None)
 
     @property
@@ -86,20 +87,46 @@ def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | 
     """Every figure of a table by file name: SVG as text, PNG as bytes."""
     drawn: dict[str, str | bytes] = {}
     for chart in table.charts:
-        with matplotlib.rc_context(STYLE):
-            drawn |= saved(_bars(table, chart) if chart.bars else _curves(table, chart), chart.name, formats)
+        lines = _lines(table, chart)
+        with picture(drawn, chart.name, formats, _title(table, chart)) as (figure, axes):
+            (_bars if chart.bars else _curves)(axes, table, chart, lines)
+            axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
+            axes.set_ylabel(_label(chart))
+            if lines:
+                _legend(figure, axes)
     return drawn
 
 
-def saved(figure: Figure, name: str, formats: Sequence[str]) -> dict[str, str | bytes]:
-    """A figure as SVG text or PNG bytes by file name, the same in every run; it is closed."""
-    found: dict[str, str | bytes] = {}
-    for kind in formats:
-        sink, metadata = io.BytesIO(), {"Date" if kind == "svg" else "Software": None}
-        figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
-        found[f"{name}.{kind}"] = sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
-    pyplot.close(figure)
-    return found
+def _title(table: Table, chart: Chart) -> str:
+    left, held = ("component", "grid_h", "grid_w", *chart.by), [table.basis]
+    held += _words({k: v for k, v in chart.where.items() if k not in left and not isinstance(v, tuple)})
+    if "grid_h" in chart.where:
+        held.append("grid {grid_h}x{grid_w}".format(**chart.where) if chart.where["grid_h"] else "no crops")
+    return "\n".join(textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join(held)))
+
+
+def _label(chart: Chart) -> str:
+    """That of the y axis, in lines that fit; a unit in brackets is not torn apart."""
+    parts = (MEASURES[chart.measures[0]].label, "log scale" if "y" in chart.log else "", chart.note)
+    label = ", ".join(filter(None, parts))
+    words, _, unit = label.partition(" (")
+    return label if len(label) <= _HIGH else textwrap.fill(words, _HIGH) + (unit and f"\n({unit}")
+
+
+@contextmanager
+def picture(
+    drawn: dict[str, str | bytes], name: str, formats: Iterable[str], title: str, **style: Any
+) -> Iterator[tuple[Figure, Axes]]:
+    """A figure with this title to draw into; as SVG text or PNG bytes it joins those `drawn`, the same in every run."""
+    with matplotlib.rc_context(STYLE | style):
+        figure, axes = pyplot.subplots(layout="constrained")
+        figure.suptitle(title, fontsize=SMALL + 0.5)
+        yield figure, axes
+        for kind in formats:
+            sink, metadata = io.BytesIO(), {"Date" if kind == "svg" else "Software": None}
+            figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
+            drawn[f"{name}.{kind}"] = sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
+        pyplot.close(figure)
 
 
 def _lines(table: Table, chart: Chart) -> list[_Line]:
@@ -117,9 +144,7 @@ def _lines(table: Table, chart: Chart) -> list[_Line]:
     return list(found.values())
 
 
-def _curves(table: Table, chart: Chart) -> Figure:
-    figure, axes = pyplot.subplots(layout="constrained")
-    lines = _lines(table, chart)
+def _curves(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> None:
     for line in lines:
         _curve(axes, line)
     _scale(axes, chart, [y for line in lines for _, y, _ in line.points] or [0.0])
@@ -129,19 +154,11 @@ def _curves(table: Table, chart: Chart) -> Figure:
         if "crops" in lines[0].rows[0]:
             _grid_labels(axes, max(lines, key=lambda line: max(y for _, y, _ in line.points)))
         _mark(axes, table, lines)
-    _titles(axes, table, chart)
     fills = {hollow for line in lines for _, _, hollow in line.points}
-    marks = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
-    away = " or ".join(w for mark, w in marks.items() if any(row.get(mark) for line in lines for row in line.rows))
-    for hollow, fill, meaning in (
-        (False, "full", "filled: within the model's own range"),
-        (True, "none", f"hollow: {away}"),
-    ):
-        if hollow in fills and True in fills:
-            axes.plot([], [], "ko", markersize=4, fillstyle=fill, label=meaning)
-    if lines:
-        _legend(figure, axes)
-    return figure
+    away = " or ".join(w for mark, w in _AWAY.items() if any(row.get(mark) for line in lines for row in line.rows))
+    for hollow in sorted(fills) if True in fills else ():
+        meaning = f"hollow: {away}" if hollow else "filled: within the model's own range"
+        axes.plot([], [], "ko", markersize=4, fillstyle=FILLS[hollow], label=meaning)
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -173,32 +190,14 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _titles(axes: Axes, table: Table, chart: Chart) -> None:
-    parts = (MEASURES[chart.measures[0]].label, "log scale" if "y" in chart.log else "", chart.note)
-    label = ", ".join(filter(None, parts))
-    if len(label) > _HIGH:  # in lines that fit, its unit in brackets not torn apart
-        words, _, unit = label.partition(" (")
-        label = textwrap.fill(words, _HIGH) + (unit and f"\n({unit}")
-    axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
-    axes.set_ylabel(label)
-    left = ("component", "grid_h", "grid_w", *chart.by)
-    held = _words({k: v for k, v in chart.where.items() if k not in left and not isinstance(v, tuple)})
-    if "grid_h" in chart.where:
-        held.append(f"grid {chart.where['grid_h']}x{chart.where['grid_w']}" if chart.where["grid_h"] else "no crops")
-    title = (textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join([table.basis, *held])))
-    axes.figure.suptitle("\n".join(title), fontsize=SMALL + 0.5)
-
-
 def _curve(axes: Axes, line: _Line) -> None:
     color, dash, marker, _ = line.look
-    points = line.points
-    style = "" if line.measure.points else dash
-    marker, size = ("x", 6) if line.measure.points else (marker, 3)
+    style, marker, size = ("", "x", 6) if line.measure.points else (dash, marker, 3)
     looks: dict[str, Any] = {"color": color, "marker": marker, "markersize": size}
-    axes.plot([p[0] for p in points], [p[1] for p in points], color=color, linestyle=style, linewidth=1)
-    for hollow, fill in ((False, "full"), (True, "none")):
-        chosen = [p for p in points if p[2] == hollow]
-        axes.plot([p[0] for p in chosen], [p[1] for p in chosen], linestyle="", fillstyle=fill, **looks)
+    axes.plot([x for x, _, _ in line.points], [y for _, y, _ in line.points], color=color, linestyle=style, linewidth=1)
+    for hollow, fill in enumerate(FILLS):
+        chosen = [(x, y) for x, y, away in line.points if away == hollow]
+        axes.plot([x for x, _ in chosen], [y for _, y in chosen], linestyle="", fillstyle=fill, **looks)
     axes.plot([], [], linestyle=style, linewidth=1, label=line.label, **looks)
 
 
@@ -233,41 +232,34 @@ def _over(axes: Axes, text: str, place: Any, points: float, rotation: int = 0) -
 
 def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
     """The page's own points ringed, and named in the legend."""
-    marked = [row for row in table.rows if row["marked"]]
-    if marked:
-        x = marked[0]["image_tokens"]
-        own: Any = [line.measure.value(row) for line in lines for row in line.rows if row["marked"]]
+    for row in [row for row in table.rows if row["marked"]][:1]:
+        x = row["image_tokens"]
+        own: Any = [line.measure.value(r) for line in lines for r in line.rows if r["marked"]]
         axes.axvline(x, color="k", linewidth=0.8, linestyle="-.", alpha=0.5, zorder=0)
-        label = f"this page: {_grid(marked[0])}, {x} tokens"
+        label = f"this page: {_grid(row)}, {x} tokens"
         axes.plot([x] * len(own), own, "o", color="k", markersize=8, fillstyle="none", label=label)
 
 
-def _bars(table: Table, chart: Chart) -> Figure:
+def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> None:
     """Bars over the values of x: the values of `by` stacked, or the measures side by side."""
-    figure, axes = pyplot.subplots(layout="constrained")
-    lines = _lines(table, chart)
     names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
     heights = [{x: y for x, y, _ in line.points} for line in lines]
     if "y" in chart.log:
         _log_scale(axes, [y for found in heights for y in found.values()])
-    foot = [axes.get_ylim()[0] if "y" in chart.log else 0.0] * len(names)  # no bar reaches out of the picture
-    beside = len(chart.measures) > 1
-    width, tops = 0.8 / len(chart.measures), foot
+    tops = foot = np.full(len(names), axes.get_ylim()[0] if "y" in chart.log else 0.0)  # no bar leaves the picture
+    beside, width = len(chart.measures) > 1, 0.8 / len(chart.measures)
     for index, (line, found) in enumerate(zip(lines, heights, strict=True)):
         below = foot if beside else tops
-        places = [i + (index * width - 0.4 + width / 2 if beside else 0) for i in range(len(names))]
-        values = [found.get(name, 0.0) - (low if beside else 0) for name, low in zip(names, foot, strict=True)]
+        places = np.arange(len(names)) + (index * width - 0.4 + width / 2 if beside else 0)
+        values = np.array([found.get(name, 0.0) for name in names]) - (foot if beside else 0)
         axes.bar(places, values, width, below, label=line.label, **bar_look(index))
-        tops = [low + value for low, value in zip(below, values, strict=True)]
-        for place, top in zip(places, tops, strict=True) if beside or line is lines[-1] else ():
-            _over(axes, significant(top), (place, top), 1.5, 90 if beside else 0)
+        tops = below + values
+        for place in zip(places, tops, strict=True) if beside or line is lines[-1] else ():
+            _over(axes, significant(place[1]), place, 1.5, 90 if beside else 0)
     axes.margins(y=0.1)
-    labels = (textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names)
-    axes.set_xticks(range(len(names)), list(labels))
+    labels = [textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names]
+    axes.set_xticks(range(len(names)), labels)
     axes.grid(visible=False, axis="x")
-    _titles(axes, table, chart)
-    _legend(figure, axes)
-    return figure
 
 
 def bar_look(index: int) -> dict[str, Any]:

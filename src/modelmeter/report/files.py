@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import signal
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from typing import Any
 import modelmeter
 from modelmeter.errors import InputError
 from modelmeter.report.language import Language
-from modelmeter.report.tables import markdown
+from modelmeter.report.tables import markdown, render
 from modelmeter.sweep.columns import COLUMNS, notes_of
 from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Table
@@ -29,15 +28,21 @@ SCHEMA_VERSION = 1
 ENGLISH = Language("en")
 
 
-def writable(folder: Path) -> None:
-    """Make a folder; raises InputError if it cannot be written."""
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise InputError where the block cannot write into a folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        yield
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"out={str(folder)!r} cannot be written: {reason}; give a writable folder") from None
+
+
+def writable(folder: Path) -> None:
+    """Make a folder; raises InputError if it cannot be written."""
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 def write_all(folder: Path, contents: Mapping[str, str | bytes], obsolete: Iterable[str] = ()) -> None:
@@ -47,21 +52,19 @@ def write_all(folder: Path, contents: Mapping[str, str | bytes], obsolete: Itera
     Raises InputError if the folder cannot be written.
     """
     writable(folder)
-    staging = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
-    try:
+    with (
+        _writing(folder),
+        tempfile.TemporaryDirectory(prefix=".partial-", dir=folder, ignore_cleanup_errors=True) as made,
+    ):
         for name, content in contents.items():
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+            (Path(made) / name).parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         with _uninterrupted():
             for name in contents:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staging / name, folder / name)
+                os.replace(Path(made) / name, folder / name)
             for name in obsolete:
                 (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(f"out={str(folder)!r} cannot be written: {error.strerror}; give a writable folder") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
@@ -94,10 +97,17 @@ def table_files(table: Table, command: str, figures: Sequence[str] = ()) -> dict
 
     The JSON names the `figures` of the run, so that a later run can remove those that it does not draw.
     """
+    version = modelmeter.__version__
+    described = {
+        "schema_version": SCHEMA_VERSION, "modelmeter_version": version, "command": command, "title": table.title,
+        "basis": table.basis, "config": table.settings, "figures": list(figures), "rows": list(table.rows),
+    }  # fmt: skip
+    told = {"table": table, "command": command, "version": version, "t": ENGLISH}
+    told |= {"findings": findings(table), "rows": markdown_table(table.shown)}
     contents: dict[str, str | bytes] = {
         "csv": _csv(table),
-        "json": _json(table, command, figures),
-        "md": _markdown(table, command),
+        "json": json.dumps(described, indent=1, default=_described) + "\n",
+        "md": render("table", told),
     }
     contents |= _parquet(table)
     return {f"{table.name}.{kind}": content for kind, content in contents.items()}
@@ -111,15 +121,6 @@ def _csv(table: Table) -> str:
     return text.getvalue()
 
 
-def _json(table: Table, command: str, figures: Sequence[str]) -> str:
-    content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION, "modelmeter_version": modelmeter.__version__, "command": command,
-        "title": table.title, "basis": table.basis, "config": table.settings, "figures": list(figures),
-        "rows": list(table.rows),
-    }  # fmt: skip
-    return json.dumps(content, indent=1, default=_described) + "\n"
-
-
 def _described(value: Any) -> Any:
     """A device or profile as its fields, anything else as words."""
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
@@ -129,24 +130,11 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLI
     """Rows as a Markdown table: the declared columns that have a value, in their order; what is notable stands last."""
     filled = {c for row in rows for c, value in row.items() if value not in ("", 0) or c in ("crops", "grid_h")}
     columns = [COLUMNS[c] for c in dict.fromkeys(c for row in rows for c in row) if c in COLUMNS and c in filled]
-    heads = [language.word(c.heading or c.name) for c in columns]
-    cells = [[language.word(c.text(row)) for c in columns] for row in rows]
-    right, notes = [True] * len(columns), [", ".join(map(language.word, notes_of(row))) for row in rows]
+    cells = [{c.heading or c.name: language.word(c.text(row)) for c in columns} for row in rows]
+    notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
     if any(notes):
-        heads, right = [*heads, ""], [*right, False]
-        cells = [[*row, note] for row, note in zip(cells, notes, strict=True)]
-    return markdown(heads, cells, right)
-
-
-def _markdown(table: Table, command: str) -> str:
-    counted = f"Counted: {table.basis}; TFLOP = 1e12 FLOPs, GB = 1e9 bytes."
-    parts = [f"# {table.title}", f"`{command}` with modelmeter {modelmeter.__version__}.\n{counted}"]
-    parts += [*map(ENGLISH.finding, findings(table)), markdown_table(table.shown)]
-    if len(table.shown) < len(table.rows):
-        parts.append(f"The CSV has all {len(table.rows)} rows.")
-    if any(row.get("extrapolated") for row in table.shown):
-        parts.append(ENGLISH.say("extrapolated"))
-    return "\n\n".join(parts) + "\n"
+        cells = [{**row, "": note} for row, note in zip(cells, notes, strict=True)]
+    return markdown(cells, language.word, left=[""])
 
 
 def _parquet(table: Table) -> dict[str, str | bytes]:

@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import yaml
+
 from modelmeter.errors import choose
 from modelmeter.sweep.columns import TEXTS
 from modelmeter.sweep.findings import Finding
@@ -24,8 +26,6 @@ _WORDS = ("trend", "kind", "title")
 @cache
 def catalogue(language: str) -> dict[str, Any]:
     """The sentences and words of a language. Raises InputError for one that there is none of."""
-    import yaml
-
     choose("language", language, LANGUAGES)
     text = files("modelmeter.report").joinpath("text", f"{language}.yaml").read_text(encoding="utf-8")
     found: dict[str, Any] = yaml.safe_load(text)
@@ -41,26 +41,38 @@ class Language:
 
     code: str
 
+    @property
+    def text(self) -> dict[str, Any]:
+        """The catalogue of this language."""
+        return catalogue(self.code)
+
+    def file(self, page: str) -> str:
+        """The file of a page in this language; the first one has no suffix."""
+        return f"{page}.md" if self.code == LANGUAGES[0] else f"{page}.{self.code}.md"
+
     def say(self, key: str, **values: Any) -> str:
         """The sentence of a key, its trends and titles in the words of this language, pairs as ranges."""
-        words = {k: self._value(k, v) for k, v in values.items()}
-        return str(catalogue(self.code)["sentences"][key]).format(**words)
-
-    def _value(self, name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
-            low, high = value
-            return low if low == high else f"{low}{self.word('range')}{high}"
-        return self.word(str(value)) if name in _WORDS else value
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = self.word("range").join(dict.fromkeys(map(str, value)))
+            elif name in _WORDS:
+                values[name] = self.word(str(value))
+        return str(self.text["sentences"][key]).format(**values)
 
     def finding(self, finding: Finding) -> str:
         """A finding as a sentence."""
-        key, values = finding
-        return self.say(key, **values)
+        return self.say(finding[0], **finding[1])
+
+    def listed(self, values: Mapping[str, str]) -> str:
+        """Values with their names in this language."""
+        return self.word(", ").join(f"{self.word(name)} {value}" for name, value in values.items())
+
+    def heads(self, *words: str) -> str:
+        """The headings of a Markdown table."""
+        return f"| {' | '.join(map(self.word, words))} |"
 
     def word(self, word: str) -> str:
         """A heading, cell or trend in this language; what the catalogue does not have stays as it is."""
-        words: Mapping[str, str] = catalogue(self.code)["words"]
-        parts = word.split(" or ")
-        if len(parts) > 1 and all(part in words for part in parts):
-            return words[" or "].join(words[part] for part in parts)
-        return words.get(word, word)
+        words: Mapping[str, str] = self.text["words"]
+        parts = [words[part] for part in word.split(" or ") if part in words]
+        return words.get(" or ", " or ").join(parts) if len(parts) > word.count(" or ") else words.get(word, word)

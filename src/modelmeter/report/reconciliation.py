@@ -6,15 +6,16 @@ published tables as printed; nothing here knows which model it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import modelmeter
 from modelmeter.models.model import BaseModel
-from modelmeter.report.document import grid, render
+from modelmeter.report.tables import markdown, render
 from modelmeter.sweep.columns import Row, grid_of, significant
+from modelmeter.sweep.findings import grouped
 from modelmeter.sweep.table import Chart, Table
 
 SWEEPS = {"vision_crops": ("vision",), "e2e_vision_prefill": ("vision", "prefill"), "e2e_decode": ("decode",)}
@@ -31,16 +32,25 @@ _QUANTITIES = {
     "weight_bytes": "weights, GB", "io_bytes": "I/O of vision and prefill, GB",
     "decode_io_bytes": "I/O of decode, GB", "peak_activation_bytes": "peak activations, GB",
 }  # fmt: skip
-
-
-def _flops(sweep: str, engines: Iterable[str] = _ENGINES) -> list[str]:
-    return [f"{stage}_{engine}_core_flops" for stage in SWEEPS[sweep] for engine in engines]
-
-
-_TABLES = {
-    f"{sweep}, {label}, %": _flops(sweep, [engine]) for sweep in SWEEPS for engine, label in _ENGINES.items()
-} | {f"{target}, %": _flops(sweep) for target, sweep in _TARGETS.items()}
-"""The columns of the published tables, and the counts that each is the sum of."""
+_TABLES: dict[str, tuple[str, tuple[str, ...]]]
+_TABLES = {f"{sweep}, {label}, %": (sweep, (engine,)) for sweep in SWEEPS for engine, label in _ENGINES.items()}
+_TABLES |= {f"{target}, %": (sweep, tuple(_ENGINES)) for target, sweep in _TARGETS.items()}
+"""The columns of the published tables: the sweep and the engines that each is the sum of."""
+_Cells = Mapping[str, Callable[[Any], str]]
+_SWEEP_CELLS: _Cells = {
+    "image_tokens": lambda row: str(row["image_tokens"]),
+    "tensor_core_tflops": lambda row: f"{row['tensor_core_flops'] / 1e12:.6e}",
+    "cuda_core_tflops": lambda row: f"{row['cuda_core_flops'] / 1e12:.6e}",
+    "tensor_to_cuda_ratio": lambda row: f"{row['tensor_core_flops'] / row['cuda_core_flops']:.3f}",
+}
+_TARGET_CELLS: _Cells = {"required_tflops_per_s": lambda row: f"{row['required_flops_per_s'] / 1e12:.3f}"}
+LAYER_CELLS: _Cells = {
+    "layer": lambda row: str(row.layer),
+    "measured_gflops": lambda row: f"{float(row.measured_flops) / _GIGA:.4e}",
+    "theoretical_gflops": lambda row: f"{float(row.theoretical_flops) / _GIGA:.4e}",
+    "rel_diff_percent": lambda row: f"{100 * float(row.difference):.4f}%",
+}
+"""How the columns of the published tables are printed."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +68,11 @@ class Reconciliation:
     real_tables: Mapping[str, Table]
     printed: Mapping[str, Sequence[Mapping[str, str]]]
 
-    @cached_property
-    def layers(self) -> Any:
-        """The layer table with all departures."""
-        return self.published.layer_table()
-
     def page(self) -> str:
         """The page as Markdown; its figures are those of `error_table`."""
-        return render("reconciliation.md.j2", {"r": self, "version": modelmeter.__version__})
+        return render(
+            "reconciliation", {"r": self, "version": modelmeter.__version__, "cells": LAYER_CELLS, "grid_of": grid_of}
+        )
 
     @cached_property
     def error_table(self) -> Table:
@@ -85,30 +92,21 @@ class Reconciliation:
 
     def cells(self) -> tuple[int, int]:
         """(cells reproduced to the printed digit, all cells) of the sweep and target tables."""
-        return _equal(self._pairs())
+        cells = {sweep: (sweep, _SWEEP_CELLS) for sweep in SWEEPS}
+        cells |= {target: (f"responsive_by_{target}", _TARGET_CELLS) for target in _TARGETS}
+        found = []
+        for name, (table, columns) in cells.items():
+            rows, printed = _by_grid(self.tables[table]), self.printed[name]
+            found += [
+                cell(rows[row["grid_h_x_w"]]) == row[column] for row in printed for column, cell in columns.items()
+            ]
+        return sum(found), len(found)
 
     def layer_cells(self) -> tuple[int, int]:
         """The same for the layer table."""
-        columns = ("layer", "measured_gflops", "theoretical_gflops", "rel_diff_percent")
-        ours = ((row.layer, *_layer_cells(row)) for row in self.layers)
-        rows = zip(ours, self.printed["per_layer"], strict=True)
-        return _equal((cell, printed[c]) for cells, printed in rows for cell, c in zip(cells, columns, strict=True))
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
-        for name in SWEEPS:
-            rows = _by_grid(self.tables[name])
-            for printed in self.printed[name]:
-                row = rows[printed["grid_h_x_w"]]
-                tensor, cuda = row["tensor_core_flops"], row["cuda_core_flops"]
-                yield str(row["image_tokens"]), printed["image_tokens"]
-                yield f"{tensor / 1e12:.6e}", printed["tensor_core_tflops"]
-                yield f"{cuda / 1e12:.6e}", printed["cuda_core_tflops"]
-                yield f"{tensor / cuda:.3f}", printed["tensor_to_cuda_ratio"]
-        for target in _TARGETS:
-            rows = _by_grid(self.tables[f"responsive_by_{target}"])
-            for printed in self.printed[target]:
-                rate = rows[printed["grid_h_x_w"]]["required_flops_per_s"]
-                yield f"{rate / 1e12:.3f}", printed["required_tflops_per_s"]
+        rows = zip(self.published.layer_table(), self.printed["per_layer"], strict=True)
+        found = [cell(row) == printed[column] for row, printed in rows for column, cell in LAYER_CELLS.items()]
+        return sum(found), len(found)
 
     @cached_property
     def places(self) -> list[str]:
@@ -117,68 +115,49 @@ class Reconciliation:
         return [grids[0], grids[len(grids) // 2], grids[-1]]
 
     @cached_property
-    def _changes(self) -> dict[str, tuple[Row, Mapping[str, Row], Row]]:
-        """By place the real counts, what each departure changes of them, and the published ones."""
+    def _changes(self) -> dict[str, dict[str, Row]]:
+        """By place the `real` counts, what each departure changes of them, and the `published` ones."""
         works = {place: self.real.workload(grid=place) for place in self.places}
-        real, published = replace(self.published, departures=()), self.published
-        return {p: (real.counts(w), published.effects(w), published.counts(w)) for p, w in works.items()}
+        real, shown = replace(self.published, departures=()), self.published
+        return {p: {"real": real.counts(w), **shown.effects(w), "published": shown.counts(w)} for p, w in works.items()}
 
     def effects(self, place: str) -> str:
         """The real counts at a place, what each departure adds, the published ones."""
-        real, found, published = self._changes[place]
-        rows = [["real", *_row(real)], *([name, *_row(change, "+")] for name, change in found.items())]
-        errors = (f"{100 * float(published[key] / real[key] - 1):+.2f}" for key in _QUANTITIES)
-        rows += [["published", *_row(published)], ["published less real, %", *errors]]
-        return grid(["", *_QUANTITIES.values()], rows)
+        found, rows = self._changes[place], []
+        for name, counts in found.items():
+            show = significant if name in ("real", "published") else signed
+            rows.append({"": name} | {q: show(float(counts[key]) / _GIGA, 5) for key, q in _QUANTITIES.items()})
+        ratios = {q: found["published"][key] / found["real"][key] for key, q in _QUANTITIES.items()}
+        errors = {q: f"{100 * float(ratio - 1):+.2f}" for q, ratio in ratios.items()}
+        return markdown([*rows, {"": "published less real, %"} | errors])
 
     def by_table(self) -> str:
         """The share of each table's FLOPs that each departure adds at the largest grid, and the layers it changes."""
-        real, found, _ = self._changes[self.places[-1]]
-        rows = []
-        for name, change in found.items():
-            added = (sum(change[key] for key in keys) / sum(real[key] for key in keys) for keys in _TABLES.values())
-            others = tuple(d for d in self.published.departures if d != name)
+        rows, changes, layers = [], self._changes[self.places[-1]], self.published.layer_table()
+        for name in self.published.departures:
+            row = {"departure": name}
+            for column, (sweep, engines) in _TABLES.items():
+                keys = [f"{stage}_{engine}_core_flops" for stage in SWEEPS[sweep] for engine in engines]
+                added, real = (sum(changes[what][key] for key in keys) for what in (name, "real"))
+                row[column] = signed(float(100 * (added / real)))
+            others = tuple(other for other in self.published.departures if other != name)
             without = replace(self.published, departures=others).layer_table()
-            layers = sum(a != b for a, b in zip(self.layers, without, strict=True))
-            rows.append([name, *(signed(float(100 * share)) for share in added), f"{layers} of {len(without)}"])
-        return grid(["departure", *_TABLES, "layers changed in the layer table"], rows)
+            changed = sum(a != b for a, b in zip(layers, without, strict=True))
+            rows.append(row | {"layers changed in the layer table": f"{changed} of {len(without)}"})
+        return markdown(rows)
 
-    def errors(self) -> str:
-        """The error at the smallest and the largest grid, by table and engine."""
-        found = []
-        for name in SWEEPS:
-            for engine in _ENGINES:
-                rows = self.error_table.select(sweep=name, engine=engine)
-                first, *_, last = sorted(rows, key=lambda row: (row["crops"], row["image_tokens"]))
-                found.append([name, engine, f"{_error(first):+.2f}", f"{_error(last):+.2f}"])
-        smallest, *_, largest = self.places
-        return grid(["table", "engine", f"error at {smallest}, %", f"error at {largest}, %"], found)
+    @property
+    def errors(self) -> list[tuple[tuple[Any, ...], list[Row]]]:
+        """The rows of the error table by (table, engine), from the smallest to the largest grid."""
+        rows = sorted(self.error_table.rows, key=lambda row: (row["crops"], row["image_tokens"]))
+        return grouped(rows, "sweep", "engine")
 
-    def extremes(self) -> dict[str, Any]:
-        """The least and the largest error of tensor-core FLOPs in the first sweep, and where they are."""
-        rows = self.error_table.select(sweep=next(iter(SWEEPS)), engine="tensor")
-        found = {"least": min(rows, key=_error), "most": max(rows, key=_error)}
-        ends = {end: f"{_error(row):+.2f}" for end, row in found.items()}
-        return ends | {f"{end}_grid": grid_of(row) for end, row in found.items()} | {"sweep": rows[0]["sweep"]}
-
-    def layer_table(self) -> str:
-        """The published layer table, difference in percent."""
-        heads = ["group", "layer", "measured GFLOP", "published theory GFLOP", "difference, %", "implementation class"]
-        cells = ((row, [cell.rstrip("%") for cell in _layer_cells(row)]) for row in self.layers)
-        return grid(heads, [[row.group, row.layer, *found, f"`{row.implementation_class}`"] for row, found in cells])
-
-    def targets(self) -> str:
-        """The published and the real rates that the targets require."""
-        heads = ["target", "grid", "published TFLOP/s", "real TFLOP/s", "real GB/s", "FLOPs per byte"]
-        rows = []
+    @property
+    def targets(self) -> Iterator[tuple[str, str, Row, Row]]:
+        """What the targets require: (target, grid, published row, real row)."""
         for target in _TARGETS:
             ours, real = (_by_grid(t[f"responsive_by_{target}"]) for t in (self.tables, self.real_tables))
-            for place in self.places:
-                rate, moved = real[place]["required_flops_per_s"], real[place]["required_bytes_per_s"]
-                rates = [f"{r / 1e12:.3f}" for r in (ours[place]["required_flops_per_s"], rate)]
-                needs = [*rates, f"{moved / _GIGA:.1f}", f"{rate / moved:.1f}"]
-                rows.append([f"{target.upper()} {real[place]['budget_s']:g} s", place, *needs])
-        return grid(heads, rows)
+            yield from ((target, place, ours[place], real[place]) for place in self.places)
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -186,24 +165,5 @@ def signed(value: float, digits: int = 3) -> str:
     return ("+" if value > 0 else "") + significant(value, digits)
 
 
-def _error(row: Row) -> float:
-    return float(row["error_percent"])
-
-
 def _by_grid(table: Table) -> dict[str, Row]:
     return {grid_of(row): row for row in table.shown}
-
-
-def _equal(pairs: Iterable[tuple[str, str]]) -> tuple[int, int]:
-    found = [ours == printed for ours, printed in pairs]
-    return sum(found), len(found)
-
-
-def _layer_cells(row: Any) -> tuple[str, str, str]:
-    """GFLOP measured and in theory, and their difference, as printed."""
-    measured, theory = (f"{float(flops) / _GIGA:.4e}" for flops in (row.measured_flops, row.theoretical_flops))
-    return measured, theory, f"{100 * float(row.difference):.4f}%"
-
-
-def _row(counts: Row, sign: str = "") -> list[str]:
-    return [(signed if sign else significant)(float(counts[key]) / _GIGA, 5) for key in _QUANTITIES]

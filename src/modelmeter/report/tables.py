@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from modelmeter.device import Device
 from modelmeter.models.model import BaseModel
@@ -16,19 +20,7 @@ MOST = 5
 """Sentences that a reader gets before any table."""
 _CONCLUSIONS = ("bandwidth_bound", "binds")
 """Findings that are told first."""
-
-_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-
-
-def si(value: float, unit: str) -> str:
-    """A number with a decimal prefix and at most four significant digits: 1.14 TFLOP, 465.6 MB."""
-    value = float(value)
-    for scale, prefix in _UNITS:
-        if abs(value) >= scale:
-            return f"{value / scale:.4g} {prefix}{unit}".rstrip()
-    return f"{value:.4g} {unit}".rstrip()
-
-
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _COLUMNS = {
     "tensor cores": ("tensor_core_flops", "FLOP"), "CUDA cores": ("cuda_core_flops", "FLOP"),
     "weight I/O": ("weight_io_bytes", "B"), "activation I/O": ("activation_io_bytes", "B"),
@@ -37,11 +29,14 @@ _COLUMNS = {
     "peak activ.": ("peak_activation_bytes", "B"), "KV cache": ("kv_cache_bytes", "B"),
 }  # fmt: skip
 """What a table of a page shows of a StageCost, and its unit."""
+_FOLDER = PackageLoader("modelmeter.report", "templates")
+_TEMPLATES = Environment(loader=_FOLDER, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
-def _row(name: str, cost: StageCost) -> list[str]:
-    counts = ((head, float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items())
-    return [name, *(f"{value:.1f}" if head == "FLOP/byte" else si(value, unit) for head, value, unit in counts)]
+def si(value: float, unit: str) -> str:
+    """A number with a decimal prefix and at most four significant digits: 1.14 TFLOP, 465.6 MB."""
+    scale, prefix = next((found for found in _PREFIXES if abs(float(value)) >= found[0]), (1, ""))
+    return f"{float(value) / scale:.4g} {prefix}{unit}".rstrip()
 
 
 def align(rows: Sequence[Sequence[str]]) -> str:
@@ -51,10 +46,25 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]) -> str:
-    """A Markdown table; `right` says which columns stand to the right. The last heading may be empty."""
-    lines = [f"| {' | '.join(heads).rstrip()} |", "|" + "|".join(" ---: " if r else " --- " for r in right) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+def markdown(
+    rows: Sequence[Mapping[str, Any]], word: Callable[[str], str] = str, left: Iterable[str] | None = None
+) -> str:
+    """Rows by heading as a Markdown table; `word` translates headings, the last of them may be empty.
+
+    Numbers stand to the right, words to the left; or `left` names the columns that do.
+    """
+    heads = list(dict.fromkeys(head for row in rows for head in row))
+    if left is None:
+        left = [head for head in heads if not all(re.match(r"^[-+~]?[\d.,]+\S*$|^$", str(row[head])) for row in rows)]
+    lines = [" | ".join(map(word, heads)).rstrip(), *(" | ".join(map(str, row.values())) for row in rows)]
+    top, *body = (f"| {line} |" for line in lines)
+    return "\n".join([top, "|" + "|".join(" --- " if head in left else " ---: " for head in heads) + "|", *body])
+
+
+def render(template: str, content: Mapping[str, Any]) -> str:
+    """A template of `templates/` filled in; a missing value is an error, runs of blank lines are one."""
+    text = _TEMPLATES.get_template(f"{template}.md.j2").render(content)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def answer(tables: Iterable[Table]) -> list[Finding]:
@@ -72,23 +82,19 @@ def answer(tables: Iterable[Table]) -> list[Finding]:
 def page_parts(model: BaseModel, work: Workload) -> dict[str, dict[str, float]]:
     """What a page takes, by part: `work` (FLOPs) and `traffic` (bytes) by stage, `memory` (bytes) by what it holds."""
     costs, page = model.costs(work), model.request(work)
-    held = {
-        "weights": page.weight_bytes,
-        "peak activations": page.peak_activation_bytes,
-        "KV cache": page.kv_cache_bytes,
-    }
+    kept = {"weights": "weight_bytes", "peak activations": "peak_activation_bytes", "KV cache": "kv_cache_bytes"}
     return {
         "work": {stage: float(cost.flops) for stage, cost in costs.items()},
         "traffic": {stage: float(cost.io_bytes) for stage, cost in costs.items()},
-        "memory": {name: float(size) for name, size in held.items()},
+        "memory": {name: float(getattr(page, count)) for name, count in kept.items()},
     }
 
 
-def split(parts: Mapping[str, float], unit: str) -> str:
-    """A whole and the shares of its parts: 4 FLOP: a 25.0 %, b 75.0 %."""
+def split(name: str, parts: Mapping[str, float]) -> str:
+    """A whole of `page_parts` in its unit and the shares of its parts: 4 FLOP: a 25.0 %, b 75.0 %."""
     whole = sum(parts.values())
-    shares = (f"{name} {100 * part / whole:.1f} %" for name, part in parts.items() if part)
-    return f"{si(whole, unit)}: {', '.join(shares)}"
+    shares = (f"{part} {100 * value / whole:.1f} %" for part, value in parts.items() if value)
+    return f"{si(whole, 'FLOP' if name == 'work' else 'B')}: {', '.join(shares)}"
 
 
 def memory_bound(cost: StageCost, devices: Iterable[Device]) -> int:
@@ -99,26 +105,32 @@ def memory_bound(cost: StageCost, devices: Iterable[Device]) -> int:
 
 def page_answer(model: BaseModel, work: Workload, devices: Sequence[Device]) -> str:
     """What a page costs and what binds it, in five lines."""
-    parts = page_parts(model, work)
     bound = (
         f"{stage} on {memory_bound(cost, devices)} of {len(devices)} devices"
         f" ({float(cost.arithmetic_intensity):.1f} FLOP/byte)"
         for stage, cost in model.costs(work).items()
         if cost.flops
     )
-    lines = [f"{name:9}{split(values, 'FLOP' if name == 'work' else 'B')}" for name, values in parts.items()]
+    lines = [f"{name:9}{split(name, parts)}" for name, parts in page_parts(model, work).items()]
     binds = f"binds    memory bandwidth, not compute: {', '.join(bound)}"
     return "\n".join([f"{model.name}, {work.image.describe()}", *lines, binds])
 
 
+def stage_title(model: BaseModel, stage: str, work: Workload) -> str:
+    """A stage and how often it runs, if it runs step by step."""
+    return f"{stage} ({work.decode_steps} steps)" if model.stage(stage).steps else stage
+
+
 def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
     """The costs of one page by stage, component and (depth 2) layer, as text."""
-    rows = [["part", *_COLUMNS]]
+    found: list[tuple[str, StageCost]] = []
     for stage, cost in model.costs(work).items():
-        steps = f" ({work.decode_steps} steps)" if model.stage(stage).steps else ""
-        rows.append(_row(f"{stage}{steps}", cost))
-        rows += [_row(f"  {name}", part) for name, part in model.breakdown(stage, work, depth).items()]
-    rows.append(_row("page", model.request(work)))
+        parts = model.breakdown(stage, work, depth).items()
+        found += [(stage_title(model, stage, work), cost), *((f"  {name}", part) for name, part in parts)]
+    rows = [["part", *_COLUMNS]]
+    for name, cost in [*found, ("page", model.request(work))]:
+        counts = ((head, float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items())
+        rows.append([name, *(f"{n:.1f}" if head == "FLOP/byte" else si(n, unit) for head, n, unit in counts)])
     reach = work.context_tokens + work.decode_steps
     beyond = f"context of {reach} tokens, beyond the model's {model.positions} positions\n" * model.is_beyond(reach)
     return f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n{beyond}\n{align(rows)}"
