@@ -97,7 +97,7 @@ class Report:
             parts = {t.word("total"): cost} | self.model.breakdown(stage, self.work)
             rows += [{"stage": t.word(stage), "component": name} | costs(part) for name, part in parts.items()]
         page = {"stage": t.word("page"), "component": t.word("total")} | costs(self.model.request(self.work))
-        return markdown([*rows, page], t.word)
+        return markdown([*rows, page], ["stage", "component"], t.word)
 
     def rows(self, table: Table) -> list[Row]:
         """The rows of a table that are shown: one execution's, or all where what binds depends on the execution."""

@@ -134,7 +134,7 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLI
     notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
     if any(notes):
         cells = [{**row, "": note} for row, note in zip(cells, notes, strict=True)]
-    return markdown(cells, language.word, left=[""])
+    return markdown(cells, [""], language.word)
 
 
 def _parquet(table: Table) -> dict[str, str | bytes]:

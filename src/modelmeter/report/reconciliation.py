@@ -70,9 +70,8 @@ class Reconciliation:
 
     def page(self) -> str:
         """The page as Markdown; its figures are those of `error_table`."""
-        return render(
-            "reconciliation", {"r": self, "version": modelmeter.__version__, "cells": LAYER_CELLS, "grid_of": grid_of}
-        )
+        told = {"r": self, "version": modelmeter.__version__, "cells": LAYER_CELLS, "grid_of": grid_of}
+        return render("reconciliation", told)
 
     @cached_property
     def error_table(self) -> Table:
@@ -97,9 +96,7 @@ class Reconciliation:
         found = []
         for name, (table, columns) in cells.items():
             rows, printed = _by_grid(self.tables[table]), self.printed[name]
-            found += [
-                cell(rows[row["grid_h_x_w"]]) == row[column] for row in printed for column, cell in columns.items()
-            ]
+            found += [cell(rows[row["grid_h_x_w"]]) == row[c] for row in printed for c, cell in columns.items()]
         return sum(found), len(found)
 
     def layer_cells(self) -> tuple[int, int]:
@@ -129,7 +126,7 @@ class Reconciliation:
             rows.append({"": name} | {q: show(float(counts[key]) / _GIGA, 5) for key, q in _QUANTITIES.items()})
         ratios = {q: found["published"][key] / found["real"][key] for key, q in _QUANTITIES.items()}
         errors = {q: f"{100 * float(ratio - 1):+.2f}" for q, ratio in ratios.items()}
-        return markdown([*rows, {"": "published less real, %"} | errors])
+        return markdown([*rows, {"": "published less real, %"} | errors], [""])
 
     def by_table(self) -> str:
         """The share of each table's FLOPs that each departure adds at the largest grid, and the layers it changes."""
@@ -144,7 +141,7 @@ class Reconciliation:
             without = replace(self.published, departures=others).layer_table()
             changed = sum(a != b for a, b in zip(layers, without, strict=True))
             rows.append(row | {"layers changed in the layer table": f"{changed} of {len(without)}"})
-        return markdown(rows)
+        return markdown(rows, ["departure", "layers changed in the layer table"])
 
     @property
     def errors(self) -> list[tuple[tuple[Any, ...], list[Row]]]:

@@ -46,16 +46,12 @@ def align(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in cells)
 
 
-def markdown(
-    rows: Sequence[Mapping[str, Any]], word: Callable[[str], str] = str, left: Iterable[str] | None = None
-) -> str:
-    """Rows by heading as a Markdown table; `word` translates headings, the last of them may be empty.
+def markdown(rows: Sequence[Mapping[str, Any]], left: Sequence[str], word: Callable[[str], str] = str) -> str:
+    """Rows by heading as a Markdown table, columns to the right but for those of `left`; `word` translates headings.
 
-    Numbers stand to the right, words to the left; or `left` names the columns that do.
+    The last heading may be empty.
     """
-    heads = list(dict.fromkeys(head for row in rows for head in row))
-    if left is None:
-        left = [head for head in heads if not all(re.match(r"^[-+~]?[\d.,]+\S*$|^$", str(row[head])) for row in rows)]
+    heads = dict.fromkeys(head for row in rows for head in row)
     lines = [" | ".join(map(word, heads)).rstrip(), *(" | ".join(map(str, row.values())) for row in rows)]
     top, *body = (f"| {line} |" for line in lines)
     return "\n".join([top, "|" + "|".join(" --- " if head in left else " ---: " for head in heads) + "|", *body])
