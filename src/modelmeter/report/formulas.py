@@ -96,21 +96,19 @@ def latex(value: Size) -> str:
     def call(function: str, *arguments: Any) -> Any:
         """A symbol that prints as the function's notation."""
         text = _WRITTEN[function].format(*map(write, arguments))
-        found = sympy.Symbol("~" + text, positive=True)  # ~ sorts it behind the letters
-        names[found] = text
+        names[found := sympy.Symbol("~" + text, positive=True)] = text  # ~ sorts it behind the letters
         return found
 
-    functions: dict[str, Any] = {function: partial(call, function) for function in _WRITTEN}
-    functions |= {
+    functions: dict[str, Any] = {function: partial(call, function) for function in _WRITTEN} | {
         "ratio": truediv,
         "place_in": lambda n, chunk: n - chunk * (call("ceil_div", n, chunk) - 1),
         "expected_distinct": lambda E, k, n: E * call("expected_distinct", E, k, n),
     }
     expanded = sympy.expand(sympy.sympify(str(value), locals=functions | letters))
-    collected = [sympy.collect(expanded, by) for by in sorted(expanded.free_symbols, key=str)]
+    collected = (sympy.collect(expanded, by) for by in sorted(expanded.free_symbols, key=str))
     whole, *parts = map(sympy.factor_terms, (expanded, *collected))
-    plain, *others = map(write, (whole, sympy.factor(expanded), *parts))
-    return plain if len(plain) <= _SHORT else min((plain, *others), key=len)
+    shapes = [write(shape) for shape in (whole, sympy.factor(expanded), *parts)]
+    return min(shapes if len(shapes[0]) > _SHORT else shapes[:1], key=len)
 
 
 def told_of(layer: str) -> dict[str, str]:
