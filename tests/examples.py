@@ -49,6 +49,8 @@ def _parts(v):
         mm.LayerNorm: [(norm, LINE)],
         mm.LayerNorm2d: [(mm.LayerNorm2d(v("o", 5)), GRID)],
         mm.RMSNorm: [(mm.RMSNorm(d), LINE)],
+        mm.WideRMSNorm: [(mm.WideRMSNorm(d), LINE)],
+        mm.CenteredNorm: [(mm.CenteredNorm(d), LINE), (mm.CenteredNorm(d, v("heads", 2)), LINE)],
         mm.DeepseekV2RMSNorm: [(mm.DeepseekV2RMSNorm(d), LINE)],
         mm.PatchEmbed: [(mm.PatchEmbed(v("c", 3), d, v("p", 2), bias), GRID) for bias in (True, False)],
         mm.Conv2d: [(conv, {"b": 2, "i": 5, "j": 4}) for conv in (mm.Conv2d(d, v("o", 5), v("p3", 3)), strided)],
@@ -126,24 +128,43 @@ def _text(v):
     embedding, head = mm.TokenEmbedding(v("V", 11), d), mm.LMHead(v("V", 11), d)
     lm = mm.CausalLM(embedding, (dense, mm.Repeat(mixed, v("l", 2))), rms, head)
     tied = mm.CausalLM(embedding, (mm.Repeat(block, v("l", 2)),), mm.RMSNorm(d), head, made, tied=True)
+    whole, centered = mm.WideRMSNorm(v("q", 24)), mm.CenteredNorm(v("k", 8), v("g", 2))
+    wide = v("e4", 4)
+    other = mm.CausalAttention(*heads[:3], wide, turned=v("turned", 2), bias="qkvo", one_matrix=True, q_norm=whole,
+                               k_norm=centered, capped=True)  # fmt: skip
+    sinks = mm.CausalAttention(*heads, rotation="none", sinks=True, q_norm=mm.RMSNorm(v("e2", 4)), bias="qkv")
+    latents = v("h", 2), v("e2", 4), v("T", 2), v("o", 5), v("c", 3)
+    low = mm.LatentAttention(d, *latents, low=v("low", 3), bias=True, rotation="direct")
+    sigmoid = mm.Router(d, v("E4", 4), v("k", 2), "sigmoid", correction="parameter", G=v("G", 2), kept=1,
+                        best=v("best", 2), renormalised=True, guarded=True)  # fmt: skip
+    grouped = mm.Router(d, v("E4", 4), v("k", 2), correction="buffer", G=v("G", 2), kept=1, scaled=False)
+    chosen = mm.Router(d, v("E", 5), v("k", 2), "chosen", wide=False, bias=True)
+    clamped = mm.Mixture(chosen, f, mm.GatedMLP(d, f, bias=True, one_matrix=True), "clamped", True, True)
+    sandwich = mm.ResidualBlock(given, mm.MLP(d, f, "gelu_new", False), rms, norms="both", scaled=True)
+    after = mm.ResidualBlock(given, mm.MLP(d, f, "relu"), rms, norms="after")
+    beside = [mm.ResidualBlock(given, mm.MLP(d, f), rms, parallel=norms) for norms in ("one", "two")]
+    scaled = mm.TokenEmbedding(v("V", 11), d, scaled=True), mm.LMHead(v("V", 11), d, True, True, True)
+    near = mm.ResidualBlock(mm.CausalAttention(*heads, window=v("window", 4)), mm.GatedMLP(d, f), rms)
+    two = mm.CausalLM(scaled[0], (near, after), rms, scaled[1], made, local_rotary=made)
     return {
         mm.LlamaRotaryEmbedding: [(table, LINE)],
-        mm.RotaryEmbedding: [(made, LINE)],
-        mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9})],
+        mm.RotaryEmbedding: [(made, LINE), *((mm.RotaryEmbedding(v("e2", 4), k), LINE) for k in ("narrow", "polar"))],
+        mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9}), (other, TEXT), (sinks, TEXT)],
+        mm.LatentAttention: [(mm.LatentAttention(d, *latents), TEXT), (low, TEXT)],
         mm.LlamaAttention: [(own, TEXT), (own, TEXT | {"s": 1}), (given, TEXT)],
         mm.LlamaFlashAttention2: [(mm.LlamaFlashAttention2(*heads, table), TEXT)],
-        mm.Router: [(router, LINE)],
+        mm.Router: [(r, LINE) for r in (router, sigmoid, grouped, chosen)],
         mm.MoEGate: [(gate, LINE)],
         mm.Experts: [(mm.Experts(d, v("E", 5), f), LINE | {"k": 2})],
         mm.MergedExperts: [(mm.MergedExperts(d, v("E", 5), f), LINE | {"k": 2})],
-        mm.Mixture: [(mm.Mixture(router, f, mm.GatedMLP(d, f)), LINE)],
+        mm.Mixture: [(mm.Mixture(router, f, mm.GatedMLP(d, f)), LINE), (clamped, LINE)],
         mm.DeepseekV2MoE: [(moe, LINE), (mm.DeepseekV2MoE(gate, f, None), LINE), (moe, {"b": 1, "s": 1})],
         mm.MergedExpertsMoE: [(alone, LINE)],
-        mm.ResidualBlock: [(block, TEXT)],
+        mm.ResidualBlock: [(part, TEXT) for part in (block, sandwich, after, *beside)],
         mm.DeepseekV2DecoderLayer: [(layer, TEXT) for layer in (dense, mixed)],
-        mm.TokenEmbedding: [(embedding, LINE)],
-        mm.LMHead: [(head, LINE)],
-        mm.CausalLM: [(lm, TEXT), (tied, TEXT)],
+        mm.TokenEmbedding: [(embedding, LINE), (scaled[0], LINE)],
+        mm.LMHead: [(head, LINE), (scaled[1], LINE)],
+        mm.CausalLM: [(lm, TEXT), (tied, TEXT), (two, TEXT)],
     }
 
 

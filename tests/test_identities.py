@@ -275,12 +275,12 @@ def test_the_vendors_attention_kernel_keeps_its_scores_on_chip(runtime):
 def test_a_window_holds_no_more_than_its_positions_and_is_none_where_the_context_fits():
     plain, sliding = (mm.CausalAttention(8, 2, 2, 4, None, window) for window in (None, 6))
     for causal in ("full", "exact"):
-        short = {"b": 3, "s": 2, "t": 6, "causal": causal}
+        short = {"b": 3, "s": 2, "t": 5, "causal": causal}
         assert sliding.cost(**short) == plain.cost(**short)
     step = {"b": 3, "s": 1}
-    at_window = plain.cost(t=6, **step)
-    for t in (6, 7, 50):
-        assert sliding.cost(t=t, **step) == at_window
+    at_window, kept = plain.cost(t=6, **step), plain.cost(t=5, **step).kv_cache_bytes
+    for t in (6, 7, 50):  # a query sees 6 positions, the next one 5 of them
+        assert sliding.cost(t=t, **step) == replace(at_window, kv_cache_bytes=kept)
 
 
 def test_costs_add_scale_and_show_themselves():
@@ -338,7 +338,7 @@ def test_precision_scales_bytes_and_no_flops(model):
     (lambda: mm.DeepseekV2MLP("4", 4), "DeepseekV2MLP.d must be a whole number of at least 1, not '4'"),
     (lambda: mm.Attention(6, 2, 3, 4, "no"), "Attention.relative must be true or false, not 'no'"),
     (lambda: mm.CausalAttention(8, 2, 2, 4, window=0), "CausalAttention.window must be a whole number of at least 1"),
-    (lambda: mm.CausalAttention(8, 2, 2, 4, mm.RotaryEmbedding(6)), "head width is 4 and rotary width is 6"),
+    (lambda: mm.CausalAttention(8, 2, 2, 4, mm.RotaryEmbedding(6)), "rotated width is 4 and rotary width is 6"),
     (lambda: mm.PatchTower(mm.LayerNorm(4)), "PatchTower.vit must be VitModel"),
     (lambda: Repeat("mlp", 2), "Repeat.layer must be BaseLayer, not 'mlp'"),
     (lambda: Sequence(mm.LayerNorm(4)), "Sequence.layers must be tuple"),

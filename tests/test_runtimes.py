@@ -329,7 +329,7 @@ NORMED = B * S * 4
 
 
 @pytest.mark.parametrize(("body", "run", "shapes", "more"), [
-    (lambda n: [mm.mlp.pointwise("y[b s d] = x[b s d]", mm.mlp.SILU, n)],
+    (lambda n: [mm.mlp.pointwise("y[b s d] = x[b s d]", forms.SILU, n)],
      lambda torch, x: torch.nn.functional.silu(x), [(B, S, D)], 0),
     (lambda n: [mm.mlp.pointwise("y[b s d] = x[b s d]", mm.mlp.GELU, n)],
      lambda torch, x: torch.nn.functional.gelu(x), [(B, S, D)], 0),

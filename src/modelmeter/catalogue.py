@@ -57,15 +57,20 @@ def published_table(model: str, name: str) -> list[dict[str, str]]:
 
 
 def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
-    """(name, number, source) of every number of a model's components; a source is the comment behind it."""
+    """(name, number, source) of every number of a model's components, or of its config.json; a source is the comment
+    behind it."""
     nodes = {group: commented_yaml(group, file) for group, file in chosen(model)[0].items()}
+    own = commented_yaml("model", model)
+    if "config" in own:
+        return list(_sourced({"config": own["config"]}, "", "; ".join(comment_of(own, "config"))))
     return [row for group, node in nodes.items() for row in _sourced(node, f"{group}.") if row[0] != f"{group}.family"]
 
 
 def _sourced(node: Any, prefix: str, above: str = "") -> Iterator[tuple[str, str, str]]:
     """Each value below a node; what stands behind the node itself is the source of all of them."""
     for key, value in node.items():
-        source = "; ".join(filter(None, (above, *comment_of(node, key))))
+        behind = comment_of(node, key) if hasattr(node, "ca") else ()
+        source = "; ".join(filter(None, (above, *behind)))
         if isinstance(value, dict):
             yield from _sourced(value, f"{prefix}{key}.", source)
         else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from modelmeter import __version__
 from modelmeter.errors import InputError, choose
-from modelmeter.folders import comment_of, commented_yaml, config_names
+from modelmeter.folders import comment_of, commented_yaml, config_names, names_file
 
 if TYPE_CHECKING:
     from modelmeter.models.model import BaseModel
@@ -49,7 +49,8 @@ def _run(name: str, arguments: list[str], prog: str) -> int:
         return command.run("", arguments, usage) or 0
     named = arguments[0] if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else ""
     help_wanted = not arguments or any(a in ("-h", "--help") for a in arguments)
-    if named or not help_wanted:
+    a_file = command.group == "model" and names_file(named)
+    if (named or not help_wanted) and not a_file:
         choose(command.kind, named, config_names(command.group))
     if help_wanted:
         print("\n".join(command.help(usage, named)))
@@ -134,7 +135,8 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     folder = parent / name
     write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
     print("\n".join(map(ENGLISH.finding, answer(tables))) + "\n")
-    if any(settings.get(key) is not None for key in ("image", "image_size", "grid")):
+    own = any(settings.get(key) is not None for key in ("image", "image_size", "grid"))
+    if "image" in settings and own:
         print(_page(model, config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})) + "\n")
     print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
@@ -215,7 +217,7 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
     options = parser.parse_args(arguments)
-    if options.model:
+    if options.model and not names_file(options.model):
         choose("model", options.model, config_names("model"))
     from modelmeter.publish import references
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelmeter.errors import InputError, choose, near, unknown
-from modelmeter.folders import PARTS, config_dir, config_names
+from modelmeter.folders import PARTS, config_dir, config_names, names_file
 from modelmeter.settings import CHOICES, COUNTING, IN_YAML, PAGE, Setting, checked, options_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from modelmeter.workload import Workload
 
 
+FROM_FILE = "_json"
+"""The model that a file is read as; it is no name of the catalogue."""
 LEFT_OUT = {"run_sweep": ("~text",)}
 """What no run is configured by: the `text` of a sweep, which sweep/columns.py reads."""
 
@@ -34,7 +36,7 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    given = _checked([quoted(o) for o in overrides], settings)
+    given = _checked([quoted(o) for o in with_files(overrides)], settings)
     for several in (o for o in given if o.is_sweep_override()):
         raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
     try:
@@ -59,6 +61,16 @@ def _plain(config: Any) -> dict[str, Any]:
     return {shown: values.pop(key) for shown, key in IN_YAML.items() if key in values} | dict(values)
 
 
+def with_files(overrides: Iterable[str]) -> list[str]:
+    """Overrides in which a model that is a file is the model FROM_FILE with this file."""
+    found: list[str] = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        file = value.strip("'\"")
+        found += [f"model={FROM_FILE}", f"model.config={file}"] if key == "model" and names_file(file) else [override]
+    return found
+
+
 def quoted(override: str) -> str:
     """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
     key, equals, value = override.partition("=")
@@ -66,7 +78,11 @@ def quoted(override: str) -> str:
     if bare in IN_YAML.values():
         raise InputError(f"unknown key {bare!r}, did you mean {_as_given(bare)!r}?")
     key = key.removesuffix(bare) + IN_YAML.get(bare, bare)
-    if key in ("image", "out") and re.search(r"[^\w./,:-]", value, re.ASCII) and value[:1] not in tuple("'\"[$"):
+    if (
+        key in ("image", "out", "model.config")
+        and re.search(r"[^\w./,:-]", value, re.ASCII)
+        and value[:1] not in tuple("'\"[$")
+    ):
         value = "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))
     return f"{key}{equals}{value}"
 
@@ -100,7 +116,7 @@ def _checked(overrides: Sequence[str], settings: Iterable[Setting]) -> list[Any]
         raise InputError(f"{wrong} is not KEY=VALUE; values with signs go in 'quotes'") from None
     for override in (o for o in parsed if o.key_or_group in declared and not o.is_delete()):
         for value in _values(override):
-            if not (isinstance(value, str) and "${" in value):
+            if not (isinstance(value, str) and ("${" in value or value == FROM_FILE)):
                 declared[override.key_or_group].check(value)
     return list(parsed)
 
@@ -158,12 +174,18 @@ def build_model(config: Mapping[str, Any]) -> BaseModel:
 
 
 def load_model(name: str, overrides: Sequence[str] = ()) -> BaseModel:
-    """A model of the catalogue; `overrides` choose other components or numbers ("decoder.experts=32").
+    """A model of the catalogue, or of a config.json by its path, its folder or its id on the hub.
+
+    `overrides` choose other components or numbers ("decoder.experts=32").
 
     Raises InputError.
     """
-    choose("model", name, config_names("model"))
     given = [overrides] if isinstance(overrides, str) else overrides
+    if names_file(name):
+        from modelmeter.models.config_json import model_of
+
+        return build_model(compose("cost", [f"model={name}", *given])) if given else model_of(name)
+    choose("model", name, config_names("model"))
     return build_model(compose("cost", [f"model={name}", *given]) if given else as_it_stands(name))
 
 
@@ -236,7 +258,7 @@ def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, 
     import hydra
 
     flags = [a for a in given if "=" not in a or a.startswith("-")]
-    overrides = [quoted(a) for a in given if a not in flags]
+    overrides = [quoted(a) for a in with_files(a for a in given if a not in flags)]
     for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
         choose("option", flag, HYDRA_FLAGS)
     for chosen in product(*map(_alternatives, _checked(overrides, settings))):

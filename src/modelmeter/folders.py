@@ -27,6 +27,11 @@ def config_names(group: str) -> list[str]:
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
+def names_file(name: str) -> bool:
+    """Whether a model's name is where a config.json is: a path, a folder or a hub id, and no name of the catalogue."""
+    return name not in config_names("model") and ("/" in name or name.endswith(".json") or Path(name).is_dir())
+
+
 def commented_yaml(group: str, name: str) -> Any:
     """A YAML file of a group ("": of none) with its comments: mappings whose `ca` holds them. See `comment_of`."""
     from ruamel.yaml import YAML

@@ -6,8 +6,9 @@ written out runs it, kernel by kernel. A runtime decides whether it is one kerne
 
 A step is FLOPs an element and an equation, whose tensors have the axes of the result where it names none. x, w and v
 stand for the op's operands, y and z for its results; [rest] are the axes without the row, [half] those with half a
-head, [all] all of them. `if axis`: it runs where this axis is 1 (else 0). `as x`: the name of x holds the result from
-then on. What is written beside y is returned with it.
+head, [turned] and [passed] those with the part of a head that is rotated and with the other, [all] all of them. `if
+axis`: it runs where this axis is 1 (else 0). `as x`: the name of x holds the result from then on. What is written
+beside y is returned with it.
 """
 
 from __future__ import annotations
@@ -43,10 +44,18 @@ ADD, MUL = Form(1), Form(1)
 SIGMOID = Form(4)  # 1 / (1 + exp(-x)): neg, exp, add, div
 SILU = Form(SIGMOID.element + 1)  # x * sigmoid(x)
 GELU = Form(5)  # x / 2 * (1 + erf(x / sqrt 2)): div, erf, add, mul, mul
+GELU_NEW = Form(8)  # x / 2 * (1 + tanh(c (x + k x^3))), written out: pow, mul, add, mul, tanh, add, mul, mul
 QUICK_GELU = Form(6, 0, "1 _scaled = x; 4 _sigmoid = _scaled; 1 y = x * _sigmoid")  # x * sigmoid(1.702 x)
+ACTIVATIONS = {"silu": SILU, "gelu": GELU, "gelu_pytorch_tanh": GELU, "gelu_new": GELU_NEW, "quick_gelu": QUICK_GELU,
+               "relu": Form(1), "sigmoid": SIGMOID}  # fmt: skip
+"""Activations by the names of transformers; GELU is one operator in both of its forms."""
+CLAMPED = Form(11)  # min(g, c) 1, min and max of u 2, g * sigmoid(a g) 1 + 4 + 1, (u + 1) * ... 2
+CAP = Form(3)  # c * tanh(x / c): div, tanh, mul
 
 SOFTMAX = Form(5, -2)  # a row of n: max n-1, sub n, exp n, sum n-1, div n = 5n - 2
 SOFTMAX_IN_FP32 = Form(5, -2, "_wide:32 = x; 5 _soft:32 = _wide:32; y = _soft:32 as x")
+SINK_SOFTMAX = Form(7, 4)
+"""A row of n and a score beside it: max n, sub n + 1, then a softmax of n + 1, 5n + 3; nothing is read of that one."""
 LAYER_NORM = Form(7, 2, "7 y _mean:32[rest] _rstd:32[rest] = x * w + v")
 """Mean n, sub n, square n, mean n, eps + sqrt 2, div n, weight n, bias n."""
 LAYER_NORM_2D = Form(8, 2, """
@@ -60,16 +69,40 @@ RMS_NORM = Form(4, 2, """
     1 _root:32[rest] = _eps:32[rest]; 1 wide:32 = wide:32 * _root:32[rest]; _narrow = wide:32; 1 y = _narrow * w
 """)  # fmt: skip
 """Square n, mean n, eps + rsqrt 2, mul n, weight n, in fp32 but for the weight."""
+WIDE_RMS_NORM = Form(4, 2, """
+    wide:32 = x; 1 _square:32 = wide:32; 1 _var:32[rest] = _square:32; 1 _eps:32[rest] = _var:32[rest]
+    1 _root:32[rest] = _eps:32[rest]; 1 _out:32 = wide:32 * _root:32[rest]; 1 out:32 = _out:32 * w; y = out:32
+""")  # fmt: skip
+"""As RMS_NORM, in fp32 to the end."""
+CENTERED_NORM = Form(7, 2, """
+    wide:32 = x; 1 mean:32[rest] = wide:32; 1 _less:32 = wide:32 * mean:32[rest]; 1 _square:32 = _less:32
+    1 var:32[rest] = _square:32; 1 _less:32 = wide:32 * mean:32[rest]; 1 _eps:32[rest] = var:32[rest]
+    1 _root:32[rest] = _eps:32[rest]; 1 wide:32 = _less:32 * _root:32[rest]; 1 wide:32 = wide:32 * w; y = wide:32
+""")  # fmt: skip
+"""Mean n, sub n, square n, mean n, sub n, eps + rsqrt 2, mul n, weight n."""
 ROTATE = Form(7, 0, """
     1 _cos = x * w; 1 _neg[half] = x[half]; _turned = x[half] * _neg[half]; 1 _sin = _turned * v; 1 y = _cos * _sin
 """)  # fmt: skip
 """A pair: (x, y) -> x*cos + rotate_half(x)*sin: 4 mul, 2 add, 1 neg."""
+ROTATE_PART = Form(7, 0, """
+    1 _cos[turned] = x[turned] * w; 1 _neg[half] = x[half]; _half[turned] = x[half] * _neg[half]
+    1 _sin[turned] = _half[turned] * v; 1 _both[turned] = _cos[turned] * _sin[turned]; y = x[passed] * _both[turned]
+""")  # fmt: skip
+"""As ROTATE, of a part of each head; the rest is put back beside it."""
+ROTATE_DIRECT = Form(6, 0, """
+    1 _a[half] = x[half] * w; 1 _b[half] = x[half] * v; 1 first[half] = _a[half] * _b[half]
+    1 _c[half] = x[half] * w; 1 _d[half] = x[half] * v; 1 _second[half] = _c[half] * _d[half]
+    y = first[half] * _second[half]
+""")  # fmt: skip
+"""A pair: (x, y) -> (x cos - y sin, y cos + x sin): 4 mul, 2 add."""
 ANGLES = Form(1, 0, "_pos:32[b s] = pos:64[b s]; 1 y = x * _pos:32[b s]")  # position times frequency
 ROTARY_TABLE = Form(4, 0, """
     angles:32 = x; 1 _cos:32 = angles:32; 1 wide_cos:32 = _cos:32; 1 _sin:32 = angles:32; 1 wide_sin:32 = _sin:32
     y = wide_cos:32; z = wide_sin:32
 """)  # fmt: skip
 """Cos, sin and the scaling of each: four operations an element of the table."""
+POLAR_TABLE = Form(6, 0, "_ones:64 = x; 4 _turns:64 = _ones:64 * x; 2 y z = _turns:64")
+"""A complex number of length one for each pair: cos, sin, each times the length; then both are scaled."""
 
 TOP_K = Form(1, 0, "1 y chosen:64 = x")  # selecting k of E is k * E comparisons
 GATHER = Form(0, 0, """

@@ -16,6 +16,7 @@ from modelmeter.graph.axes import AXES
 from modelmeter.sizes import Expr, Size, below, evaluated, minimum, never_negative, ratio, summed, symbol
 
 CAUSAL = ("full", "exact")
+LATENT = ("expanded", "absorbed")
 
 
 class Node(NamedTuple):
@@ -39,13 +40,20 @@ class Node(NamedTuple):
 class Root:
     """What all `placed` layers of a graph share: how pairs are counted, `buffers`, inputs that they bring along.
 
+    `choices` are those of a count that some layers alone have; `chosen` are those that one had.
     `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes).
     """
 
     causal: str = "full"
+    choices: Mapping[str, str] = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     requirements: dict[str, Size] = field(default_factory=dict)
     placed: int = 0
+
+    def choice(self, name: str) -> str:
+        """What a count chose, which its results will say."""
+        return self.chosen.setdefault(name, self.choices[name])
 
 
 @dataclass(eq=False)

@@ -6,9 +6,10 @@ from modelmeter.layers.base import BaseLayer, Repeat, Sequence
 from modelmeter.layers.block import GridBlock, ResidualBlock, Transformer
 from modelmeter.layers.conv import Conv2d, PatchEmbed
 from modelmeter.layers.decoder import CausalLM, LMHead, TokenEmbedding
+from modelmeter.layers.latent import LatentAttention
 from modelmeter.layers.mixture import Experts, Mixture, Router
 from modelmeter.layers.mlp import MLP, GatedMLP, MlpProjector
-from modelmeter.layers.norm import LayerNorm, LayerNorm2d, RMSNorm
+from modelmeter.layers.norm import CenteredNorm, LayerNorm, LayerNorm2d, RMSNorm, WideRMSNorm
 from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding
 from modelmeter.layers.tower import CLIPVisionEmbeddings, DeepEncoder, ImageEncoderViT, PatchTower, SideBySide, VitModel
 from modelmeter.layers.vendors import *  # noqa: F403
@@ -17,5 +18,5 @@ __all__ = ["MLP", "BaseLayer", "CLIPVisionEmbeddings", "CausalAttention", "Causa
 __all__ += ["Experts", "GatedMLP", "GridAttention", "GridBlock", "ImageEncoderViT", "LMHead", "LayerNorm"]
 __all__ += ["LayerNorm2d", "LlamaRotaryEmbedding", "Mixture", "MlpProjector", "PatchEmbed", "PatchTower", "RMSNorm"]
 __all__ += ["Repeat", "ResidualBlock", "RotaryEmbedding", "Router", "SelfAttention", "Sequence", "SideBySide"]
-__all__ += ["TokenEmbedding", "Transformer", "VitModel"]
+__all__ += ["CenteredNorm", "LatentAttention", "TokenEmbedding", "Transformer", "VitModel", "WideRMSNorm"]
 __all__ += vendors.__all__

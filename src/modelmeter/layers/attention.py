@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from modelmeter.errors import InputError
-from modelmeter.graph.forms import ADD, MUL, SOFTMAX_IN_FP32
+from modelmeter.errors import InputError, choose
+from modelmeter.graph.forms import ADD, CAP, MUL, SINK_SOFTMAX, SOFTMAX_IN_FP32
 from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, rebuild, require_divisible, walk
-from modelmeter.layers.rotary import RotaryTable, rotation
+from modelmeter.layers.latent import LatentAttention
+from modelmeter.layers.norm import Norm
+from modelmeter.layers.rotary import ROTATIONS, RotaryTable, inputs_of, rotation
 from modelmeter.sizes import Size, as_size, differ, minimum, ratio
 
 
@@ -24,14 +26,18 @@ class CausalAttention(BaseLayer):
 
     y = W_o softmax(scale rope(q) rope(k)) v. New keys and values are written to the cache, all that a query can see is
     read. Counted full (s t pairs) or exact, s (2t - s + 1) / 2. Masks are selects, not sums. With a `window` a query
-    sees that many positions, its own included, and the cache holds no more. `rotary` makes the tables of cos and sin in
-    the layer; without it the layer is given them.
+    sees that many positions, its own included, and the cache holds what the next query sees of them: one less.
+    `rotary` makes the tables of cos and sin in the layer; without it the layer is given them.
+    `turned` elements of a head are rotated (None: all), by the `rotation` (ROTATIONS; none: no rotary positions).
+    `bias` are the projections (of q, k, v, o) that have one; `one_matrix` says that q, k and v are one of the
+    checkpoint; `q_norm` and `k_norm` normalise heads, or all heads as one, before they are rotated; `capped` scores are
+    c tanh(x / c); `sinks` are one more learnt score a head that no value belongs to.
     Vendor: LlamaAttention in transformers 5. Paper: arXiv 2302.13971, GQA 2305.13245.
     Axes: b sequences, s tokens, t context, d hidden width, g KV heads, r queries per KV head, e head width.
 
     >>> layer = CausalAttention(8, 1, 2, 4, window=3)
-    >>> [layer.forward_memory_kvcache_bytes(b=1, s=1, t=t) // (2 * 4 * 2) for t in (2, 3, 9)]
-    [2, 3, 3]
+    >>> [layer.forward_memory_kvcache_bytes(b=1, s=1, t=t) // (2 * 4 * 2) for t in (1, 2, 9)]
+    [1, 2, 2]
     """
 
     d: Size
@@ -40,40 +46,65 @@ class CausalAttention(BaseLayer):
     e: Size
     rotary: BaseLayer | None = None
     window: Size | None = None
+    turned: Size | None = None
+    rotation: str = "half"
+    bias: str = ""
+    one_matrix: bool = False
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+    capped: bool = False
+    sinks: bool = False
     sizes = "b s t"
     one_kernel: ClassVar[bool] = False
     """Whether the scores never leave the chip, whatever the runtime."""
-    inputs = property(lambda self: "x cos sin" if self.rotary is None else "x pos")
+    inputs = property(lambda self: inputs_of(self.rotation, self.rotary))
 
     def check(self) -> None:
+        choose("rotation", self.rotation, (*ROTATIONS, "none"))
         if isinstance(self.rotary, RotaryTable):
-            self.require_equal(head_width=self.e, rotary_width=self.rotary.e)
+            self.require_equal(rotated_width=self.e if self.turned is None else self.turned, rotary_width=self.rotary.e)
+        for name, norm, heads in (("q_norm", self.q_norm, self.g * self.r), ("k_norm", self.k_norm, self.g)):
+            if norm is not None and differ(norm.d, self.e) and differ(norm.d, heads * self.e):
+                fits = f"a head, {self.e}, or of all heads, {heads * self.e}"
+                raise InputError(f"{type(self).__name__}.{name} must have the width of {fits}, not {norm.d}")
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n.require(n.t - n.s, "context t={t} must hold the call's own tokens, s={s}, so t >= s")
         window = None if self.window is None else n.window
-        n = n.bind(P=n.pairs(n.s, n.t, window), m=n.t if window is None else minimum(n.t, window))
+        n = n.bind(P=n.pairs(n.s, n.t, window), m=n.t if window is None else minimum(n.t, window - 1))
         if window is not None:
             n = n.bind(t=minimum(n.t, window + n.s - 1))
-        yield matmul("q[b s g r e] = x[b s d] * W_q[d g r e]", n)
-        yield matmul("k[b s g e] = x[b s d] * W_k[d g e]", n)
-        yield matmul("v[b s g e] = x[b s d] * W_v[d g e]", n)
+        made = [self._projected("q", "g r e", n), self._projected("k", "g e", n), self._projected("v", "g e", n)]
+        yield from composite("projections", *made, always=True) if self.one_matrix else made
+        for x, norm, width in (("q", self.q_norm, n.g * n.r * n.e), ("k", self.k_norm, n.g * n.e)):
+            if norm is not None:
+                yield from norm.at(n, f"{x}_norm", s=n.s * ratio(width, norm.axes["d"]), x=x, y=x)
         if self.rotary is not None:
             yield from self.rotary.at(n, "rotary", y="cos", sin="sin", pos="pos")
-        yield from rotation(n)
-        n = n.bind(w=n.s if window is None else minimum(n.s, window))
+        if self.rotation != "none":
+            yield from rotation(n, self.rotation, self.axes.get("turned"))
+        n = n.bind(w=n.s if window is None else minimum(n.s, window - 1))
         yield copy("C_k[b m:w g e] = k[b s:w g e]", n)
         yield copy("C_v[b m:w g e] = v[b s:w g e]", n)
-        yield from composite(
-            "attention",
+        yield from self._attended(n)
+        yield matmul("y[b s d] = o[b s g r e] * W_o[g r e d]" + " + W_bo[d]" * ("o" in self.bias), n)
+
+    def _projected(self, to: str, axes: str, n: Sizes) -> Op:
+        bias = f" + W_b{to}[{axes}]" if to in self.bias else ""
+        return matmul(f"{to}[b s {axes}] = x[b s d] * W_{to}[d {axes}]{bias}", n)
+
+    def _attended(self, n: Sizes) -> Iterator[Op]:
+        shares = "p[b g r s t] = a[b g r s t]"
+        parts = [
             matmul("a[b g r s t] = q[b s g r e] * C_k[b m:t g e]", n, over="b g r P e"),
             pointwise("a[b g r s t] = a[b g r s t]", MUL, n, over="b g r P"),
-            softmax("p[b g r s t] = a[b g r s t]", n, row="t", over="b g r P", form=SOFTMAX_IN_FP32),
-            matmul("o[b s g r e] = p[b g r s t] * C_v[b m:t g e]", n, over="b g r P e"),
-            always=self.one_kernel,
-            mask="mask[b s t]",
-        )
-        yield matmul("y[b s d] = o[b s g r e] * W_o[g r e d]", n)
+        ]
+        if self.capped:
+            parts.append(pointwise("a[b g r s t] = a[b g r s t]", CAP, n, over="b g r P"))
+        sinks, form = (" * W_sinks[g r]", SINK_SOFTMAX) if self.sinks else ("", SOFTMAX_IN_FP32)
+        parts.append(softmax(shares + sinks, n, row="t", over="b g r P", form=form))
+        parts.append(matmul("o[b s g r e] = p[b g r s t] * C_v[b m:t g e]", n, over="b g r P e"))
+        return composite("attention", *parts, always=self.one_kernel, mask="mask[b s t]")
 
 
 @dataclass(frozen=True)
@@ -165,6 +196,16 @@ def attention_layers(node: Any) -> list[CausalAttention]:
     return [layer for layer in walk(node) if isinstance(layer, CausalAttention)]
 
 
+def heads_of(node: Any) -> tuple[Size, Size]:
+    """Heads and KV heads of a model's attention; of latent attention its heads, of which all share one key."""
+    for layer in walk(node):
+        if isinstance(layer, CausalAttention):
+            return layer.g * layer.r, layer.g
+        if isinstance(layer, LatentAttention):
+            return layer.h, 1
+    raise InputError("there is no causal attention")
+
+
 def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
     """A model or layer whose causal attention has other heads at the same hidden width, ints or arrays.
 
@@ -172,6 +213,8 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
     heads not the heads.
     """
     heads, kv_heads = as_size("heads", heads), as_size("KV heads", kv_heads)
+    if not attention_layers(node):
+        raise InputError("attention: there are no KV heads that could be changed")
     hidden = attention_layers(node)[0].d
     require_divisible("attention", "hidden size", hidden, "heads", heads)
     require_divisible("attention", "heads", heads, "KV heads", kv_heads)
@@ -179,6 +222,8 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
 
     def change(layer: BaseLayer) -> BaseLayer:
         if isinstance(layer, CausalAttention):
+            if layer.turned is not None or layer.q_norm or layer.k_norm:
+                raise InputError("attention: heads that are normalised or rotated in part cannot be given other widths")
             return replace(layer, g=kv_heads, r=r, e=e, rotary=layer.rotary and change(layer.rotary))
         return replace(layer, e=e) if isinstance(layer, RotaryTable) else layer
 

@@ -17,7 +17,7 @@ from modelmeter.errors import InputError
 from modelmeter.graph.axes import AXES
 from modelmeter.graph.graph import Graph, checked
 from modelmeter.graph.ops import Op
-from modelmeter.graph.place import Node, Root, Sizes
+from modelmeter.graph.place import Node, Sizes
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.program import Program, program_of
@@ -114,7 +114,7 @@ class BaseLayer(ABC):
     @final
     def graph(self, counting: Counting | None = None) -> Graph:
         """The layer's checked graph, its workload sizes as symbols."""
-        root = Root((counting or Counting()).causal)
+        root = (counting or Counting()).root()
         sizes = symbols_of(self, self.sizes.split())
         n = Sizes(sizes | self.axes, Node("", type(self).__name__), root, bound=frozenset(sizes))
         return checked(list(self._placed(n)), self.inputs.split(), root)

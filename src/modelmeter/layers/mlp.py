@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from modelmeter.errors import choose
-from modelmeter.graph.forms import GELU, MUL, SILU, Form
+from modelmeter.graph.forms import ACTIVATIONS, CLAMPED, GELU, MUL
 from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
@@ -18,6 +18,8 @@ from modelmeter.sizes import Size
 class MLP(BaseLayer):
     """Two linear layers with an activation between, GELU if nothing else is said. y = W2 gelu(W1 x + B1) + B2.
 
+    `activation` is one of ACTIVATIONS by its name in transformers, `bias` says whether the layers have one.
+
     Vendor: torch.nn.Sequential(Linear, GELU, Linear). Paper: arXiv 2010.11929 (ViT).
     Axes: b images, s tokens, d width, f intermediate width.
 
@@ -27,21 +29,27 @@ class MLP(BaseLayer):
 
     d: Size
     f: Size
+    activation: str = "gelu"
+    bias: bool = True
     sizes = "b s"
-    activation: ClassVar[Form] = GELU
+
+    def check(self) -> None:
+        choose("activation", self.activation, ACTIVATIONS)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        yield matmul("h[b s f] = x[b s d] * W_1[d f] + W_b1[f]", n)
-        yield pointwise("h[b s f] = h[b s f]", self.activation, n)
-        yield matmul("y[b s d] = h[b s f] * W_2[f d] + W_b2[d]", n)
+        inner, outer = (" + W_b1[f]", " + W_b2[d]") if self.bias else ("", "")
+        yield matmul(f"h[b s f] = x[b s d] * W_1[d f]{inner}", n)
+        yield pointwise("h[b s f] = h[b s f]", ACTIVATIONS[self.activation], n)
+        yield matmul(f"y[b s d] = h[b s f] * W_2[f d]{outer}", n)
 
 
 @dataclass(frozen=True)
 class GatedMLP(BaseLayer):
-    """A gated MLP (SwiGLU). y = W_down (silu(W_gate x) * W_up x).
+    """A gated MLP, SwiGLU if nothing else is said. y = W_down (silu(W_gate x) * W_up x).
 
-    Vendor: LlamaMLP in transformers. Paper: arXiv 2002.05202 (GLU variants).
-    Axes: b sequences, s tokens, d hidden width, f intermediate width.
+    `activation` is one of ACTIVATIONS, `bias` says whether the layers have one, `one_matrix` whether gate and up are
+    one of the checkpoint. Vendor: LlamaMLP in transformers. Paper: arXiv 2002.05202 (GLU variants). Axes: b sequences,
+    s tokens, d hidden width, f intermediate width.
 
     >>> GatedMLP(d=2, f=3).forward_tensor_core_flops(b=1, s=5) == 3 * 2 * 5 * 2 * 3
     True
@@ -49,20 +57,35 @@ class GatedMLP(BaseLayer):
 
     d: Size
     f: Size
+    activation: str = "silu"
+    bias: bool = False
+    one_matrix: bool = False
     sizes = "b s"
 
+    def check(self) -> None:
+        choose("activation", self.activation, ACTIVATIONS)
+
     def ops(self, n: Sizes) -> Iterator[Op]:
-        gate = matmul("_g[b s f] = x[b s d] * W_gate[d f]", n)
-        up = matmul("_u[b s f] = x[b s d] * W_up[d f]", n)
-        yield from gated(gate, up, n, "b s f", one_matrix=False)
-        yield matmul("y[b s d] = _h[b s f] * W_down[f d]", n)
+        bias = [f" + W_b{to}" if self.bias else "" for to in ("gate[f]", "up[f]", "down[d]")]
+        gate = matmul(f"_g[b s f] = x[b s d] * W_gate[d f]{bias[0]}", n)
+        up = matmul(f"_u[b s f] = x[b s d] * W_up[d f]{bias[1]}", n)
+        yield from gated(gate, up, n, "b s f", one_matrix=self.one_matrix, activation=self.activation)
+        yield matmul(f"y[b s d] = _h[b s f] * W_down[f d]{bias[2]}", n)
 
 
-def gated(gate: Op, up: Op, n: Sizes, axes: str, *, one_matrix: bool) -> Iterator[Op]:
-    """_h = silu(_g) * _u, in the order in which Python evaluates it."""
-    activated = pointwise(f"_g[{axes}] = _g[{axes}]", SILU, n)
-    yield from (*composite("projections", gate, up, always=True), activated) if one_matrix else (gate, activated, up)
-    yield pointwise(f"_h[{axes}] = _g[{axes}] * _u[{axes}]", MUL, n)
+def gated(gate: Op, up: Op, n: Sizes, axes: str, *, one_matrix: bool, activation: str = "silu") -> Iterator[Op]:
+    """_h = act(_g) * _u, in the order in which Python evaluates it.
+
+    `clamped`: min(g, c) sigmoid(a g) (u + 1), u from -c to c, as GptOssExperts in transformers.
+    """
+    left, right, h = f"_g[{axes}]", f"_u[{axes}]", f"_h[{axes}]"
+    made = composite("projections", gate, up, always=True) if one_matrix else iter((gate, up))
+    if activation == "clamped":
+        yield from (*made, pointwise(f"{h} = {left} * {right}", CLAMPED, n))
+        return
+    activated = pointwise(f"{left} = {left}", ACTIVATIONS[activation], n)
+    yield from (*made, activated) if one_matrix else (gate, activated, up)
+    yield pointwise(f"{h} = {left} * {right}", MUL, n)
 
 
 @final

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
 
-from modelmeter.graph.forms import ANGLES, ROTARY_TABLE, ROTATE
+from modelmeter.errors import choose
+from modelmeter.graph.forms import ANGLES, POLAR_TABLE, ROTARY_TABLE, ROTATE, ROTATE_DIRECT, ROTATE_PART
 from modelmeter.graph.ops import Op, matmul, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
@@ -16,14 +17,16 @@ from modelmeter.sizes import Size, ratio
 
 @dataclass(frozen=True)
 class RotaryTable(BaseLayer):
-    """The tables of cos and sin of a head width."""
+    """The tables of cos and sin of a head width: `full`, or of half of it, `narrow` or as complex numbers (`polar`)."""
 
     e: Size
+    form: str = "full"
     sizes = "b s"
     inputs = "pos"
     buffers = "freq"
 
     def check(self) -> None:
+        choose("form of the tables", self.form, TABLES)
         require_divisible(type(self).__name__, "head width", self.e, "a pair's width", 2)
 
     @abstractmethod
@@ -33,7 +36,9 @@ class RotaryTable(BaseLayer):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(H=ratio(n.e, 2))
         yield self.angles(n)
-        yield pointwise("y[b s e] sin[b s e] = _f:32[b s H]", ROTARY_TABLE, n, over="b s e", grad=False)
+        width, form = ("e", ROTARY_TABLE) if self.form == "full" else ("H", TABLES[self.form])
+        equation = f"y[b s {width}] sin[b s {width}] = _f:32[b s H]"
+        yield pointwise(equation, form, n, over=f"b s {width}", grad=False)
 
 
 @final
@@ -66,8 +71,33 @@ class LlamaRotaryEmbedding(RotaryTable):
         return matmul("_f:32[b s H] = freq:32[b H] * pos:32[b s]", n, over="b s H", grad=False)
 
 
-def rotation(n: Sizes) -> Iterator[Op]:
-    """q and k rotated by cos and sin; n has b, s, g, r, e."""
-    n = n.bind(H=ratio(n.e, 2))
-    yield pointwise("q[b s g r e] = q[b s g r e] * cos[b s e] * sin[b s e]", ROTATE, n, over="b s g r H")
-    yield pointwise("k[b s g e] = k[b s g e] * cos[b s e] * sin[b s e]", ROTATE, n, over="b s g H")
+TABLES = {"full": ROTARY_TABLE, "narrow": ROTARY_TABLE, "polar": POLAR_TABLE}
+ROTATIONS = {
+    "half": ("e", ROTATE),
+    "part": ("e", ROTATE_PART),
+    "direct": ("e:H", ROTATE_DIRECT),
+    "narrow": ("H", ROTATE_DIRECT),
+}
+"""x cos + turned(x) sin, where turning negates, of whole heads or a part of each; or the products of each pair, where
+it does not, on full tables or narrow ones. Each with the axis of the tables."""
+
+
+def inputs_of(rotation: str, rotary: BaseLayer | None = None) -> str:
+    """What attention is given: the tables, the positions of which it makes them itself, or neither."""
+    return "x pos" if rotary is not None else "x" if rotation == "none" else "x cos sin"
+
+
+def rotated(x: str, source: str, over: str, n: Sizes, kind: str) -> Op:
+    """A tensor with the pairs `over` rotated by cos and sin; n has b, s, e (the width of full tables) and H."""
+    width, form = ROTATIONS[kind]
+    return pointwise(f"{x} = {source} * cos[b s {width}] * sin[b s {width}]", form, n, over=over)
+
+
+def rotation(n: Sizes, kind: str = "half", turned: Size | None = None) -> Iterator[Op]:
+    """q and k rotated, of each head the first `turned` elements (None: all); n has b, s, g, r, e."""
+    for x, heads in (("q", "g r"), ("k", "g")):
+        head, at = f"{x}[b s {heads} e]", n.bind(H=ratio(n.e, 2))
+        if turned is not None:
+            at = n.bind(H=ratio(turned, 2), w=n.e, e=turned, passed=n.e - turned)
+            head, kind = f"{x}[b s {heads} w]", "part" if kind == "half" else kind
+        yield rotated(head, head, f"b s {heads} H", at, kind)

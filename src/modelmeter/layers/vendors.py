@@ -5,9 +5,9 @@ The equations, what they omit and their axes are those of the layer that each is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import final
 
-from modelmeter.graph.forms import QUICK_GELU
 from modelmeter.layers.attention import CausalAttention, GridAttention, SelfAttention
 from modelmeter.layers.block import GridBlock, ResidualBlock, Transformer
 from modelmeter.layers.mixture import Experts, Mixture, Router
@@ -66,6 +66,7 @@ class NoTPAttention(SelfAttention):
 
 
 @final
+@dataclass(frozen=True)
 class NoTPFeedForward(MLP):
     """Two linear layers with quick-gelu between. y = W2 quick_gelu(W1 x + B1) + B2.
 
@@ -75,7 +76,7 @@ class NoTPFeedForward(MLP):
     True
     """
 
-    activation = QUICK_GELU
+    activation: str = "quick_gelu"
 
 
 @final

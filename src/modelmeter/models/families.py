@@ -15,6 +15,7 @@ from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
 from modelmeter.layers.base import require_divisible
+from modelmeter.models.config_json import decoder_of, model_of, read_config
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
@@ -108,9 +109,15 @@ def llama(
     return nn.CausalLM(embedding, (block,), norm, head, rotary, tied, positions)
 
 
+def config_json(*, config: Any) -> nn.CausalLM:
+    """The decoder of a config.json: its fields or where they are."""
+    fields = config if isinstance(config, Mapping) else read_config(str(config))
+    return decoder_of(fields, "decoder.config")[0]
+
+
 FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
     "tower": {"deepencoder": deepencoder, "clip": patch_tower},
-    "decoder": {"deepseek": deepseek, "llama": llama},
+    "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json},
     "planner": {"crops": CropRule, "fixed": FixedSize},
 }
 """The families by the group of configs/ that names them; what each takes are the keys of its YAML."""
@@ -144,6 +151,8 @@ def component(group: str, numbers: Mapping[str, Any]) -> Any:
 
 def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> BaseModel:
     """A model from its own YAML and those of its components, by group. Raises InputError where they do not fit."""
+    if "config" in model:
+        return model_of(model["config"], model.get("name"))
     tower, decoder, planner = (component(group, parts[group]) for group in ("tower", "decoder", "planner"))
     name = str(model.get("name"))
     if decoder is None:

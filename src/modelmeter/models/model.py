@@ -14,7 +14,7 @@ from typing import Any, cast, final
 from modelmeter.errors import InputError, choose, unknown
 from modelmeter.graph.graph import Graph, checked
 from modelmeter.graph.ops import Op
-from modelmeter.graph.place import Node, Root, Sizes
+from modelmeter.graph.place import Node, Sizes
 from modelmeter.layers.base import BaseLayer, symbols_of
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
@@ -50,9 +50,9 @@ class Stage:
         """The layer that runs at a structure."""
         return self.layer if isinstance(self.layer, BaseLayer) else self.layer(structure)
 
-    def graph(self, structure: Any, causal: str) -> tuple[Graph, tuple[str, ...]]:
+    def graph(self, structure: Any, counting: Counting) -> tuple[Graph, tuple[str, ...]]:
         """The stage's checked graph and the names of its sizes."""
-        layer, root = self.layer_of(structure), Root(causal)
+        layer, root = self.layer_of(structure), counting.root()
         names = tuple(a for a in layer.sizes.split() if a not in self.fixed and a not in self.same)
         sizes = symbols_of(layer, names) | dict(self.fixed)
         sizes |= {axis: sizes[other] for axis, other in self.same.items()}
@@ -70,6 +70,8 @@ class BaseModel:
     """How an image becomes views; None: the model takes none."""
     positions: Size | None
     """Positions that the decoder was made for; None: it has no limit."""
+    notes: tuple[str, ...] = ()
+    """What a reader of its results should know of where its numbers come from."""
 
     def changed(self, graph: Graph) -> Graph:
         """The graph of a stage as this model counts it."""
@@ -139,7 +141,7 @@ class BaseModel:
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
         self.require_tensors(counting.precision)
-        graph, names = stage.graph(structure, counting.causal)
+        graph, names = stage.graph(structure, counting)
         steps = None
         if stage.steps is not None:
             first, many = map(symbol, STEPS)
@@ -180,6 +182,12 @@ class BaseModel:
         return program.kernels(**sizes)
 
     @final
+    def basis(self, work: Workload) -> str:
+        """How results of this workload are counted, in words."""
+        stated = [cost.basis for cost in self.costs(work).values()]
+        return max(stated, key=len)
+
+    @final
     def costs(self, work: Workload) -> dict[str, StageCost]:
         """The StageCost of every stage."""
         return {stage.name: self.cost(stage.name, work) for stage in self.stages}
@@ -201,7 +209,7 @@ class BaseModel:
                 continue
             key = (stage.name, structure, counting.causal)
             if key not in self._made:
-                self._made[key] = self.changed(stage.graph(structure, counting.causal)[0])
+                self._made[key] = self.changed(stage.graph(structure, counting)[0])
             for op in self._made[key].ops:
                 for r in (r for r in op.reads if r.role == "weight"):
                     stored = r.stored * op.times
@@ -238,6 +246,9 @@ class Model(BaseModel):
     stages: tuple[Stage, ...]
     planner: Planner | None = None
     positions: Size | None = None
+    notes: tuple[str, ...] = ()
+    config: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
+    """The fields of the config.json that it was made of."""
 
 
 def _part(op: Op, depth: int) -> str:

@@ -177,6 +177,6 @@ def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
     )  # fmt: skip
 
 
-def text_model(name: str, decoder: CausalLM) -> Model:
-    """A decoder alone, on text."""
-    return Model(name, language_stages(decoder), positions=decoder.positions)
+def text_model(name: str, decoder: CausalLM, **others: Any) -> Model:
+    """A decoder alone, on text; `others` are further fields of a Model."""
+    return Model(name, language_stages(decoder), positions=decoder.positions, **others)

@@ -1,7 +1,8 @@
 """How a result is counted: runtime, pairs of causal attention, logits, precision. Each result says it.
 
-An option is one field of `Counting`: its default, its help and what it takes: one of the `valid` names (None: judged
-by `of` alone), made its value by `of`. The command line, the configuration and Python calls all follow from it.
+An option is one field of `Counting`: its default, its help and what it takes: one of the `valid` names (None: judged by
+`of` alone), made its value by `of`. One that `some` layers alone have is told by results with such a layer. The command
+line, the configuration and Python calls all follow from it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from modelmeter.errors import choose
 from modelmeter.folders import config_names
-from modelmeter.graph.place import CAUSAL
+from modelmeter.graph.place import CAUSAL, LATENT, Root
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.runtime import Runtime
 
@@ -23,8 +24,9 @@ LOGITS = ("all", "last")
 class Counting:
     """The options of every count; `basis` are these in words.
 
-    `runtime` is a Runtime or the name of one; `causal`: pairs counted full or exact; `logits`: of all positions or
-    the last; `precision`: a dtype, bits or a Precision. Raises InputError for unknown choices.
+    `runtime` is a Runtime or the name of one; `causal`: pairs counted full or exact; `logits`: of all positions or the
+    last; `precision`: a dtype, bits or a Precision; `latent`: latent attention expanded or absorbed. Raises InputError
+    for unknown choices.
 
     >>> Counting(causal="exact", precision="int4").basis
     'flash, causal exact, logits all, int4'
@@ -40,6 +42,9 @@ class Counting:
         "help": "all (as the Hugging Face code) or last (as serving engines)", "valid": lambda: LOGITS})
     precision: Any = field(default=Precision(), metadata={
         "help": "a dtype or bits per element, for all or by role", "valid": None, "of": Precision.of})
+    latent: Any = field(default="expanded", metadata={
+        "help": "latent attention: expanded (as transformers does it) or absorbed (as serving engines do)",
+        "valid": lambda: LATENT, "some": True})
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -55,8 +60,17 @@ class Counting:
     @cached_property
     def basis(self) -> str:
         """The options as words."""
-        named = zip((name for name, *_ in OPTIONS), self.key, strict=True)
+        named = ((name, getattr(self, name)) for name, *_ in OPTIONS if name not in self.choices)
         return ", ".join(f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
+
+    @cached_property
+    def choices(self) -> dict[str, str]:
+        """The options that some layers alone have."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("some")}
+
+    def root(self) -> Root:
+        """What the layers of a graph counted so share."""
+        return Root(self.causal, self.choices)
 
 
 OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata.get("of"), f.metadata["valid"]) for f in fields(Counting)]

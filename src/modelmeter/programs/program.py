@@ -53,13 +53,18 @@ class Program:
         counts = [getattr(cost, count) for cost in self.costs.values() for count in COUNTS]
         return Evaluator(self.names, [*counts, *self.requirements.values()])
 
+    @cached_property
+    def basis(self) -> str:
+        """How it was counted, with the options that layers of it have."""
+        return _basis(self.counting, self.graph)
+
     def __call__(self, **sizes: Size) -> dict[str, StageCost]:
         """The StageCost of each part at these sizes, ints or arrays. Raises InputError for other sizes than `names`."""
         return self.at(_in_order(self.names, sizes))
 
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
-        found, basis, width = self._evaluator(values), self.counting.basis, len(COUNTS)
+        found, basis, width = self._evaluator(values), self.basis, len(COUNTS)
         if self.requirements:
             asked = zip(self.requirements, found[len(self.costs) * width :], strict=True)
             _require(dict(asked), dict(zip(self.names, values, strict=True)))
@@ -83,7 +88,11 @@ class Program:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
         content = self._evaluator.as_json()
         keys = [[part, count] for part in self.costs for count in COUNTS]
-        return content | {"basis": self.counting.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+        return content | {"basis": self.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+
+
+def _basis(counting: Counting, graph: Graph) -> str:
+    return ", ".join((counting.basis, *(f"{name} {value}" for name, value in graph.root.chosen.items())))
 
 
 def _require(asked: Mapping[str, Size], given: Mapping[str, Size]) -> None:
@@ -117,7 +126,8 @@ def program_of(
     _fill([ledgers[label] for label in labels], lowered, counting)
     asked = lowered.root.requirements.items()
     requirements = {text: substituted(size, steps.name, steps.first) if steps else size for text, size in asked}
-    costs = {label: StageCost(**_counts(ledger, steps), basis=counting.basis) for label, ledger in ledgers.items()}
+    basis = _basis(counting, graph)
+    costs = {label: StageCost(**_counts(ledger, steps), basis=basis) for label, ledger in ledgers.items()}
     return Program(tuple(names), counting, costs, lowered, steps, requirements)
 
 

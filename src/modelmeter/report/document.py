@@ -123,7 +123,7 @@ def inventory(model: BaseModel, work: Workload) -> list[LayerCost]:
     """
     found = []
     for stage in model.stages:
-        graph, names = stage.graph(stage.structure(work), work.causal)
+        graph, names = stage.graph(stage.structure(work), work.counting)
         program = program_of(
             model.changed(graph), names, work.counting, lambda op: " ".join((*op.node.around, op.node.layer))
         )

@@ -7,6 +7,7 @@ narrow that two stand side by side in a report, its letters so large that they a
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -125,8 +126,15 @@ def picture(
         for kind in formats:
             sink, metadata = io.BytesIO(), {"Date" if kind == "svg" else "Software": None}
             figure.savefig(sink, format=kind, metadata=metadata, dpi=DOTS_PER_INCH)
-            drawn[f"{name}.{kind}"] = sink.getvalue().decode("utf-8") if kind == "svg" else sink.getvalue()
+            drawn[f"{name}.{kind}"] = _numbered(sink.getvalue().decode()) if kind == "svg" else sink.getvalue()
         pyplot.close(figure)
+
+
+def _numbered(svg: str) -> str:
+    """An SVG whose clips are numbered: matplotlib calls them by a hash of floats, which processors round otherwise."""
+    for number, name in enumerate(dict.fromkeys(re.findall(r'<clipPath id="(p[0-9a-f]{10})"', svg))):
+        svg = svg.replace(name, f"clip{number}")
+    return svg
 
 
 def _lines(table: Table, chart: Chart) -> list[_Line]:

@@ -129,4 +129,5 @@ def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
         rows.append([name, *(f"{n:.1f}" if head == "FLOP/byte" else si(n, unit) for head, n, unit in counts)])
     reach = work.context_tokens + work.decode_steps
     beyond = f"context of {reach} tokens, beyond the model's {model.positions} positions\n" * model.is_beyond(reach)
-    return f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {work.basis}\n{beyond}\n{align(rows)}"
+    head = f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {model.basis(work)}\n{beyond}"
+    return "\n".join([f"{head}\n{align(rows)}", *model.notes])

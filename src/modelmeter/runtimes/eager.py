@@ -20,6 +20,8 @@ from modelmeter.graph.ops import Composite, Op, build, ref
 from modelmeter.sizes import Size, minimum
 
 Axes = tuple[str, ...]
+_PARTS = ("half", "turned", "passed")
+"""The axes of a part of a tensor, which is stored whole."""
 
 
 def taken_apart(graph: Graph) -> Graph:
@@ -61,6 +63,7 @@ def _equation(op: Op, step: Step) -> str:
     out = op.output.stored
     known = dict(zip("xwv", op.equation.operands, strict=False)) | {"y": op.output, "z": op.equation.outputs[-1]}
     axes = {"all": out, "rest": tuple(a for a in out if a not in op.row.split()), "half": (*out[:-1], "H")}
+    axes |= {"turned": (*out[:-1], "e"), "passed": (*out[:-1], "passed")}
 
     def tensor(found: re.Match[str]) -> str:
         name, bits, own = found.groups()
@@ -68,7 +71,7 @@ def _equation(op: Op, step: Step) -> str:
             return str(known[name])
         sizes = axes.get(own or "all") or tuple(own.split())
         given = known.get(name, Tensor(name, "", int(bits or 0), sizes, sizes))
-        return str(given._replace(stored=given.stored if own == "half" else sizes, touched=sizes))
+        return str(given._replace(stored=given.stored if own in _PARTS else sizes, touched=sizes))
 
     return re.sub(r"(\w+)(?::(\d+))?(?:\[(.*?)\])?", tensor, step.equation)
 

@@ -71,8 +71,11 @@ class Expr:
     def of(cls, coefficients: Mapping[Monomial, Any]) -> Any:
         """The expression (or plain number) with these coefficients."""
         terms = tuple(sorted([(m, exact(c)) for m, c in coefficients.items() if c]))
-        if not terms or terms[-1][0] == ():
-            return terms[0][1] if terms else 0
+        return cls.interned(terms) if terms and terms[-1][0] else terms[0][1] if terms else 0
+
+    @classmethod
+    def interned(cls, terms: Terms) -> Expr:
+        """The one expression with these terms, in their order."""
         found = cls.known.get(terms)
         if found is None:
             found = cls.known[terms] = object.__new__(cls)
@@ -80,8 +83,8 @@ class Expr:
         return found
 
     def __mul__(self, other: Any) -> Any:
-        if type(other) is int and other == 1:  # the commonest factor
-            return self
+        if type(other) is int and other:  # the commonest factor
+            return self if other == 1 else Expr.interned(tuple([(m, exact(c * other)) for m, c in self.terms]))
         theirs = terms_of(other)
         if theirs is None:
             return NotImplemented
@@ -95,10 +98,12 @@ class Expr:
     def __add__(self, other: Any) -> Any:
         return NotImplemented if terms_of(other) is None else added((self, other))
 
+    def __sub__(self, other: Any) -> Any:
+        return NotImplemented if terms_of(other) is None else added((self,), minus=(other,))
+
     __rmul__, __radd__ = __mul__, __add__
 
     __neg__ = lambda self: self * -1
-    __sub__ = lambda self, other: self + other * -1
     __rsub__ = lambda self, other: self * -1 + other
     __pow__ = lambda self, power: self ** (power - 1) * self if power else 1
     __truediv__ = lambda self, other: divided(self, other)
@@ -128,12 +133,15 @@ class Expr:
         return {name: None for atom in self.atoms for name in atom.names}
 
 
-def added(values: Iterable[Any]) -> Any:
-    """The sum of expressions and numbers, made term by term."""
+def added(values: Iterable[Any], minus: Iterable[Any] = ()) -> Any:
+    """The sum of expressions and numbers less that of others, made term by term."""
     found: dict[Monomial, Any] = {}
     for value in values:
         for m, c in terms_of(value) or ():
             found[m] = found.get(m, 0) + c
+    for value in minus:
+        for m, c in terms_of(value) or ():
+            found[m] = found.get(m, 0) - c
     return Expr.of(found)
 
 

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from modelmeter.errors import InputError
-from modelmeter.layers.attention import attention_layers, with_heads
+from modelmeter.layers.attention import heads_of, with_heads
 from modelmeter.models.model import BaseModel
 from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pair, whole
 from modelmeter.sweep.columns import Row, flops_of, significant
@@ -36,12 +36,11 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     Raises InputError for heads that do not divide the hidden width.
     """
     lists = [settings[key] for key in ("batch", "decode_tokens", "prefill_tokens")]
-    own = attention_layers(model)[0]
-    pairs = settings["heads"] or [(own.g * own.r, own.g)]
+    pairs = settings["heads"] or [heads_of(model)]
     count = prod(map(len, (pairs, *lists)))
     if count > MOST_POINTS:
         raise InputError(f"prefill_tokens, decode_tokens, batch and heads make {count} points; at most {MOST_POINTS}")
-    models = [(heads, with_heads(model, *heads)) for heads in pairs]
+    models = [(heads, _with_heads(model, heads) if settings["heads"] else model) for heads in pairs]
     rows: list[Row] = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind)
@@ -55,6 +54,15 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
     table = table_of("sequence", title, work, rows, settings, rows[0])
     return [replace(table, digest=rows_of(table, decode_steps=rows[0]["decode_steps"]))]
+
+
+def _with_heads(model: BaseModel, heads: tuple[int, int]) -> BaseModel:
+    """A model with other heads, if they fit."""
+    try:
+        changed: BaseModel = with_heads(model, *heads)
+        return changed
+    except InputError as error:
+        raise InputError(f"{error}; heads=null keeps those of {model.name}") from None
 
 
 def _findings(table: Table) -> Iterator[Finding]:

@@ -18,16 +18,17 @@ from modelmeter.workload import Workload
 
 
 class LayerAt(NamedTuple):
-    """A layer at sizes."""
+    """A layer at sizes, counted by options."""
 
     layer: BaseLayer
     sizes: Mapping[str, int]
+    options: Mapping[str, Any] = {}
 
     def cost(self) -> StageCost:
-        return self.layer.cost(**self.sizes)
+        return self.layer.cost(**self.sizes, **self.options)
 
     def kernels(self) -> list[Kernel]:
-        return self.layer.program().kernels(**self.sizes)
+        return self.layer.program(**self.options).kernels(**self.sizes)
 
 
 class StageAt(NamedTuple):

@@ -15,7 +15,7 @@ from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.report.tables import align, si
-from modelmeter.validate import deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
+from modelmeter.validate import decoders, deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
 from modelmeter.validate.case import Case, Comparison, compare
 from modelmeter.validate.counters import tensor_core_flops
 from modelmeter.validate.vendor import found_cases
@@ -45,8 +45,18 @@ REFERENCES: dict[str, Reference] = {
 """The references by the names of models."""
 
 
+def _no_images(model: Any, work: Workload) -> Case:
+    raise InputError(f"{model.name} takes no image, so there is no vision stage to compare")
+
+
+CONFIG_JSON = Reference((), decoders.layer_cases, lambda model: (), _no_images, lambda model: ())
+"""The reference of every model that is made of a config.json."""
+
+
 def reference(name: str) -> Reference:
-    """The reference of a model. Raises InputError if it has none."""
+    """The reference of a model: its own, or that of every config.json. Raises InputError if it has none."""
+    if name not in REFERENCES and getattr(load_model(name), "config", None) is not None:
+        return CONFIG_JSON
     if name not in REFERENCES:
         raise InputError(f"model {name!r} has no reference modules to compare with; {', '.join(REFERENCES)} have")
     return REFERENCES[name]

@@ -1,0 +1,194 @@
+"""A model from a config.json as Hugging Face has them: its fields, by the table of `decoders.yaml`.
+
+No field that released files have is guessed: one that is missing is named, and so are one that nothing reads and that
+may change the structure, and two that contradict each other. What is built of the numbers: `decoders.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from modelmeter.errors import InputError, choose
+from modelmeter.layers import CausalLM
+from modelmeter.models.decoders import causal_lm
+from modelmeter.models.model import BaseModel
+from modelmeter.models.vlm import text_model
+
+
+WIDTH = "hidden_size / num_attention_heads"
+"""What a table says of a head's width that a file may leave out, though released ones have it."""
+
+
+@cache
+def _table() -> dict[str, Any]:
+    import yaml
+
+    text = Path(__file__).with_name("decoders.yaml").read_text(encoding="utf-8")
+    found: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return found
+
+
+def model_types() -> list[str]:
+    """The model_types that are supported."""
+    return sorted(_table()["types"])
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The fields of a config.json: a file, the folder of a model, or a hub id where a network is there.
+
+    Raises InputError if it cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix != ".json":
+        path = _from_hub(name)
+    path = path / "config.json" if path.is_dir() else path
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{str(path)!r} is no JSON, or cut short: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{str(path)!r} must hold the fields of a config.json, not a {type(found).__name__}")
+    return found
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as error:  # no package, no network, no such model: all are for the user to read
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{name!r} is no file or folder here, and cannot be had from the hub: {reason}") from None
+
+
+def model_of(config: Any, name: str | None = None) -> BaseModel:
+    """The model of a config.json: its fields, or where they are (see `read_config`), called `name` or as the file is.
+
+    Raises InputError, naming file and field, for what it cannot be made of.
+    """
+    if config is None:
+        raise InputError("model.config must be the path of a config.json, its folder or a hub id")
+    given = isinstance(config, Mapping)
+    path = Path(str(config))
+    source = str(name or "the configuration") if given else str(config)
+    own = (
+        path.parent.absolute().name
+        if path.name == "config.json"
+        else path.stem
+        if path.suffix == ".json"
+        else path.name
+    )
+    fields = config if given else read_config(str(config))
+    decoder, assumed = decoder_of(fields, source)
+    return text_model(name or ("config" if given else own), decoder, notes=assumed, config=fields)
+
+
+def decoder_of(fields: Mapping[str, Any], source: str) -> tuple[CausalLM, tuple[str, ...]]:
+    """The decoder of a config.json's fields, and what is to be said of those that were not there."""
+    try:
+        numbers, assumed = _numbers(fields)
+        said = f"not in {source}, so as a {fields['model_type']} has it: {', '.join(dict.fromkeys(assumed))}"
+        return causal_lm(numbers), (said,) if assumed else ()
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _numbers(fields: Mapping[str, Any]) -> tuple[SimpleNamespace, list[str]]:
+    """The numbers of a decoder, and which of its fields were not there and what that means."""
+    table = _table()
+    if "model_type" not in fields:
+        raise InputError(f"model_type is missing; supported: {', '.join(model_types())}")
+    kind = choose("model_type", str(fields["model_type"]), table["types"])
+    fields = _flat(fields)
+    reading = _Reading(fields, kind)
+    numbers = table["absent"] | {key: reading.of(key, value) for key, value in table["types"][kind].items()}
+    _require_known(fields, kind, reading.read)
+    numbers["window"] = numbers["window"] or None  # some files write 0 for none
+    for key, words in table["kinds"].items():
+        for number in words.split():
+            if key == "flag" and numbers[number] is None:
+                numbers[number] = False
+            _require_kind(reading.names.get(number, number), numbers[number], key)
+    return SimpleNamespace(**numbers), reading.assumed
+
+
+def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields, with the share of a head that is rotated where it stands in rope_parameters."""
+    found = dict(fields)
+    for key in ("rope_parameters", "rope_scaling"):
+        inner = fields.get(key)
+        part = inner.get("partial_rotary_factor") if isinstance(inner, Mapping) else None
+        if part is not None and found.setdefault("partial_rotary_factor", part) != part:
+            raise InputError(f"partial_rotary_factor differs from that of {key}")
+    return found
+
+
+class _Reading:
+    """What a table's line reads of a file: `read` are the fields, `names` those of numbers, `assumed` what was not
+    there."""
+
+    def __init__(self, fields: Mapping[str, Any], kind: str) -> None:
+        self.fields, self.kind = fields, kind
+        self.read, self.names = {"layer_types"}, dict[str, str]()
+        self.assumed: list[str] = []
+
+    def of(self, key: str, value: Any) -> Any:
+        """A number of the table: a constant, or the field `$a|b?what its absence means`."""
+        if not isinstance(value, str) or not value.startswith("$"):
+            return value
+        import yaml
+
+        names, optional, absent = value[1:].partition("?")
+        self.names[key] = names.partition("|")[0]
+        known = {name: self.fields[name] for name in names.split("|") if name in self.fields}
+        self.read.update(names.split("|"))
+        if len({str(v) for v in known.values()}) > 1:
+            raise InputError(f"{' and '.join(f'{name} {v!r}' for name, v in known.items())} contradict each other")
+        if known:
+            found = next(iter(known.values()))
+            if found is not None or not absent.startswith("$"):
+                return found
+        elif not optional:
+            raise InputError(f"{names.replace('|', ' or ')} is missing, which a {self.kind} has")
+        if absent.startswith("$"):
+            return self.of(key, absent)
+        found = None if absent == WIDTH else yaml.safe_load(absent)
+        if not known and (absent == WIDTH or found not in (None, False)):
+            self.assumed.append(f"{names.partition('|')[0]} {absent}")
+        return found
+
+
+def _require_known(fields: Mapping[str, Any], kind: str, read: set[str]) -> None:
+    """Raise InputError for a field that nothing reads and that may change the structure, or has another value."""
+    only = _table()["only"]["*"] | _table()["only"].get(kind, {})
+    silent = set(_table()["silent"]["*"].split()) | set(_table()["silent"].get(kind, "").split())
+    for name, value in fields.items():
+        if name in only and value not in only[name]:
+            valid = " or ".join(json.dumps(v) for v in only[name])
+            raise InputError(f"{name} {value!r} is not supported of a {kind}: only {valid}")
+        if name in read or name in only or name in silent or name.startswith("_"):
+            continue
+        if value not in (None, False, "", [], {}):
+            raise InputError(f"{name} {value!r} is read by nothing here, and a {kind} may be another one with it")
+
+
+def _require_kind(name: str, value: Any, kind: str) -> None:
+    """Raise InputError for a number that is not of its kind."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    fits = {
+        "whole": whole and value >= 1, "whole_or_null": value is None or (whole and value >= 1),
+        "count": whole, "flag": isinstance(value, bool),
+        "list": value is None or (isinstance(value, list)),
+    }[kind]  # fmt: skip
+    if not fits:
+        wanted = {"whole": "a whole number of at least 1", "count": "a whole number", "flag": "true or false",
+                  "whole_or_null": "a whole number of at least 1 or null", "list": "a list"}[kind]  # fmt: skip
+        raise InputError(f"{name} must be {wanted}, not {value!r}")
