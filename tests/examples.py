@@ -8,7 +8,11 @@ from importlib import import_module
 import modelmeter
 from modelmeter import BaseLayer
 from modelmeter import layers as mm
+from modelmeter.layers.merge import MergeProjector, Projected
 from modelmeter.layers.mlp import _Activated
+from modelmeter.layers.navit import AxialRotary, AxialRotation, NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.sam_towers import SamTower, TwinTower
+from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.models.vlm import Join, RowsJoin, VisionStage
 from modelmeter.sizes import Size
 
@@ -28,7 +32,7 @@ def all_layers():
 
 def examples(v=lambda name, value: value):
     """{class: [(instance, workload sizes as ints)]}; v makes the hyper-parameters."""
-    return {**_parts(v), **_vision(v), **_text(v)}
+    return {**_parts(v), **_vision(v), **_text(v), **_native(v)}
 
 
 GRID, LINE, TEXT = {"b": 2, "u": 5, "v": 4}, {"b": 2, "s": 5}, {"b": 2, "s": 3, "t": 5}
@@ -114,6 +118,39 @@ def _vision(v):
     }  # fmt: skip
 
 
+def _native(v):
+    d, h, e, f, norm = v("d", 8), v("h", 2), v("e", 4), v("f", 7), mm.LayerNorm(v("d", 8))
+    rotary, mlp, patch = AxialRotary(e), mm.MLP(d, f, "gelu_pytorch_tanh"), mm.PatchEmbed(v("c", 3), d, v("p", 2))
+    whole = mm.RMSNorm(d)
+    plain = VisionAttention(d, h, e, bias=False, q_norm=whole, k_norm=whole, wide=False)
+    turned = VisionAttention(d, h, e, turned=True)
+    near = VisionAttention(d, h, e, turned=True, window=v("w", 3), one_matrix=True)
+    blocks = tuple(mm.Repeat(NavitBlock(part, mlp, norm), v("l", 2)) for part in (near, turned))
+    windowed = NavitTower(patch, rotary, blocks, windows=True)
+    tower = NavitTower(patch, rotary, blocks[1:], norm, v("U", 9))
+    scaled = ScaledBlock(plain, mm.MLP(d, f), norm)
+    embeddings = mm.CLIPVisionEmbeddings(patch, v("n", 30), own_patches=True)
+    merge = MergeProjector(d, f, v("o", 5), norm)
+    behind = MergeProjector(d, f, v("o", 5), mm.LayerNorm(d * 4), copies=2)
+    vision = _vision(v)
+    (sam, _), *_ = vision[mm.ImageEncoderViT]
+    (clip, _), *_ = vision[mm.PatchTower]
+    square = {"b": 2, "u": 4, "v": 2}
+    return {
+        AxialRotary: [(rotary, LINE)],
+        AxialRotation: [(AxialRotation(h, e), LINE)],
+        VisionAttention: [(plain, LINE), (turned, LINE), (near, GRID)],
+        NavitBlock: [(blocks[0].layer, GRID)],
+        NavitTower: [(tower, GRID), (windowed, GRID)],
+        ScaledBlock: [(scaled, LINE)],
+        ClassTower: [(ClassTower(embeddings, mm.Transformer(scaled, v("l", 2))), GRID)],
+        MergeProjector: [(merge, LINE), (behind, LINE)],
+        Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, v("side1", 1))), square)],
+        SamTower: [(SamTower(sam), GRID)],
+        TwinTower: [(TwinTower(sam, clip, v("two", 2), v("half", 3)), {"b": 2, "u": 3, "v": 3})],
+    }
+
+
 def _text(v):
     d, f = v("d", 6), v("f", 7)
     heads = d, v("g", 2), v("r", 3), v("e2", 4)
@@ -128,10 +165,9 @@ def _text(v):
     embedding, head = mm.TokenEmbedding(v("V", 11), d), mm.LMHead(v("V", 11), d)
     lm = mm.CausalLM(embedding, (dense, mm.Repeat(mixed, v("l", 2))), rms, head)
     tied = mm.CausalLM(embedding, (mm.Repeat(block, v("l", 2)),), mm.RMSNorm(d), head, made, tied=True)
-    whole, centered = mm.WideRMSNorm(v("q", 24)), mm.CenteredNorm(v("k", 8), v("g", 2))
     wide = v("e4", 4)
-    other = mm.CausalAttention(*heads[:3], wide, turned=v("turned", 2), bias="qkvo", one_matrix=True, q_norm=whole,
-                               k_norm=centered, capped=True)  # fmt: skip
+    other = mm.CausalAttention(*heads[:3], wide, turned=v("turned", 2), bias="qkvo", one_matrix=True, capped=True,
+                               q_norm=mm.WideRMSNorm(wide), k_norm=mm.CenteredNorm(wide))  # fmt: skip
     sinks = mm.CausalAttention(*heads, rotation="none", sinks=True, q_norm=mm.RMSNorm(v("e2", 4)), bias="qkv")
     latents = v("h", 2), v("e2", 4), v("T", 2), v("o", 5), v("c", 3)
     low = mm.LatentAttention(d, *latents, low=v("low", 3), bias=True, rotation="direct")

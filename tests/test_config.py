@@ -43,7 +43,10 @@ def test_every_component_stands_in_a_model(group):
     whole = {"tower": "deepencoder", "projector": "linear", "decoder": "deepseek_3b", "planner": "deepseek_crops"}
     clip = whole | {"tower": "clip_l14", "planner": "fixed_224"}
     alone = dict.fromkeys(whole, "none") | {"decoder": "minimind2_v"}
-    fits = {"clip_l14": clip, "fixed_224": clip, "fixed_336": clip, "none": alone}
+    fits = {"clip_l14": clip, "fixed_224": clip, "fixed_336": clip, "none": alone, "deepseek_crops": whole}
+    for files in (config.chosen(model)[0] for model in MODELS):
+        if files["tower"] != "none":
+            fits.setdefault(files[group], files)
     for name in config_names(group):
         parts = fits.get(name, whole) | {group: name}
         kind = "text" if name == "none" else "vlm"
@@ -117,17 +120,17 @@ def test_a_component_is_chosen_before_its_numbers_are_changed():
     (["+decoder.head=1"], "unknown key of decoder: 'head', did you mean 'heads'? Valid: active, dense_layers"),
     (["~decoder.heads"], "decoder lacks heads; its keys: hidden, heads, kv_heads"),
     (["+decoder.heads=5"], "decoder.heads=5 goes without the plus sign: the key is there"),
-    (["decoder={heads:5}"], "unknown decoder \"{'heads': 5}\"; valid: deepseek_3b, minimind2_v"),
+    (["decoder={heads:5}"], "unknown decoder \"{'heads': 5}\"; valid: deepseek_3b, ernie_4_5_0_3b"),
     (["planner.modes.base={bse:5}"], "planner.modes.base takes new entries with a leading plus sign"),
     (["tower.sam=5"], "tower has not the shape of its YAML file"),
     (["tower.sam.hidden"], "'tower.sam.hidden' is not KEY=VALUE"),
     (["tower=clip_l14", "tower.sam.hidden=5"], "unknown key 'tower.sam.hidden', did you mean 'tower.hidden'"),
-    (["decoder=deepseek"], "unknown decoder 'deepseek', did you mean 'deepseek_3b'? Valid: deepseek_3b, minimind2_v"),
-    (["decoder=null"], "unknown decoder 'None'; valid: deepseek_3b, minimind2_v"),
-    (["tower=clip"], "unknown tower 'clip', did you mean 'clip_l14'? Valid: clip_l14, deepencoder, none"),
+    (["decoder=deepseek"], "unknown decoder 'deepseek', did you mean 'deepseek_3b'? Valid: deepseek_3b, ernie_4_5_0_3b"),
+    (["decoder=null"], "unknown decoder 'None'; valid: deepseek_3b, ernie_4_5_0_3b"),
+    (["tower=clip"], "unknown tower 'clip', did you mean 'clip_l14'? Valid: clip_b16, clip_l14, deepencoder"),
     (["projector=[linear]"], "projector must be one value, not ['linear']"),
     (["projector=linear,mlp_gelu"], "projector=linear,mlp_gelu: only a sweep with --multirun takes several values"),
-    (["planner=crops"], "unknown planner 'crops', did you mean 'deepseek_crops'? Valid: deepseek_crops, fixed_224, fixed_336, none"),
+    (["planner=crops"], "unknown planner 'crops', did you mean 'deepseek_crops'? Valid: deepseek_crops, fixed_1024, fixed_224"),
     (["decoder.family=lama"], "unknown family of decoder: 'lama', did you mean 'llama'? Valid: config_json, deepseek, llama"),
     (["tower=none"], "what reads images has tower, projector and planner, not projector and planner alone"),
     (["planner=fixed_224"], "the tower's patch and the planner's must be equal, not 16 and 14"),

@@ -160,7 +160,8 @@ def test_compulsory_traffic_is_inputs_and_outputs_and_touched_weights_once(name,
                 entering[r.name] = max(entering.get(r.name, 0), moved)
         known |= {w.name for w in op.writes}
         leaving |= {w.name: evaluated([w.stored * (w.bits or 16) / 8], sizes)[0] for w in op.writes}
-    outputs = ("y", "sin") if name in ("LlamaRotaryEmbedding", "RotaryEmbedding") else ("y",)
+    tables = ("LlamaRotaryEmbedding", "RotaryEmbedding", "AxialRotary")
+    outputs = ("y", "sin") if name in tables else ("y", "z") if name == "AxialRotation" else ("y",)
     assert cost.activation_io_bytes == sum(entering.values()) + sum(leaving[name] for name in outputs)
     assert cost.weight_io_bytes == pytest.approx(sum(weights.values()), rel=1e-15)
 

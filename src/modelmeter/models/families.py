@@ -15,14 +15,17 @@ from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
 from modelmeter.layers.base import require_divisible
+from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.models.config_json import decoder_of, model_of, read_config
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
+from modelmeter.models.resize import SmartResize
+from modelmeter.models.tiles import Tiles
+from modelmeter.models.towers import COLOURS, internvit, merge, navit
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
 
 JOINS = {"rows": RowsJoin, "plain": Join}
-COLOURS = 3
 
 
 def _share(what: str, whole: Any, by: str, parts: Any) -> Any:
@@ -115,11 +118,40 @@ def config_json(*, config: Any) -> nn.CausalLM:
     return decoder_of(fields, "decoder.config")[0]
 
 
+def sam_tower(*, sam: Mapping[str, Any]) -> SamTower:
+    """SAM alone, its last convolution's features the tokens."""
+    return SamTower(_made("tower.sam", _sam, sam))
+
+
+def twin_tower(*, sam: Mapping[str, Any], clip: Mapping[str, Any], small: int, half: int) -> TwinTower:
+    """SAM beside CLIP on a copy of `small` pixels, each brought to `half` of the features."""
+    vit = _made("tower.clip", patch_tower, clip)
+    return TwinTower(_made("tower.sam", _sam, sam), vit, _share("small", small, "patch", vit.patch), half)
+
+
+def mixtures(
+    *, hidden: int, heads: int, kv_heads: int, head_width: int, expert_mlp: int, experts: int, active: int, shared: int,
+    layers: int, vocabulary: int, positions: int, tied: bool,
+) -> nn.CausalLM:  # fmt: skip
+    """A decoder whose every layer is a mixture, its router's weights renormalised, with `shared` experts beside."""
+    attention = nn.LlamaAttention(hidden, kv_heads, _share("heads", heads, "KV heads", kv_heads), head_width)
+    beside = nn.GatedMLP(hidden, shared * expert_mlp) if shared else None
+    mixture = nn.Mixture(nn.Router(hidden, experts, active, renormalised=True), expert_mlp, beside)
+    block = nn.Repeat(nn.ResidualBlock(attention, mixture, nn.RMSNorm(hidden)), layers)
+    embedding, head = nn.TokenEmbedding(vocabulary, hidden), nn.LMHead(vocabulary, hidden)
+    rotary = nn.RotaryEmbedding(head_width)
+    return nn.CausalLM(embedding, (block,), nn.RMSNorm(hidden), head, rotary, tied, positions)
+
+
 FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
-    "tower": {"deepencoder": deepencoder, "clip": patch_tower},
-    "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json},
-    "planner": {"crops": CropRule, "fixed": FixedSize},
-}
+    "tower": {
+        "deepencoder": deepencoder, "clip": patch_tower, "navit": navit, "internvit": internvit, "sam": sam_tower,
+        "twin": twin_tower,
+    },
+    "projector": {"merge": merge},
+    "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures},
+    "planner": {"crops": CropRule, "fixed": FixedSize, "smart_resize": SmartResize, "tiles": Tiles},
+}  # fmt: skip
 """The families by the group of configs/ that names them; what each takes are the keys of its YAML."""
 
 
@@ -163,9 +195,11 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
             raise InputError(f"{name}: what reads images has tower, projector and planner, not {has} alone")
         return text_model(name, decoder)
     values = dict(parts["projector"])
-    inputs = values.pop("inputs", None)
+    inputs, family = values.pop("inputs", None), values.pop("family", None)
     width = tower.d if inputs is None else inputs
-    projector = _made("projector", nn.MlpProjector, {"c": width, "d": decoder.d} | values)
+    makes = choose("family of projector:", str(family), FAMILIES["projector"]) if family is not None else ""
+    kind: Any = FAMILIES["projector"][makes] if makes else nn.MlpProjector
+    projector = _made("projector", kind, {"c": width, "d": decoder.d} | values)
     join = JOINS[choose("model.join", str(model.get("join")), JOINS)]
     real = VLM(name, planner, tower, projector, join(projector.leaving), decoder)
     if "departures" not in model:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from math import prod
+from typing import Any, ClassVar, Protocol, final
 
 from modelmeter.errors import InputError, choose
 from modelmeter.sizes import Size, as_size
@@ -24,8 +25,32 @@ class Points:
     places: Sequence[Mapping[str, Any]]
 
 
+def grids(most: int, least: int) -> list[tuple[int, int]]:
+    """All (rows, columns) with rows <= columns, from `least` to `most` crops."""
+    found = [(h, w) for h in range(1, most + 1) for w in range(h, most // h + 1)]
+    return sorted((grid for grid in found if prod(grid) >= least), key=prod)
+
+
+def closest_grid(width: int, height: int, tile: int, least: int, most: int, fill: float) -> tuple[int, int]:
+    """The grid (rows, columns) of `least` to `most` tiles whose aspect is closest to an image's; of two alike the
+    larger one wins if the image's area exceeds the share `fill` of that of its tiles.
+
+    Vendor: find_closest_aspect_ratio of InternVL and DeepSeek-OCR.
+    """
+    candidates = [(h, w) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= least]
+    best, best_gap = (1, 1), float("inf")
+    for h, w in sorted(candidates, key=prod):
+        gap = abs(width / height - w / h)
+        if gap < best_gap or (gap == best_gap and width * height > fill * tile * tile * w * h):
+            best, best_gap = (h, w), gap
+    return best
+
+
 class Planner(Protocol):
     """What a model asks of the rule that turns images into views."""
+
+    varies: ClassVar[bool]
+    """Whether views have as many sizes as images; one program then serves them all."""
 
     @property
     def patch(self) -> int:
@@ -53,7 +78,8 @@ class Planner(Protocol):
 class FixedSize:
     """One view of fixed pixels, whatever the image: CLIP and SigLIP towers, LLaVA 1.5.
 
-    `side` pixels and `patch` pixels a patch side; `class_token` says whether one more token leaves the tower.
+    `side` pixels and `patch` pixels a patch side; `class_token` says whether one more token leaves the tower; `merge`
+    patches of a side become one of a token's; a prompt may have several `images`.
 
     >>> FixedSize(side=336, patch=14).plan(None, (1700, 2200), None).describe()
     'fixed: 1 x 336x336 global, 576 tokens (576 valid)'
@@ -62,20 +88,26 @@ class FixedSize:
     side: int
     patch: int
     class_token: bool = False
+    merge: int = 1
+    images: int = 1
     modes: tuple[str, ...] = ("fixed",)
+    varies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        as_size("patch", self.patch)
+        for key in ("patch", "merge", "images"):
+            as_size(key, getattr(self, key))
         if as_size("side", self.side) % self.patch:
             raise InputError(f"side {self.side} must be a multiple of the patch, {self.patch} pixels")
+        if self.side % (self.patch * self.merge):
+            raise InputError(f"side {self.side} must be a multiple of a token's, {self.patch * self.merge} pixels")
 
     def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
         name = self.modes[0] if mode is None else choose("mode", mode, self.modes)
         if grid is not None:
             given = "image=FILE, image_size=WIDTHxHEIGHT or none"
             raise InputError(f"mode {name!r} has no crops, so no grid; give {given}")
-        tokens = (self.side // self.patch) ** 2 + self.class_token
-        return ImagePlan(name, (View("global", 1, self.side, self.side, tokens),), tokens, tokens, None, True)
+        tokens = ((self.side // self.patch // self.merge) ** 2 + self.class_token) * self.images
+        return ImagePlan(name, (View("global", self.images, self.side, self.side, tokens),), tokens, tokens, None, True)
 
     def has_crops(self, mode: str | None) -> bool:
         return False

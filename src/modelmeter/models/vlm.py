@@ -16,10 +16,11 @@ from modelmeter.graph.ops import Op, copy
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
+from modelmeter.layers.merge import MergeProjector, tokens_of
 from modelmeter.layers.mlp import MlpProjector
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
-from modelmeter.sizes import Size, below
+from modelmeter.sizes import Size, below, ratio
 from modelmeter.workload import Workload
 
 
@@ -78,7 +79,7 @@ class VisionStage(BaseLayer):
     """
 
     tower: BaseLayer
-    projector: MlpProjector
+    projector: MlpProjector | MergeProjector
     join: Join
     views: tuple[Place, ...]
     inputs = property(lambda self: " ".join(f"pixels_{view}" for view, *_ in self.views))
@@ -98,7 +99,8 @@ class VisionStage(BaseLayer):
             count = 1 if one else getattr(n, f"count_{view}")
             if u is None or v is None:
                 u, v = getattr(n, f"rows_{view}"), getattr(n, f"columns_{view}")
-            b, s, held = n.b * count, tower.features(u, v), {name: f"{name}_{view}" for name in tower.keeps.split()}
+            s, b = tokens_of(self.projector, tower.features(u, v)), n.b * count
+            held = {name: f"{name}_{view}" for name in tower.keeps.split()}
             yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
             yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
             patches[f"patches_{view}"] = s * count
@@ -115,7 +117,7 @@ class VLM(BaseModel):
     name: str
     planner: Planner
     tower: BaseLayer
-    projector: MlpProjector
+    projector: MlpProjector | MergeProjector
     join: Join
     decoder: CausalLM
     positions = property(attrgetter("decoder.positions"))
@@ -147,14 +149,15 @@ class VLM(BaseModel):
                     f"{self.name}: a view of {v.width}x{v.height} pixels has no whole patches of {patch}; "
                     f"make the workload with this model"
                 )
-            sides = (v.height // patch, v.width // patch) if known else (None, None)
-            found.append((v.name, *sides, known and type(v.count) is int and v.count == 1))
+            varies, one = self.planner.varies, type(v.count) is int and v.count == 1
+            sides = (v.height // patch, v.width // patch) if known and not varies else (None, None)
+            found.append((v.name, *sides, (known or varies) and one))
         return tuple(found)
 
     def _vision_sizes(self, work: Workload) -> dict[str, Size]:
         sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}
         for v in work.image.views:
-            rows, columns = v.height / self.planner.patch, v.width / self.planner.patch
+            rows, columns = ratio(v.height, self.planner.patch), ratio(v.width, self.planner.patch)
             own = {"tokens": v.tokens, "count": v.count, "rows": rows, "columns": columns}
             sizes |= {f"{key}_{v.name}": size for key, size in own.items()}
         return sizes

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from modelmeter.errors import InputError, choose
-from modelmeter.models.planner import Points
+from modelmeter.models.planner import Points, closest_grid, grids
 from modelmeter.sizes import Size, as_size, below, ceil_div
 from modelmeter.workload import ImagePlan, View
 
@@ -48,6 +47,7 @@ class CropRule:
     max_crops: int
     uncropped: int
     fill: float
+    varies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key in ("patch", "downsample", "min_crops", "max_crops", "uncropped"):
@@ -83,14 +83,7 @@ class CropRule:
         """The vendor's grid (rows, columns) for an image, None if it is not cropped."""
         if width <= self.uncropped and height <= self.uncropped:
             return None
-        most = self.max_crops
-        candidates = [(h, w) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= self.min_crops]
-        best, best_gap = (1, 1), float("inf")
-        for h, w in sorted(candidates, key=prod):
-            gap = abs(width / height - w / h)
-            if gap < best_gap or (gap == best_gap and width * height > self.fill * tile * tile * w * h):
-                best, best_gap = (h, w), gap
-        return best
+        return closest_grid(width, height, tile, self.min_crops, self.max_crops, self.fill)
 
     def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
         """Views and tokens of an image (width, height), of a grid (rows, columns) or of a mode."""
@@ -124,8 +117,7 @@ class CropRule:
         """All (rows, columns) of crops with rows <= columns and at most `largest` crops."""
         if largest > MOST_CROPS:
             raise InputError(f"largest must be at most {MOST_CROPS} crops, not {largest}")
-        found = [(h, w) for h in range(1, largest + 1) for w in range(h, largest // h + 1)]
-        return sorted((grid for grid in found if prod(grid) >= self.min_crops), key=prod)
+        return grids(largest, self.min_crops)
 
     def points(self, mode: str | None, largest: int, own: ImagePlan | None = None) -> Points:
         """All crop grids of up to `largest` crops, and the user's own."""

@@ -1,0 +1,72 @@
+"""Towers and projectors of other vision-language models from their numbers: see `families.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelmeter import layers as nn
+from modelmeter.errors import InputError, choose
+from modelmeter.layers.base import require_divisible
+from modelmeter.layers.merge import MergeProjector
+from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.norm import Norm
+from modelmeter.layers.scaled import ClassTower, ScaledBlock
+
+COLOURS = 3
+NORMS: dict[str, type[Norm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+
+def _head_width(what: str, hidden: Any, heads: Any) -> int:
+    for name, value in ((f"{what} hidden size", hidden), ("heads", heads)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    require_divisible("configuration", f"{what} hidden size", hidden, "heads", heads)
+    return int(hidden // heads)
+
+
+def navit(
+    *, hidden: int, heads: int, mlp: int, layers: int, patch: int, frames: int, patch_bias: bool, grid: int | None,
+    norm: str, activation: str, gated: bool, projections: str, window: int | None, global_layers: int, final_norm: bool,
+) -> NavitTower:  # fmt: skip
+    """A vision transformer at native resolution; with a window all layers have it but `global_layers`."""
+    e, kind = _head_width("tower", hidden, heads), NORMS[choose("norm", norm, NORMS)]
+    merged = choose("projections", projections, ("merged", "split")) == "merged"
+    if not 0 <= global_layers <= layers:
+        raise InputError(f"global_layers must be from 0 to all {layers} layers, not {global_layers}")
+    near = layers - global_layers if window is not None else 0
+
+    def blocks(many: int, side: int | None) -> tuple[nn.BaseLayer, ...]:
+        attention = VisionAttention(hidden, heads, e, turned=True, window=side, one_matrix=merged)
+        part = nn.GatedMLP(hidden, mlp, activation, True) if gated else nn.MLP(hidden, mlp, activation)
+        return (nn.Repeat(NavitBlock(attention, part, kind(hidden)), many),) if many else ()
+
+    return NavitTower(
+        nn.PatchEmbed(COLOURS * frames, hidden, patch, patch_bias), AxialRotary(e),
+        (*blocks(near, window), *blocks(layers - near, None)), kind(hidden) if final_norm else None, grid,
+        windows=window is not None,
+    )  # fmt: skip
+
+
+def internvit(
+    *, hidden: int, heads: int, mlp: int, layers: int, patch: int, positions: int, norm: str, qk_norm: bool, bias: bool,
+) -> ClassTower:  # fmt: skip
+    """InternViT: a class token, layer scale, queries and keys normalised or not."""
+    e, kind = _head_width("tower", hidden, heads), NORMS[choose("norm", norm, NORMS)]
+    whole = nn.RMSNorm(hidden) if qk_norm else None
+    attention = VisionAttention(hidden, heads, e, bias=bias, q_norm=whole, k_norm=whole, wide=False)
+    block = ScaledBlock(attention, nn.MLP(hidden, mlp), kind(hidden))
+    embeddings = nn.CLIPVisionEmbeddings(nn.PatchEmbed(COLOURS, hidden, patch), positions, own_patches=True)
+    return ClassTower(embeddings, nn.Transformer(block, layers))
+
+
+INNER = ("merged", "output")
+
+
+def merge(
+    *, c: int, d: int, side: int, inner: str, norm: str, behind: bool, activation: str, copies: int
+) -> MergeProjector:
+    """Squares of features to tokens; `inner`: the width of the first layer; `behind`: the norm follows the merge."""
+    wide = c * side * side
+    kind = NORMS[choose("norm", norm, NORMS)](wide if behind else c)
+    f = wide if choose("inner", inner, INNER) == "merged" else d
+    return MergeProjector(c, f, d, kind, side, activation, copies)
