@@ -55,7 +55,7 @@ class ResidualBlock(BaseLayer):
         before, after = self.norms != "after", self.norms != "before"
         if before:
             yield from self.norm.at(n, "norm1", x="x", y="h")
-        yield from self.mix(n, "h" if before else "x")
+        yield from self.mix(n) if before else self.attended(n, "x")
         if after:
             yield from self.norm.at(n, "norm1.after", x="h", y="h")
         yield from self._added("h", "x", "h", n)
@@ -70,7 +70,7 @@ class ResidualBlock(BaseLayer):
         yield from self.norm.at(n, "norm1", x="x", y="h")
         if self.parallel == "one":
             yield from self.mlp.at(n, "mlp", x="h", y="m")
-        yield from self.mix(n, "h")
+        yield from self.mix(n)
         if self.parallel == "two":
             yield from self.norm.at(n, "norm2", x="x", y="m")
             yield from self.mlp.at(n, "mlp", x="m", y="m")
@@ -86,7 +86,11 @@ class ResidualBlock(BaseLayer):
         """The place with b and s."""
         return n
 
-    def mix(self, n: Sizes, x: str) -> Iterator[Op]:
+    def mix(self, n: Sizes) -> Iterator[Op]:
+        """Attention from h to h."""
+        return self.attended(n, "h")
+
+    def attended(self, n: Sizes, x: str) -> Iterator[Op]:
         """Attention from x to h."""
         others = {name: name for name in self.inputs.split() if name != "x"}
         return self.attention.at(n, "attn", x=x, y="h", **others)
@@ -113,15 +117,15 @@ class GridBlock(ResidualBlock):
     def over(self, n: Sizes) -> Sizes:
         return n.bind(s=n.u * n.v)
 
-    def mix(self, n: Sizes, x: str) -> Iterator[Op]:
+    def mix(self, n: Sizes) -> Iterator[Op]:
         if self.w is None:
-            yield from super().mix(n, x)
+            yield from super().mix(n)
             return
         rows, columns = (ceil_div(side, n.w) for side in (n.u, n.v))
         higher, wider = (minimum(many * n.w - side, 1) for many, side in ((rows, n.u), (columns, n.v)))
         n = n.bind(w=self.axes["w"], W=rows * columns, split=minimum(columns - 1, 1))
         n = n.bind(cropped=maximum(wider, higher * minimum(n.b - 1, 1)))
-        yield copy(f"h[b W w w d] = {x}[b u v d]", n, PARTITION)
+        yield copy("h[b W w w d] = h[b u v d]", n, PARTITION)
         yield from self.attention.at(n, "attn", b=n.b * n.W, u=n.w, v=n.w, x="h", y="h")
         yield copy("h[b u v d] = h[b W w w d]", n, MERGE)
 

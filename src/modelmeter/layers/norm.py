@@ -52,7 +52,7 @@ class CenteredNorm(Norm):
     heads: Size | None = None
 
     def check(self) -> None:
-        require_divisible("CenteredNorm", "width", self.d, "heads", self.heads or 1)
+        require_divisible("CenteredNorm", "width", self.d, "heads", 1 if self.heads is None else self.heads)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         heads = self.axes.get("heads", 1)
