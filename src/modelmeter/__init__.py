@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from modelmeter.programs.precision import Precision as Precision
     from modelmeter.runtimes.runtime import Runtime as Runtime
     from modelmeter.sizes import symbol as symbol
+    from modelmeter.tracing.api import save as save
+    from modelmeter.tracing.api import trace as trace
     from modelmeter.workload import Workload as Workload
 
 __version__ = "0.1.0"
@@ -33,7 +35,9 @@ _HOME = {
     "StageCost": "programs.cost",
     "Workload": "workload",
     "load_model": "config",
+    "save": "tracing.api",
     "symbol": "sizes",
+    "trace": "tracing.api",
 }
 __all__ = ["__version__", *_HOME]
 

@@ -1,4 +1,4 @@
-"""The command line: sweep, cost, report, validate. Bad input ends with one sentence on standard error and status 2.
+"""The command line: sweep, cost, report, trace, validate. Bad input ends with a sentence on stderr and status 2.
 
 A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
@@ -169,9 +169,30 @@ def _cost(named: str, given: list[str], usage: str) -> None:
     _require_pairs(given, usage)
     for argument in (argument for argument in given if argument.startswith("model=")):
         raise InputError(f"give the model once, not {named} and {argument}")
-    settings = config.compose("cost", [f"model={named}", *given], (*PAGE, *COUNTING, DEPTH))
+    own = _own_sizes(named)
+    sizes = {key: value for key, _, value in (argument.partition("=") for argument in given) if key in own}
+    others = [argument for argument in given if argument.partition("=")[0] not in own]
+    settings = config.compose("cost", [f"model={named}", *others], (*PAGE, *COUNTING, DEPTH))
     model = config.build_model(settings)
-    print(_page(model, config.build_workload(model, settings), int(DEPTH.check(settings["depth"]))))
+    depth = int(DEPTH.check(settings["depth"]))
+    if not own:
+        return print(_page(model, config.build_workload(model, settings), depth))
+    from modelmeter.models.traced import TracedModel
+    from modelmeter.report.tables import page_table
+
+    if isinstance(model, TracedModel):
+        model = model.at(**{key: int(value) if value.isdigit() else value for key, value in sizes.items()})
+        work = config.build_workload(model, settings)
+        head = f"{model.name} at {', '.join(f'{key}={value}' for key, value in sizes.items())}; {model.basis(work)}"
+        print(page_table(model, work, depth, head))
+
+
+def _own_sizes(named: str) -> tuple[str, ...]:
+    """The sizes of a traced module that is no language model."""
+    from modelmeter.models.trace_json import is_trace
+    from modelmeter.models.traced import traced_model
+
+    return traced_model(named).sizes if names_file(named) and is_trace(named) else ()
 
 
 def _page(model: BaseModel, work: Workload, depth: int = 1) -> str:
@@ -180,6 +201,49 @@ def _page(model: BaseModel, work: Workload, depth: int = 1) -> str:
     from modelmeter.report.tables import page_answer, page_table
 
     return f"{page_answer(model, work, load_devices())}\n\n{page_table(model, work, depth)}"
+
+
+def _trace(_: str, arguments: list[str], usage: str) -> None:
+    import argparse
+
+    parser = _parser(usage, "trace")
+    parser.add_argument(
+        "module", metavar="MODULE:NAME", help="a class of torch modules, such as transformers:LlamaForCausalLM"
+    )
+    parser.add_argument("config", nargs="?", help="its config.json, if it is one of transformers")
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="'x[b 3 u v]'", help="an input with its named axes"
+    )
+    parser.add_argument(
+        "--hint", action="append", default=[], metavar="u=224", help="the value of a size during the run"
+    )
+    parser.add_argument("-o", "--out", required=True, metavar="FILE.json", help="where the trace is written")
+    options: argparse.Namespace = parser.parse_args(arguments)
+    hints = dict(argument.partition("=")[::2] for argument in options.hint)
+    for key, value in hints.items():
+        if not value.isdigit() or not int(value):
+            raise InputError(f"--hint takes NAME=NUMBER, not {key}={value}")
+    try:
+        from modelmeter.tracing import api
+    except ModuleNotFoundError as error:
+        how = "in a checkout, pip install -c constraints.txt '.[validation]'"
+        raise InputError(f"{error.name} is not installed: {how}") from None
+    sys.path.insert(0, "")  # the user names modules of the folder that they are in
+    module = api.target(options.module, options.config)
+    model = api.trace(module, *options.input, hints={key: int(value) for key, value in hints.items()})
+    api.save(model, options.out)
+    print("\n".join([f"{model.name} in {options.out}", *model.domain(), *model.notes]))
+
+
+def _parser(usage: str, command: str) -> Any:
+    """A parser whose errors are those of the command line."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise InputError(f"{message}; see {usage} --help")
+
+    return Parser(usage, description=COMMANDS[command].what)
 
 
 def _report_help(usage: str, _: str) -> list[str]:
@@ -205,13 +269,7 @@ def _report(named: str, given: list[str], usage: str) -> None:
 
 
 def _validate(_: str, arguments: list[str], usage: str) -> int:
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; see {usage} --help")
-
-    parser = Parser(usage, description=COMMANDS["validate"].what)
+    parser = _parser(usage, "validate")
     parser.add_argument("model", nargs="?", help=f"one of: {', '.join(config_names('model'))}; all of them by default")
     parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
@@ -245,5 +303,6 @@ COMMANDS = {
     "cost": Command("the costs of one page by stage and component", _cost, "model", "model", _cost_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
                       _report, "model with a report", "report", _report_help),
+    "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),
     "validate": Command("the proof: counts of the real modules beside ours (needs the extra `validation`)", _validate),
 }  # fmt: skip

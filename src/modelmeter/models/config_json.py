@@ -18,8 +18,9 @@ from modelmeter.errors import InputError, choose
 from modelmeter.layers import CausalLM
 from modelmeter.models.decoders import causal_lm
 from modelmeter.models.model import BaseModel
+from modelmeter.models.trace_json import is_trace
+from modelmeter.models.traced import traced_model
 from modelmeter.models.vlm import text_model
-
 
 WIDTH = "hidden_size / num_attention_heads"
 """What a table says of a head's width that a file may leave out, though released ones have it."""
@@ -72,11 +73,15 @@ def _from_hub(name: str) -> Path:
 def model_of(config: Any, name: str | None = None) -> BaseModel:
     """The model of a config.json: its fields, or where they are (see `read_config`), called `name` or as the file is.
 
+    A file that is the JSON of a trace is the model that was traced.
+
     Raises InputError, naming file and field, for what it cannot be made of.
     """
     if config is None:
         raise InputError("model.config must be the path of a config.json, its folder or a hub id")
     given = isinstance(config, Mapping)
+    if not given and is_trace(str(config)):
+        return traced_model(str(config))
     path = Path(str(config))
     source = str(name or "the configuration") if given else str(config)
     own = (

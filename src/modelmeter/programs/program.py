@@ -6,7 +6,7 @@ one point (exact), arrays, formulas (`costs`) and JSON.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import Evaluator, Size, added, as_size, below, evaluated, maximum, rivals
+from modelmeter.sizes import Evaluator, Expr, Size, added, as_size, below, evaluated, maximum, rivals
 from modelmeter.sizes.sums import largest, substituted, summed
 
 STEPS = ("first", "steps")
@@ -124,11 +124,25 @@ def program_of(
     labels = [part(op) for op in lowered.ops]
     ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
     _fill([ledgers[label] for label in labels], lowered, counting)
-    asked = lowered.root.requirements.items()
-    requirements = {text: substituted(size, steps.name, steps.first) if steps else size for text, size in asked}
+    requirements = dict(_asked(lowered.root.requirements, steps))
     basis = _basis(counting, graph)
     costs = {label: StageCost(**_counts(ledger, steps), basis=basis) for label, ledger in ledgers.items()}
     return Program(tuple(names), counting, costs, lowered, steps, requirements)
+
+
+def _asked(requirements: Mapping[str, Size], steps: Steps | None) -> Iterator[tuple[str, Size]]:
+    """What must not be negative, at the first and the last of the steps. Raises InputError where these do not tell."""
+    for text, size in requirements.items():
+        if steps is None or not isinstance(size, Expr) or steps.name not in size.names:
+            yield text, size
+            continue
+        for monomial, coefficient in size.terms:
+            varying = [atom for atom in monomial if steps.name in atom.names]
+            if any(atom.arguments for atom in varying) or len(varying) > (1 if coefficient > 0 else 2):
+                raise InputError(f"{text.partition(', not ')[0]}, which cannot be told for every step of a range")
+        for value, name in ((steps.first, "{first}"), (steps.last, "{first} + {steps} - 1")):
+            told = text.replace(f"{{{steps.name}}}", name)
+            yield told if told != text else f"{text} ", substituted(size, steps.name, value)
 
 
 def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting) -> None:

@@ -117,8 +117,8 @@ def stage_title(model: BaseModel, stage: str, work: Workload) -> str:
     return f"{stage} ({work.decode_steps} steps)" if model.stage(stage).steps else stage
 
 
-def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
-    """The costs of one page by stage, component and (depth 2) layer, as text."""
+def page_table(model: BaseModel, work: Workload, depth: int = 1, head: str = "") -> str:
+    """The costs of one page by stage, component and (depth 2) layer, as text; `head` stands for that of a page."""
     found: list[tuple[str, StageCost]] = []
     for stage, cost in model.costs(work).items():
         parts = model.breakdown(stage, work, depth).items()
@@ -129,5 +129,5 @@ def page_table(model: BaseModel, work: Workload, depth: int = 1) -> str:
         rows.append([name, *(f"{n:.1f}" if head == "FLOP/byte" else si(n, unit) for head, n, unit in counts)])
     reach = work.context_tokens + work.decode_steps
     beyond = f"context of {reach} tokens, beyond the model's {model.positions} positions\n" * model.is_beyond(reach)
-    head = f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {model.basis(work)}\n{beyond}"
-    return "\n".join([f"{head}\n{align(rows)}", *model.notes])
+    page = f"{work.prompt_tokens} prompt tokens, batch {work.batch}; {model.basis(work)}\n{beyond}"
+    return "\n".join([f"{head + chr(10) if head else page}\n{align(rows)}", *model.notes])

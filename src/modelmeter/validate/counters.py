@@ -17,54 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from modelmeter.graph import forms
-
-_FREE = frozenset(
-    "view _unsafe_view reshape permute transpose t expand unsqueeze squeeze slice select split unbind "
-    "split_with_sizes clone contiguous copy_ _to_copy cat constant_pad_nd index embedding detach alias empty "
-    "empty_like new_empty zeros zeros_like ones ones_like arange lift_fresh fill_ mm bmm as_strided unfold flatten "
-    "_reshape_alias repeat_interleave stack native_dropout upsample_linear1d _upsample_bicubic2d_aa "
-    "upsample_bicubic2d index_select gather scatter masked_fill bitwise_not view_as_complex view_as_real".split()
-)
-
-
-def _rows(form: forms.Form, many: int, width: int) -> int:
-    """FLOPs of a norm or softmax of so many rows."""
-    return many * (form.element * width + form.row)
-
-
-_PER_ELEMENT = dict.fromkeys("add sub rsub mul div neg exp sqrt rsqrt sin cos tanh pow maximum addmm baddbmm".split(), 1) | {
-    "sigmoid": forms.SIGMOID.element, "silu": forms.SILU.element, "gelu": forms.GELU.element,
-}  # fmt: skip
-_COMPLEX = {"polar": 4, "scaled": 2, "mul": 6}
-"""Of a complex number: cos and sin, each times the length; two products; four products and two sums."""
-_RULES: dict[str, Callable[[Any, torch.Tensor], int]] = {
-    "convolution": lambda args, out: out.numel() * (args[2] is not None),
-    "native_layer_norm": lambda args, out: _rows(forms.LAYER_NORM, out.numel() // prod(args[1]), prod(args[1])),
-    "mean": lambda args, out: args[0].numel(),
-    "sum": lambda args, out: args[0].numel() - out.numel(),
-    "max": lambda args, out: args[0].numel() - out.numel(),
-    "topk": lambda args, out: out.numel() * args[0].shape[-1],
-    "clamp": lambda args, out: out.numel() * sum(bound is not None for bound in args[1:3]),
-    "polar": lambda args, out: out.numel() * _COMPLEX["polar"],
-} | dict.fromkeys(
-    ("_softmax", "_safe_softmax", "softmax"),
-    lambda args, out: _rows(forms.SOFTMAX, out.numel() // out.shape[args[1]], out.shape[args[1]]),
-)
-
-
-def _scalar_flops(name: str, args: Any, out: list[torch.Tensor]) -> int:
-    """CUDA-core FLOPs of an operator. Raises NotImplementedError for one that has no rule."""
-    if name in _FREE or (name := name.rstrip("_")) in _FREE:
-        return 0
-    if name == "mul" and out[0].is_complex():
-        complexes = [t for t in args if isinstance(t, torch.Tensor) and t.is_complex()]
-        return out[0].numel() * _COMPLEX["mul" if len(complexes) > 1 else "scaled"]
-    if name in _PER_ELEMENT:
-        return _PER_ELEMENT[name] * out[0].numel()
-    if name in _RULES:
-        return _RULES[name](args, out[0])
-    raise NotImplementedError(f"no counting rule for operator {name!r}")
+from modelmeter.tracing.scalars import attention_flops, scalar_flops
 
 
 def tensor_core_flops(run: Callable[[], Any]) -> int:
@@ -160,12 +113,12 @@ class ScalarOperations(OperandBytes):
         super().attention(reads, out)
         rows, keys = prod(reads[0].shape[:-1]), reads[1].shape[-2]
         bias = len(reads) > 3 and reads[3].dtype is not torch.bool
-        self.flops += _rows(forms.SOFTMAX, rows, keys) + rows * keys * (2 if bias else 1)
+        self.flops += attention_flops(rows, keys, bias)
         self._taint(out)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if any(t.untyped_storage()._cdata in self._tainted for t in tensors_in((args, kwargs))):
             self._taint(result)
-            self.flops += _scalar_flops(func.overloadpacket.__name__, args, tensors_in(result))
+            self.flops += scalar_flops(func.overloadpacket.__name__, args, tensors_in(result))
         return result
