@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import re
 from dataclasses import make_dataclass
 from importlib import import_module
 
@@ -23,7 +24,7 @@ def all_layers():
     """Every concrete BaseLayer that the package contains."""
     found = set()
     for module in pkgutil.walk_packages(modelmeter.__path__, "modelmeter."):
-        if ".validate" not in module.name and not module.name.endswith("__main__"):
+        if not re.search(r"\.(validate|tracing|models\.traced)|__main__$", module.name):  # a trace has no fields
             for _, value in inspect.getmembers(import_module(module.name), inspect.isclass):
                 if issubclass(value, mm.BaseLayer) and not inspect.isabstract(value):
                     found.add(value)
