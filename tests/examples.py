@@ -183,7 +183,9 @@ def _text(v):
     scaled = mm.TokenEmbedding(v("V", 11), d, scaled=True), mm.LMHead(v("V", 11), d, True, True, True)
     near = mm.ResidualBlock(mm.CausalAttention(*heads, window=v("window", 4)), mm.GatedMLP(d, f), rms)
     two = mm.CausalLM(scaled[0], (near, after), rms, scaled[1], made, local_rotary=made)
+    scans = [mm.GatedDeltaNet(d, *heads[1:], v("o", 5), v("p", 2), v("C", 3), form) for form in ("chunked", "step")]
     return {
+        mm.GatedDeltaNet: [(scans[0], LINE), (scans[0], LINE | {"s": 1}), (scans[1], LINE | {"s": 1})],
         mm.LlamaRotaryEmbedding: [(table, LINE)],
         mm.RotaryEmbedding: [(made, LINE), *((mm.RotaryEmbedding(v("e2", 4), k), LINE) for k in ("narrow", "polar"))],
         mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9}), (other, TEXT), (sinks, TEXT)],

@@ -40,7 +40,9 @@ class Form(NamedTuple):
         return [Step(int(flops or 0), *others) for flops, *others in parts]
 
 
-ADD, MUL = Form(1), Form(1)
+ADD, MUL, EXP = Form(1), Form(1), Form(1)
+SUB_EXP = Form(2, 0, "1 _less = x; 1 y = _less")  # exp(x - y): the decay from one position to another
+MASKED_SUB_EXP = Form(2, 0, "1 _less = x; _masked = _less; 1 y = _masked")  # of all pairs, those to come masked
 SIGMOID = Form(4)  # 1 / (1 + exp(-x)): neg, exp, add, div
 SILU = Form(SIGMOID.element + 1)  # x * sigmoid(x)
 GELU = Form(5)  # x / 2 * (1 + erf(x / sqrt 2)): div, erf, add, mul, mul
@@ -51,6 +53,11 @@ ACTIVATIONS = {"silu": SILU, "gelu": GELU, "gelu_pytorch_tanh": GELU, "gelu_new"
 """Activations by the names of transformers; GELU is one operator in both of its forms."""
 CLAMPED = Form(11)  # min(g, c) 1, min and max of u 2, g * sigmoid(a g) 1 + 4 + 1, (u + 1) * ... 2
 CAP = Form(3)  # c * tanh(x / c): div, tanh, mul
+SOFTPLUS = Form(3)  # log(1 + exp(x)): exp, add, log
+LOG_DECAY = Form(
+    SOFTPLUS.element + 2, 0, "_wide:32 = x; 1 _sum:32 = _wide:32 * w; 3 _soft:32 = _sum:32; 1 y = _soft:32 * v"
+)
+"""-exp(A) * softplus(x + dt): add, softplus, mul; no input is in exp(A)."""
 
 SOFTMAX = Form(5, -2)  # a row of n: max n-1, sub n, exp n, sum n-1, div n = 5n - 2
 SOFTMAX_IN_FP32 = Form(5, -2, "_wide:32 = x; 5 _soft:32 = _wide:32; y = _soft:32 as x")
@@ -69,6 +76,11 @@ RMS_NORM = Form(4, 2, """
     1 _root:32[rest] = _eps:32[rest]; 1 wide:32 = wide:32 * _root:32[rest]; _narrow = wide:32; 1 y = _narrow * w
 """)  # fmt: skip
 """Square n, mean n, eps + rsqrt 2, mul n, weight n, in fp32 but for the weight."""
+L2_NORM = Form(3, 1, """
+    1 _square:32 = x; 1 _sum:32[rest] = _square:32; 1 _eps:32[rest] = _sum:32[rest]; _root:32[rest] = _eps:32[rest]
+    1 y = x * _root:32[rest]
+""")  # fmt: skip
+"""x / sqrt(sum(x^2) + eps), a row of n: square n, sum n-1, eps + rsqrt 2, mul n = 3n + 1."""
 WIDE_RMS_NORM = Form(4, 2, """
     wide:32 = x; 1 _square:32 = wide:32; 1 _var:32[rest] = _square:32; 1 _eps:32[rest] = _var:32[rest]
     1 _root:32[rest] = _eps:32[rest]; 1 _out:32 = wide:32 * _root:32[rest]; 1 out:32 = _out:32 * w; y = out:32

@@ -11,6 +11,7 @@ from modelmeter.layers.mixture import Experts, Mixture, Router
 from modelmeter.layers.mlp import MLP, GatedMLP, MlpProjector
 from modelmeter.layers.norm import CenteredNorm, LayerNorm, LayerNorm2d, RMSNorm, WideRMSNorm
 from modelmeter.layers.rotary import LlamaRotaryEmbedding, RotaryEmbedding
+from modelmeter.layers.scan import GatedDeltaNet
 from modelmeter.layers.tower import CLIPVisionEmbeddings, DeepEncoder, ImageEncoderViT, PatchTower, SideBySide, VitModel
 from modelmeter.layers.vendors import *  # noqa: F403
 
@@ -19,4 +20,5 @@ __all__ += ["Experts", "GatedMLP", "GridAttention", "GridBlock", "ImageEncoderVi
 __all__ += ["LayerNorm2d", "LlamaRotaryEmbedding", "Mixture", "MlpProjector", "PatchEmbed", "PatchTower", "RMSNorm"]
 __all__ += ["Repeat", "ResidualBlock", "RotaryEmbedding", "Router", "SelfAttention", "Sequence", "SideBySide"]
 __all__ += ["CenteredNorm", "LatentAttention", "TokenEmbedding", "Transformer", "VitModel", "WideRMSNorm"]
+__all__ += ["GatedDeltaNet"]
 __all__ += vendors.__all__

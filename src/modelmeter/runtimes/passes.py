@@ -20,9 +20,9 @@ _RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
 
 
 def attention_kernel(graph: Graph) -> Graph:
-    """Attention is one kernel: its scores stay on chip."""
+    """Attention is one kernel, its scores stay on chip; so does the state of a scan."""
     return graph.with_ops(
-        op._replace(kernel=op.composite.name) if op.composite and op.composite.kind == "attention" else op
+        op._replace(kernel=op.composite.name) if op.composite and op.composite.kind in ("attention", "scan") else op
         for op in graph.ops
     )
 
