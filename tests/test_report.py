@@ -11,8 +11,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
+import modelmeter
 from modelmeter import cli
+from modelmeter.report.claims import Claim, claims
 from modelmeter.report.document import inventory
 from modelmeter.report.formulas import told_of
 from modelmeter.report.language import LANGUAGES, Language, catalogue
@@ -22,13 +25,15 @@ from modelmeter.sweep.registry import SWEEPS, findings
 from modelmeter.sweep.table import Table
 
 REPORTS = Path("reports")
+REPORTED = ("deepseek_ocr", "paddleocr_vl")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     pytest.importorskip("torch")
     out = tmp_path_factory.mktemp("reports")
-    assert cli.main(["report", "deepseek_ocr", f"out={out}"]) == 0
+    for model in REPORTED:
+        assert cli.main(["report", model, f"out={out}"]) == 0
     return out
 
 
@@ -36,19 +41,22 @@ def files(folder):
     return {
         str(p.relative_to(folder))
         for p in folder.rglob("*")
-        if p.is_file() and "sweep" not in p.relative_to(folder).parts
+        if p.is_file() and p.relative_to(folder).parts[0] not in ("sweep", "encoders")
     }
 
 
 def test_regenerating_the_reports_leaves_no_diff(written):
-    assert files(written) == files(REPORTS), "run modelmeter report deepseek_ocr; remove what it no longer writes"
+    assert files(written) == files(REPORTS), "run modelmeter report; remove what it no longer writes"
     for name in sorted(files(written)):
         assert (written / name).read_bytes() == (REPORTS / name).read_bytes(), (
-            f"{name}: run modelmeter report deepseek_ocr"
+            f"{name}: run modelmeter report {Path(name).parts[0]}"
         )
 
 
-@pytest.mark.parametrize("page", ["architecture", "performance", "performance-tables"])
+@pytest.mark.parametrize("page", [
+    *(f"{model}/{page}" for model in REPORTED for page in ("architecture", "performance", "performance-tables")),
+    "paddleocr_vl/claims",
+])  # fmt: skip
 def test_both_languages_have_the_same_numbers_pictures_and_headings(page):
     def marks(text):
         body = re.sub(r"^\[.*\]\(.*\)$", "", text, flags=re.MULTILINE)
@@ -59,7 +67,7 @@ def test_both_languages_have_the_same_numbers_pictures_and_headings(page):
             tables,
         )
 
-    english, chinese = (Path(REPORTS / "deepseek_ocr" / f"{page}{suffix}.md").read_text() for suffix in ("", ".zh"))
+    english, chinese = ((REPORTS / f"{page}{suffix}.md").read_text() for suffix in ("", ".zh"))
     assert marks(english) == marks(chinese)
     assert re.search(r"[\u4e00-\u9fff]", chinese) and not re.search(r"[\u4e00-\u9fff]", english.replace("简体中文", ""))
 
@@ -480,3 +488,30 @@ def test_bad_input_of_a_report_is_one_sentence(arguments, message, capsys):
     assert cli.main(["report", *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_claims_are_judged_by_how_far_they_are_from_the_computed_numbers():
+    def verdict(number, least, most, enough=False):
+        return Claim({}, number, least, most, "", enough).verdict
+
+    assert [verdict(n, 100, 100) for n in (100, 104, 96, 129, 71, 131, 69)] == ["right"] * 3 + ["nearly"] * 2 + [
+        "wrong"
+    ] * 2
+    assert [verdict(n, 10, 20) for n in (10, 15, 20, 20.9, 25, 30)] == ["right"] * 4 + ["nearly"] + ["wrong"]
+    assert [verdict(n, 10, 20, enough=True) for n in (21, 20, 15, 9)] == ["right", "right", "nearly", "wrong"]
+
+
+def test_the_claims_about_paddleocr_vl_are_beside_the_public_counts():
+    given = yaml.safe_load(Path("configs/report/paddleocr_vl.yaml").read_text())["claims"]
+    found = {claim.said["en"]: claim for claim in claims(modelmeter.load_model("paddleocr_vl"), given)}
+    numbers = {
+        "The tower has 12 layers.": (27, "wrong"), "Its features are 768 wide.": (1152, "wrong"),
+        "The tower has about 200 M parameters.": (412_987_248, "wrong"),
+        "The projector has about 20 M parameters.": (25_960_192, "nearly"),
+        "The language model has about 900 M parameters.": (360_748_032, "wrong"),
+        "Its head has about 900 M parameters.": (105_906_176, "wrong"),
+        "All of it has 0.9 B parameters, as its name says.": (905_601_648, "right"),
+    }  # fmt: skip
+    assert {said: (found[said].least, found[said].verdict) for said in numbers} == numbers
+    tokens = found["Pooling leaves one vector for an image."]
+    assert (tokens.least, tokens.most, tokens.verdict) == (196, 3600, "wrong")

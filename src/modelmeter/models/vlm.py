@@ -18,6 +18,7 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
 from modelmeter.layers.merge import MergeProjector, tokens_of
 from modelmeter.layers.mlp import MlpProjector
+from modelmeter.layers.scan import in_steps
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
 from modelmeter.sizes import Size, below, ratio
@@ -174,7 +175,7 @@ def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
     return (
         Stage("prefill", decoder, lambda w: {"b": w.batch, "s": _context(w)}, same={"t": "s"}),
         Stage(
-            "decode", decoder, lambda w: {"b": w.batch, "s": 1, "t": w.context_tokens + 1},
+            "decode", in_steps(decoder), lambda w: {"b": w.batch, "s": 1, "t": w.context_tokens + 1},
             steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1},
         ),
     )  # fmt: skip

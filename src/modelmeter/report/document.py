@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import modelmeter
@@ -15,6 +16,7 @@ from modelmeter import layers
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.program import program_of
+from modelmeter.report.claims import Claim, claims
 from modelmeter.report.files import markdown_table
 from modelmeter.report.formulas import formulas_of, told_of
 from modelmeter.report.language import LANGUAGES, Language
@@ -64,9 +66,14 @@ class Report:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
         found, told = {}, {"r": self, "version": modelmeter.__version__, "inventory": inventory(self.model, self.work)}
         for t, other in zip(map(Language, LANGUAGES), map(Language, LANGUAGES[::-1]), strict=True):
-            for page in PAGES:
+            for page in (*PAGES, *(["claims"] if self.claims else [])):
                 found[t.file(page)] = render(page, _FUNCTIONS | told | {"t": t, "other": other.file(page)})
         return found
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """What others said of the model, where the settings have it."""
+        return claims(self.model, self.settings.get("claims", []))
 
     def page(self) -> dict[str, Any]:
         """What is told of the page: the workload, pixels and views."""
