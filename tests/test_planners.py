@@ -70,7 +70,7 @@ def test_every_sweep_runs_on_a_model_without_crops(one_view, name, page):
 @pytest.mark.parametrize("name", config.config_names("sweep"))
 def test_a_sweep_runs_on_a_text_model_or_says_what_it_needs(text, name):
     settings = config.compose("run_sweep", [f"sweep@_global_={name}"]) | {"heads": None}
-    if name in ("vision_crops", "profiles", "compression"):
+    if name in ("vision_crops", "profiles", "compression", "encoders"):
         with pytest.raises(InputError, match="text takes no image"):
             sweep_tables(name, text, settings)
         return

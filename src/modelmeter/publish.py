@@ -25,13 +25,15 @@ def settings_of(sweep: str) -> tuple[Setting, ...]:
 
 
 def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
-    """The tables of a sweep; devices, profiles and published figures are read from their files."""
+    """The tables of a sweep; devices, profiles, further models and published figures are read from their files."""
     settings = dict(settings) | checked(settings_of(name), settings)
     comparable = [sweep for sweep, other in SWEEPS.items() if getattr(other, "COMPARABLE", False)]
     if settings["reference"] and name not in comparable:
         raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")
     further = (references().reference_counts,) if settings["reference"] else ()
     settings |= {key: catalogue.load(key, settings[key]) for key in catalogue.KINDS if key in settings}
+    if "compared" in settings:
+        settings["compared"] = [config.load_model(other) for other in settings["compared"]]
     settings["published"] = catalogue.load_published(model.name).get(name)
     return list(SWEEPS[name].run(model, settings, *further))
 

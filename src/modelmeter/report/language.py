@@ -19,7 +19,7 @@ from modelmeter.sweep.columns import TEXTS
 from modelmeter.sweep.findings import Finding
 
 LANGUAGES = ("en", "zh")
-_WORDS = ("trend", "kind", "title")
+_WORDS = ("trend", "kind", "title", "verdict")
 """Values that are words of the catalogue themselves."""
 
 

@@ -1,0 +1,105 @@
+"""Vision encoders side by side: what each makes of the same image by its own rule, and what the whole page then costs.
+
+The claims of a paper on its encoder are judged by the rows: few tokens, few FLOPs, low activation memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from modelmeter.folders import config_names
+from modelmeter.models.model import BaseModel
+from modelmeter.models.planner import Planner
+from modelmeter.programs.cost import StageCost
+from modelmeter.settings import COUNTING, SIZES, SWEPT, Setting, joined, one_of, options_of, pair
+from modelmeter.sweep.columns import Row, significant
+from modelmeter.sweep.findings import Finding, grouped, rows_of, spoken
+from modelmeter.sweep.pages import require_images
+from modelmeter.sweep.table import Table, cost_columns, number, table_of
+from modelmeter.workload import Workload
+
+SETTINGS = joined(
+    Setting("compared", one_of(partial(config_names, "model")), "models beside the one that is judged", several=True),
+    Setting("image_sizes", pair("WIDTHxHEIGHT in pixels"), "of the pages", several=True),
+    *SIZES, *COUNTING, *SWEPT,
+)  # fmt: skip
+MEASURES = {"vision_tokens": 1, "tensor_core_flops": 1e12, "peak_activation_bytes": 2**20}
+"""What the claims are about, with the units in which they are told: tokens, TFLOP, MiB."""
+TOLD = 6
+"""Image sizes up to which each has its verdicts; of more the first, the middle and the last."""
+
+
+def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
+    """One row a model, image size and runtime. `settings["compared"]` are models."""
+    require_images(model)
+    models = {one.name: one for one in (model, *settings["compared"])}
+    rows: list[Row] = []
+    for kind in settings["runtime"]:
+        options = options_of(settings, kind, *SIZES)
+        for one in models.values():
+            parameters = one.cost("vision", one.workload(**_image(one, settings["image_sizes"][0]))).parameters
+            for size in settings["image_sizes"]:
+                work = one.workload(**_image(one, size), **options)
+                rows.append(_row(one, size, work) | {"judged": one is model, "vision_parameters": parameters})
+    many = f"{len(settings['image_sizes'])} image sizes" if len(settings["image_sizes"]) > 1 else "one image size"
+    answer = f"{work.prompt_tokens} prompt tokens, {work.decode_steps} decode steps, batch {work.batch}"
+    title = f"{model.name}: its vision encoder and {len(models) - 1} others at {many}, {answer}"
+    named = dict(settings) | {"compared": list(models)[1:]}
+    return [table_of("encoders", title, work, rows, named)]
+
+
+def _image(model: BaseModel, size: tuple[int, int]) -> dict[str, Any]:
+    """An image as the model reads it: in the mode whose one view it is, if there is one, else in the default mode."""
+    planner = require_images(model)
+    return {"image_size": size, "mode": next((mode for mode in planner.modes if _is_view(planner, mode, size)), None)}
+
+
+def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
+    if planner.has_crops(mode):
+        return False
+    views = planner.plan(mode, size, None).views
+    return [(view.width, view.height) for view in views] == [size]
+
+
+def _row(model: BaseModel, size: tuple[int, int], work: Workload) -> dict[str, Any]:
+    costs = model.costs(work)
+    vision, page = costs["vision"], sum(costs.values(), start=StageCost())
+    image = {"model": model.name, "pixels": f"{size[0]}x{size[1]}", "megapixels": size[0] * size[1] / 1e6}
+    image |= {"mode": work.image.mode, "vision_tokens": work.image.valid_tokens}
+    planner = require_images(model)
+    follows = planner.varies or any(map(planner.has_crops, planner.modes))
+    whole = {f"{stage}_flops": cost.tensor_core_flops for stage, cost in costs.items()}
+    whole |= {"page_flops": page.tensor_core_flops, "page_io_bytes": number(page.io_bytes)}
+    whole |= {"kv_cache_bytes": costs["decode"].kv_cache_bytes, "follows_image": follows}
+    beyond = {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
+    return image | cost_columns(work, vision) | whole | beyond
+
+
+def _findings(table: Table) -> Iterator[Finding]:
+    yield from spoken(table)
+    told = [("", rows_of(table)), ("eager_", table.select(execution="eager") if table.kind != "eager" else [])]
+    for prefix, found in told:
+        by_size = grouped(found, "pixels")
+        some = by_size if len(by_size) <= TOLD else [by_size[0], by_size[len(by_size) // 2], by_size[-1]]
+        for (pixels,), rows in some:
+            judged = next(row for row in rows if row["judged"])
+            others = [row for row in rows if not row["judged"] and row["follows_image"]]
+            for measure, unit in MEASURES.items() if others else ():
+                if not prefix or measure == "peak_activation_bytes":
+                    yield _verdict(f"encoders_{prefix}{measure}", pixels, judged, others, measure, unit)
+
+
+def _verdict(key: str, pixels: str, judged: Row, others: list[Row], measure: str, unit: float) -> Finding:
+    """Whether the judged encoder has the least, with how many times as much the others have."""
+    times = [row[measure] / judged[measure] for row in others]
+    least = sum(ratio >= 1 for ratio in times)
+    verdict = "holds" if least == len(times) else "fails" if not least else "partly"
+    return key, {
+        "model": judged["model"], "pixels": pixels, "value": significant(judged[measure] / unit), "verdict": verdict,
+        "least": least, "others": len(others), "range": (significant(min(times)), significant(max(times))),
+    }  # fmt: skip
+
+
+FINDINGS = {"encoders": _findings}
