@@ -64,7 +64,12 @@ class Program:
 
     def at(self, values: Sequence[Size]) -> dict[str, StageCost]:
         """The same, with the sizes in the order of `names`."""
-        found, basis, width = self._evaluator(values), self.basis, len(COUNTS)
+        basis, width = self.basis, len(COUNTS)
+        try:
+            found = self._evaluator(values)
+        except ZeroDivisionError:
+            given = ", ".join(f"{name}={value}" for name, value in zip(self.names, values, strict=True))
+            raise InputError(f"there is no cost at {given}: a size that divides another one is zero there") from None
         if self.requirements:
             asked = zip(self.requirements, found[len(self.costs) * width :], strict=True)
             _require(dict(asked), dict(zip(self.names, values, strict=True)))

@@ -47,7 +47,10 @@ def _from_one(condition: Any) -> Any:
 def _inside(run: Run, at: Point, without: str | None) -> bool:
     """Whether a point is in the domain; `without` is a size whose least does not matter (None: that of none does)."""
     asked = [c.size for c in run.conditions if not c.least or (without is not None and c.least != without)]
-    return all(size >= 0 for size in evaluated(asked, at))
+    try:
+        return all(size >= 0 for size in evaluated(asked, at))
+    except ZeroDivisionError:
+        return False
 
 
 def work(run: Run) -> tuple[Size, Size]:
