@@ -14,6 +14,7 @@ from modelmeter.layers.mlp import _Activated
 from modelmeter.layers.navit import AxialRotary, AxialRotation, NavitBlock, NavitTower, VisionAttention
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
+from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
 from modelmeter.models.vlm import Join, RowsJoin, VisionStage
 from modelmeter.sizes import Size
 
@@ -137,6 +138,10 @@ def _native(v):
     (sam, _), *_ = vision[mm.ImageEncoderViT]
     (clip, _), *_ = vision[mm.PatchTower]
     square = {"b": 2, "u": 4, "v": 2}
+    windows = tuple(WindowAttention(d, h, e, v("w2", 2), shifted) for shifted in (False, True))
+    pair = tuple(SwinBlock(part, mlp, norm) for part in windows)
+    wider = SwinBlock(WindowAttention(d * 2, h, e * 2, v("w2", 2)), mm.MLP(d * 2, f), mm.LayerNorm(d * 2))
+    stages = (mm.Repeat(mm.Sequence(pair), v("l", 2)), wider)
     return {
         AxialRotary: [(rotary, LINE)],
         AxialRotation: [(AxialRotation(h, e), LINE)],
@@ -148,6 +153,10 @@ def _native(v):
         MergeProjector: [(merge, LINE), (behind, LINE)],
         Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, v("side1", 1))), square)],
         SamTower: [(SamTower(sam), GRID)],
+        WindowAttention: [(part, {"b": 2, "s": 3, "W": 2}) for part in windows],
+        SwinBlock: [(block, square) for block in pair],
+        GridMerge: [(GridMerge(d), GRID)],
+        SwinTower: [(SwinTower(patch, norm, stages, (GridMerge(d),)), square)],
         TwinTower: [(TwinTower(sam, clip, v("two", 2), v("half", 3)), {"b": 2, "u": 3, "v": 3})],
     }
 

@@ -44,6 +44,8 @@ def test_every_component_stands_in_a_model(group):
     clip = whole | {"tower": "clip_l14", "planner": "fixed_224"}
     alone = dict.fromkeys(whole, "none") | {"decoder": "minimind2_v"}
     fits = {"clip_l14": clip, "fixed_224": clip, "fixed_336": clip, "none": alone, "deepseek_crops": whole}
+    nougat = whole | {"tower": "nougat_swin", "planner": "nougat"}
+    fits |= {"nougat_swin": nougat, "nougat": nougat}
     for files in (config.chosen(model)[0] for model in MODELS):
         if files["tower"] != "none":
             fits.setdefault(files[group], files)

@@ -107,6 +107,48 @@ def test_varys_encoder_is_the_sum_of_its_parts():
         tower.cost(b=1, u=80, v=80)
 
 
+@pytest.fixture(scope="module")
+def nougat():
+    parts = ["tower=nougat_swin", "planner=nougat", "decoder=qwen2_0_5b_got"]
+    return modelmeter.load_model("vlm", parts)
+
+
+def test_nougats_encoder_is_transformers_to_the_last_count(nougat):
+    work = nougat.workload(image_size="1700x2200")
+    (view,) = work.image.views
+    (case,) = CASES["nougat"](nougat, view.height // 4, view.width // 4)
+    found = compare(case)
+    assert found.equal and found.measured["parameters"] == 74_120_824
+    assert (work.image.tokens, nougat.tower.d, f"{found.measured['tensor_core_flops'] / 1e12:.3f}") == (
+        588,
+        1024,
+        "0.310",
+    )
+
+
+def test_nougats_peak_is_its_live_storages_and_the_masks_of_later_stages(nougat):
+    u, v, w = 224, 168, 7
+    (case,) = CASES["nougat"](nougat, u, v)
+    with torch.device("meta"):
+        module, inputs = case.build()
+    weights = [*module.parameters(), *module.buffers()]
+    live = live_at_peak(lambda: case.run(module, *inputs), inputs, weights).peak
+    masks = sum(u * v // (w * w * 4**stage) * w**4 * 2 for stage in (1, 2, 3))
+    assert nougat.tower.cost(b=1, u=u, v=v, runtime="eager").peak_activation_bytes == live + masks
+    assert round(live / 2**20) == 163
+
+
+@pytest.mark.parametrize(("layers", "heads", "message"), [
+    ("[2,2]", "[4,8,16,32]", "heads and layers must name as many stages, not 4 and 2"),
+    ("[2,3,2,2]", "[4,8,16,32]", "layers of stage 1 3 is not divisible by a plain and a shifted one, 2"),
+])  # fmt: skip
+def test_stages_that_do_not_fit_are_one_sentence(layers, heads, message):
+    parts = ["tower=nougat_swin", "planner=nougat", f"tower.layers={layers}", f"tower.heads={heads}"]
+    with pytest.raises(InputError) as error:
+        modelmeter.load_model("vlm", parts)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
 def test_a_window_as_large_as_the_image_is_attention_to_all_of_it():
     rotary, norm, mlp = AxialRotary(4), mm.LayerNorm(8), mm.MLP(8, 5)
 

@@ -22,7 +22,7 @@ from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
 from modelmeter.models.tiles import Tiles
-from modelmeter.models.towers import COLOURS, internvit, merge, navit
+from modelmeter.models.towers import COLOURS, internvit, merge, navit, swin
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
 
 JOINS = {"rows": RowsJoin, "plain": Join}
@@ -146,7 +146,7 @@ def mixtures(
 FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
     "tower": {
         "deepencoder": deepencoder, "clip": patch_tower, "navit": navit, "internvit": internvit, "sam": sam_tower,
-        "twin": twin_tower,
+        "twin": twin_tower, "swin": swin,
     },
     "projector": {"merge": merge},
     "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures},

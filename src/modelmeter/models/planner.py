@@ -78,8 +78,8 @@ class Planner(Protocol):
 class FixedSize:
     """One view of fixed pixels, whatever the image: CLIP and SigLIP towers, LLaVA 1.5.
 
-    `side` pixels and `patch` pixels a patch side; `class_token` says whether one more token leaves the tower; `merge`
-    patches of a side become one of a token's; a prompt may have several `images`.
+    `side` pixels (`height` another if it is no square) and `patch` pixels a patch side; `class_token` says whether one
+    more token leaves the tower; `merge` patches of a side become one of a token's; a prompt may have several `images`.
 
     >>> FixedSize(side=336, patch=14).plan(None, (1700, 2200), None).describe()
     'fixed: 1 x 336x336 global, 576 tokens (576 valid)'
@@ -90,24 +90,32 @@ class FixedSize:
     class_token: bool = False
     merge: int = 1
     images: int = 1
+    height: int | None = None
     modes: tuple[str, ...] = ("fixed",)
     varies: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key in ("patch", "merge", "images"):
             as_size(key, getattr(self, key))
-        if as_size("side", self.side) % self.patch:
-            raise InputError(f"side {self.side} must be a multiple of the patch, {self.patch} pixels")
-        if self.side % (self.patch * self.merge):
-            raise InputError(f"side {self.side} must be a multiple of a token's, {self.patch * self.merge} pixels")
+        for key, side in (("side", self.side), ("height", self.tall)):
+            if as_size(key, side) % self.patch:
+                raise InputError(f"{key} {side} must be a multiple of the patch, {self.patch} pixels")
+            if side % (self.patch * self.merge):
+                raise InputError(f"{key} {side} must be a multiple of a token's, {self.patch * self.merge} pixels")
+
+    @property
+    def tall(self) -> int:
+        """The height in pixels."""
+        return self.side if self.height is None else self.height
 
     def plan(self, mode: str | None, image_size: tuple[int, int] | None, grid: tuple[Size, Size] | None) -> ImagePlan:
         name = self.modes[0] if mode is None else choose("mode", mode, self.modes)
         if grid is not None:
             given = "image=FILE, image_size=WIDTHxHEIGHT or none"
             raise InputError(f"mode {name!r} has no crops, so no grid; give {given}")
-        tokens = ((self.side // self.patch // self.merge) ** 2 + self.class_token) * self.images
-        return ImagePlan(name, (View("global", self.images, self.side, self.side, tokens),), tokens, tokens, None, True)
+        rows, columns = (side // self.patch // self.merge for side in (self.tall, self.side))
+        tokens = (rows * columns + self.class_token) * self.images
+        return ImagePlan(name, (View("global", self.images, self.tall, self.side, tokens),), tokens, tokens, None, True)
 
     def has_crops(self, mode: str | None) -> bool:
         return False
@@ -116,4 +124,4 @@ class FixedSize:
         return Points("page", "image tokens", ("image_size",), [{}])
 
     def columns(self, plan: ImagePlan) -> dict[str, Any]:
-        return {"image_size": f"{self.side}x{self.side}"}
+        return {"image_size": f"{self.side}x{self.tall}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from modelmeter import layers as nn
@@ -11,6 +12,7 @@ from modelmeter.layers.merge import MergeProjector
 from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
 from modelmeter.layers.norm import Norm
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
+from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
 
 COLOURS = 3
 NORMS: dict[str, type[Norm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
@@ -57,6 +59,24 @@ def internvit(
     block = ScaledBlock(attention, nn.MLP(hidden, mlp), kind(hidden))
     embeddings = nn.CLIPVisionEmbeddings(nn.PatchEmbed(COLOURS, hidden, patch), positions, own_patches=True)
     return ClassTower(embeddings, nn.Transformer(block, layers))
+
+
+def swin(
+    *, hidden: int, heads: Sequence[int], mlp_ratio: int, layers: Sequence[int], patch: int, window: int
+) -> SwinTower:
+    """Swin: the width doubles from stage to stage; `layers` and `heads` are those of each."""
+    if len(heads) != len(layers) or not layers:
+        raise InputError(f"heads and layers must name as many stages, not {len(heads)} and {len(layers)}")
+    stages, merges = list[nn.BaseLayer](), list[nn.BaseLayer]()
+    for index, (many, h) in enumerate(zip(layers, heads, strict=True)):
+        d = hidden * 2**index
+        require_divisible("configuration", f"layers of stage {index}", many, "a plain and a shifted one,", 2)
+        mlp, norm, e = nn.MLP(d, mlp_ratio * d), nn.LayerNorm(d), _head_width(f"stage {index}", d, h)
+        pair = (SwinBlock(WindowAttention(d, h, e, window, shifted), mlp, norm) for shifted in (False, True))
+        stages.append(nn.Repeat(nn.Sequence(tuple(pair)), many // 2))
+        merges.append(GridMerge(d))
+    patches = nn.PatchEmbed(COLOURS, hidden, patch)
+    return SwinTower(patches, nn.LayerNorm(hidden), tuple(stages), tuple(merges[:-1]))
 
 
 INNER = ("merged", "output")

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.donut.configuration_donut_swin import DonutSwinConfig
+from transformers.models.donut.modeling_donut_swin import DonutSwinModel
 from transformers.models.got_ocr2 import modeling_got_ocr2 as got
 from transformers.models.got_ocr2.configuration_got_ocr2 import GotOcr2Config
 from transformers.models.internvl import modeling_internvl as internvl
@@ -139,6 +141,21 @@ def _fewer_scalings(sam: Any, u: int, v: int) -> int:
     return -scores + -2 * sam.neck_norm.c * u * v
 
 
+def swin_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator[Case]:
+    """DonutSwinModel without its pooling on one image of u x v patches."""
+    tower = model.tower
+    blocks = [stage.layer.layers[0] for stage in tower.stages]
+    config = DonutSwinConfig(
+        image_size=[u * tower.patch, v * tower.patch], patch_size=tower.patch, embed_dim=tower.norm.d,
+        depths=[2 * stage.l for stage in tower.stages], num_heads=[block.attention.h for block in blocks],
+        window_size=blocks[0].attention.w, mlp_ratio=float(blocks[0].mlp.f // blocks[0].d),
+    )  # fmt: skip
+    eager = {"kernel_io_bytes": "its attention is eager, ours one kernel"}
+    make = partial(DonutSwinModel, config, add_pooling_layer=False)
+    pixels = like(1, 3, u * tower.patch, v * tower.patch)
+    yield _case("SwinTower", make, tower, u, v, (pixels,), lambda m, x: m(x).last_hidden_state, skip=eager)
+
+
 def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
     """CLIPVisionModel; its norm of the class token stands apart from what the decoder sees."""
     tower, block = model.tower, model.tower.vit.transformer.layer
@@ -157,6 +174,7 @@ def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "paddleocr_vl": paddleocr_cases, "qwen2_vl_7b": qwen_cases, "qwen2_5_vl_7b": qwen_cases,
     "internvl2_8b": internvl_cases, "internvl2_76b": internvl_cases, "got_ocr2": got_cases, "minimind2_v": clip_cases,
+    "nougat": swin_cases,
 }  # fmt: skip
 """The references of a model's vision stage, by its name: a function of model, rows and columns of patches."""
 
