@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,7 +159,7 @@ class _Reading:
             raise InputError(f"{' and '.join(f'{name} {v!r}' for name, v in known.items())} contradict each other")
         if known:
             found = next(iter(known.values()))
-            if found is not None or not absent.startswith("$"):
+            if found is not None or not (absent.startswith("$") or key == "activation"):
                 return found
         elif not optional:
             raise InputError(f"{names.replace('|', ' or ')} is missing, which a {self.kind} has")
@@ -185,15 +185,35 @@ def _require_known(fields: Mapping[str, Any], kind: str, read: set[str]) -> None
             raise InputError(f"{name} {value!r} is read by nothing here, and a {kind} may be another one with it")
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "whole": ("a whole number of at least 1", lambda v: _whole(v) and v >= 1),
+    "whole_or_null": ("a whole number of at least 1 or null", lambda v: v is None or (_whole(v) and v >= 1)),
+    "count": ("a whole number of at least -1", lambda v: _whole(v) and v >= -1),
+    "count_or_null": ("a whole number of at least 0 or null", lambda v: v is None or (_whole(v) and v >= 0)),
+    "share": ("a number above 0 and at most 1", lambda v: _number(v) and 0 < v <= 1),
+    "limit": ("a number above 0 or null", lambda v: v is None or (_number(v) and v > 0)),
+    "flag": ("true or false", lambda v: isinstance(v, bool)),
+    "name": ("a name", lambda v: isinstance(v, str)),
+    "numbers": ("a list of whole numbers or null", lambda v: _all(v, lambda n: isinstance(n, int) and n >= 0)),
+    "names": ("a list of names or null", lambda v: _all(v, lambda name: isinstance(name, str))),
+}
+"""What a number of each kind must be, in words and as a test."""
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _all(values: Any, fits: Callable[[Any], bool]) -> bool:
+    return values is None or (isinstance(values, list) and all(map(fits, values)))
+
+
 def _require_kind(name: str, value: Any, kind: str) -> None:
     """Raise InputError for a number that is not of its kind."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    fits = {
-        "whole": whole and value >= 1, "whole_or_null": value is None or (whole and value >= 1),
-        "count": whole, "flag": isinstance(value, bool),
-        "list": value is None or (isinstance(value, list)),
-    }[kind]  # fmt: skip
-    if not fits:
-        wanted = {"whole": "a whole number of at least 1", "count": "a whole number", "flag": "true or false",
-                  "whole_or_null": "a whole number of at least 1 or null", "list": "a list"}[kind]  # fmt: skip
+    wanted, fits = _KINDS[kind]
+    if not fits(value):
         raise InputError(f"{name} must be {wanted}, not {value!r}")

@@ -45,7 +45,7 @@ DENSE: dict[str, Rule] = {
     "none": lambda v, i: False,
     "first": lambda v, i: i < v.dense_layers,
     "steps": lambda v, i: i in (v.dense_list or ()) or (i + 1) % v.sparse_step != 0,
-    "range": lambda v, i: (i + 1) % v.sparse_step != 0 or not v.dense_layers <= i <= v.last_mixture % v.layers,
+    "range": lambda v, i: (i + 1) % v.sparse_step != 0 or i < v.dense_layers or -1 < v.last_mixture < i,
 }
 """Which layers have a dense MLP."""
 
