@@ -26,7 +26,7 @@ transformers.logging.set_verbosity_error()
 NUMBERS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
            "num_key_value_heads": 2, "vocab_size": 50}  # fmt: skip
 KINDS = {
-    "Llama": {}, "Mixtral": {}, "Gemma3": {"head_dim": 8, "sliding_window": 32, "sliding_window_pattern": 2},
+    "Llama": {}, "Mixtral": {"num_hidden_layers": 1}, "Gemma3": {"head_dim": 8, "sliding_window": 32, "sliding_window_pattern": 2},
 }  # fmt: skip
 B, S, T = map(symbol, "bst")
 
@@ -108,7 +108,7 @@ def test_every_runtime_takes_a_trace(traced, runtime):
 def test_experts_are_stored_whole_and_read_as_the_tokens_reach_them(traced):
     model, _ = traced("Mixtral")
     one, many = (model.layer("prefill").cost(b=1, s=s, runtime="flash") for s in (1, 1000))
-    experts = 8 * 3 * NUMBERS["hidden_size"] * NUMBERS["intermediate_size"] * 2 * 2
+    experts = 8 * 3 * NUMBERS["hidden_size"] * NUMBERS["intermediate_size"] * 2
     rows = 999 * NUMBERS["hidden_size"] * 2
     assert many.weight_io_bytes - one.weight_io_bytes == pytest.approx(experts * 6 / 8 + rows, rel=1e-9)
 
@@ -165,6 +165,19 @@ def test_our_layer_less_the_traced_module_is_zero_for_all_sizes(name):
     cost = ours.program(runtime=runtime).costs[""]
     for count in counts:
         assert substituted(getattr(cost, count), "t", S) - getattr(theirs, count) == 0, count
+
+
+def test_a_decoder_of_a_config_json_is_the_traced_module_for_all_sizes(tmp_path, capsys):
+    fields = NUMBERS | {"model_type": "qwen3_moe", "num_hidden_layers": 1, "num_experts": 8, "num_experts_per_tok": 2,
+                        "moe_intermediate_size": 16, "head_dim": 8, "decoder_sparse_step": 1, "mlp_only_layers": [],
+                        "norm_topk_prob": True, "max_position_embeddings": 512, "hidden_act": "silu",
+                        "tie_word_embeddings": False}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert cli.main(["validate", str(tmp_path / "config.json"), "--symbolic"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    zero = {(row[0], row[1]) for row in table if row[2:] == ["0"]}
+    quantities = ("tensor_core_flops", "parameters", "weight_bytes", "kv_cache_bytes", "kv_io_bytes")
+    assert zero >= {(quantity, stage) for quantity in quantities for stage in ("prefill", "decode")}
 
 
 class Net(torch.nn.Module):

@@ -274,6 +274,7 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
     parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
     parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
     parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
+    parser.add_argument("--symbolic", action="store_true", help="ours less the traced module, for all sizes")
     options = parser.parse_args(arguments)
     if options.model and not names_file(options.model):
         choose("model", options.model, config_names("model"))
@@ -281,7 +282,12 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
 
     registry, status = references(), 0
     for name in [options.model] if options.model else registry.REFERENCES:
-        text, equal = registry.run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
+        if options.symbolic:
+            from modelmeter.validate import symbolic
+
+            text, equal = symbolic.run(name)
+        else:
+            text, equal = registry.run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
         print(text)
         status = status if equal else 1
     return status

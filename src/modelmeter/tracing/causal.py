@@ -27,8 +27,11 @@ EXPERTS = "modelmeter_trace"
 """The name of the experts' implementation that says what is stored and what is touched."""
 PACKED = "packed sequences are not looked for (find_packed_sequence_indices)"
 STUBS = {"transformers.masking_utils.find_packed_sequence_indices": lambda position_ids: None}
-_PLAIN = {"transformers.utils.import_utils.is_fake_tensor": lambda tensor: False}
-"""Code takes the way that it takes for real tensors."""
+REAL = "transformers.utils.import_utils.is_fake_tensor"
+"""By what transformers tells fake tensors from real ones, which it runs otherwise."""
+UNCACHED = (ValueError, TypeError, AttributeError, IndexError, KeyError)
+"""What modules raise that have no use for a cache as transformers makes it."""
+WITHOUT_CACHE = "run without a cache, which its code does not take"
 _recorders: list[Recorder] = []
 
 
@@ -54,7 +57,8 @@ def _known_to_transformers(tracer: Tracer, plain: bool) -> Iterator[None]:
             taint(recorder, (args[1:], kwargs.get("position_ids")))
 
     with ExitStack() as stack:
-        for target, stub in (STUBS | (_PLAIN if plain else {})).items():
+        real = {REAL: lambda tensor: False} if plain else {}
+        for target, stub in (STUBS | real).items():
             stack.enter_context(patch(target, stub))
         for name, module in tracer.module.named_modules():
             if "Rotary" in type(module).__name__ and name:
@@ -74,7 +78,26 @@ def set_experts(module: torch.nn.Module, name: str = EXPERTS) -> None:
 
 def prefill(module: Any, name: str, hints: Mapping[str, int], *, concrete: bool = False) -> Run:
     """A prompt of s tokens and an empty cache, b at once."""
-    return _attempted(lambda plain: _run(module, hints, name, plain, concrete, decode=False))
+    try:
+        return _attempted(lambda plain: _run(module, hints, name, plain, concrete, decode=False))
+    except InputError as error:
+        if isinstance(error.__cause__, InputError) or not isinstance(error.__cause__, UNCACHED):
+            raise
+    return _attempted(lambda plain: _uncached(module, name, hints, plain, concrete))
+
+
+def _uncached(module: Any, name: str, hints: Mapping[str, int], plain: bool, concrete: bool) -> Run:
+    """A prompt of s tokens, b at once, of a module that takes no cache."""
+    set_experts(module)
+    tracer = Tracer(module, name, concrete=concrete)
+    b, s = (tracer.session.size(axis, hints[axis]) for axis in "bs")
+    with _known_to_transformers(tracer, plain):
+        ids = tracer.input("input_ids", tracer.session.tensor((b, s), torch.int64))
+        out = tracer.call(lambda m: m(input_ids=ids, use_cache=False))
+    run = tracer.result(("b", "s"))
+    del out
+    run.notes.extend((PACKED, WITHOUT_CACHE))
+    return run if concrete else _with_logits(run, module, symbol("b"), symbol("s"))
 
 
 def decode(module: Any, name: str, hints: Mapping[str, int], *, concrete: bool = False) -> Run:

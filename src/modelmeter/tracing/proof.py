@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from modelmeter.errors import InputError
-from modelmeter.sizes import Size, added, evaluated
+from modelmeter.sizes import Expr, Size, added, evaluated, never_negative, substituted, symbol
 from modelmeter.tracing.records import Run
+from modelmeter.tracing.symbols import Condition
 
 Point = Mapping[str, int]
 
@@ -36,7 +37,22 @@ def proven(name: str, make: Make, hints: Point, sizes: Callable[[Point], Point] 
     if _inside(run, sizes(other), "") and not _agrees(run, make, other, sizes):
         at = ", ".join(f"{axis}={value}" for axis, value in sizes(other).items())
         raise InputError(f"{name}: its work at {at} is not what its formula says, so it cannot be traced")
-    return replace(run, conditions=[_from_one(c) if c.least in holds else c for c in run.conditions])
+    return replace(run, conditions=_simplified([_from_one(c) if c.least in holds else c for c in run.conditions]))
+
+
+def _simplified(conditions: list[Condition]) -> list[Condition]:
+    """The conditions without those that follow from the least sizes."""
+    least: dict[str, int] = {}
+    for (name,), bound in ((tuple(c.size.names), c.size) for c in conditions if c.least and isinstance(c.size, Expr)):
+        least[name] = max(int(symbol(name) - bound), least.get(name, 1))
+
+    def follows(size: Size) -> bool:
+        for name, value in least.items():
+            size = substituted(size, name, symbol(name) + value - 1)
+        return never_negative(size)
+
+    told = [c for c in conditions if not c.least and not follows(c.size)]
+    return told + [c for c in conditions if c.least]
 
 
 def _from_one(condition: Any) -> Any:

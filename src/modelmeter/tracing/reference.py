@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 from modelmeter.tracing.api import Input, evaluating
-from modelmeter.tracing.causal import STUBS, set_experts
+from modelmeter.tracing.causal import REAL, STUBS, UNCACHED, set_experts
 
 
 @contextmanager
@@ -33,22 +33,44 @@ def _counted(run: Callable[[], Any]) -> int:
     return int(counter.get_total_flops())
 
 
+def _of_a_run(run: Callable[[], int]) -> int:
+    """What a run counts, as real tensors run or, where that needs their values, as transformers runs fake ones."""
+    try:
+        return run()
+    except RuntimeError as error:
+        if "meta tensors" not in str(error):
+            raise
+    with patch(REAL, lambda tensor: True):
+        return run()
+
+
 def prefill_flops(module: Any, b: int, s: int) -> int:
-    """FLOPs of a prompt of s tokens, b at once."""
-    with _as_it_runs(module):
+    """FLOPs of a prompt of s tokens, b at once; without a cache where transformers has none for the module."""
+
+    def run() -> int:
         ids = torch.zeros((b, s), dtype=torch.int64)
-        cache = DynamicCache(config=module.config)
-        return _counted(lambda: module(input_ids=ids, past_key_values=cache, use_cache=True))
+        try:
+            cache = DynamicCache(config=module.config)
+            return _counted(lambda: module(input_ids=ids, past_key_values=cache, use_cache=True))
+        except UNCACHED:
+            return _counted(lambda: module(input_ids=ids, use_cache=False))
+
+    with _as_it_runs(module):
+        return _of_a_run(run)
 
 
 def decode_flops(module: Any, b: int, t: int) -> int:
     """FLOPs of one token, b at once, with a context of t tokens, its own included."""
-    with _as_it_runs(module):
+
+    def run() -> int:
         cache = DynamicCache(config=module.config)
         past = torch.zeros((b, t - 1), dtype=torch.int64)
         module(input_ids=past, past_key_values=cache, use_cache=True)
         ids = torch.zeros((b, 1), dtype=torch.int64)
         return _counted(lambda: module(input_ids=ids, past_key_values=cache, use_cache=True))
+
+    with _as_it_runs(module):
+        return _of_a_run(run)
 
 
 def forward_flops(module: torch.nn.Module, *inputs: str, method: Any = None, **sizes: int) -> int:

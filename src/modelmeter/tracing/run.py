@@ -23,7 +23,9 @@ class Tracer:
 
     def __init__(self, module: torch.nn.Module, name: str = "", *, concrete: bool = False) -> None:
         first = next((p for p in module.parameters() if p.is_floating_point()), None)
-        device = first.device if first is not None else torch.device("cpu")
+        loose = (value for part in module.modules() for value in vars(part).values())
+        own = first is not None and any(isinstance(value, torch.Tensor) for value in loose)  # not to be replaced
+        device = first.device if own and first is not None else torch.device("meta")
         self.module, self.name = module, name or type(module).__name__
         dtype = first.dtype if first is not None else torch.get_default_dtype()
         self.session = Session(device, dtype, concrete=concrete)
