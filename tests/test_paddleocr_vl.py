@@ -43,7 +43,7 @@ def paddle():
     return modelmeter.load_model("paddleocr_vl")
 
 
-@pytest.mark.parametrize(("u", "v"), [(46, 46), (30, 62)])
+@pytest.mark.parametrize(("u", "v"), [(30, 62)])
 def test_tower_and_projector_are_transformers_to_the_last_count(paddle, u, v):
     for case in paddleocr_cases(paddle, u, v):
         found = compare(case)
@@ -52,7 +52,7 @@ def test_tower_and_projector_are_transformers_to_the_last_count(paddle, u, v):
         }, found.difference  # fmt: skip
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.integers(1, 6), st.integers(1, 6))
 def test_random_shapes_are_transformers(heads, layers, mlp, rows, columns):
     d = 8 * heads
@@ -138,7 +138,7 @@ def test_the_decoder_is_transformers_with_tables_in_three_parts(paddle):
 
     from modelmeter.validate.counters import tensor_core_flops
 
-    for s in (1, 37):
+    for s in (37,):
         with torch.device("meta"), torch.no_grad():
             module = theirs.PaddleOCRTextModel(PaddleOCRTextConfig()).to(torch.bfloat16).eval()
             ids = torch.zeros(1, s, dtype=torch.long)
