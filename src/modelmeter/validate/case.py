@@ -16,6 +16,9 @@ from modelmeter.programs.kernels import Kernel
 from modelmeter.validate.counters import ScalarOperations, tensor_core_flops
 from modelmeter.workload import Workload
 
+MIXTURE_IO = {"kernel_io_bytes": "batched_mm gathers one copy of an expert's weights for each token"}
+"""What a case skips of a mixture, and why."""
+
 
 class LayerAt(NamedTuple):
     """A layer at sizes, counted by options."""

@@ -11,8 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from modelmeter.validate.case import Case, LayerAt, like
-from modelmeter.validate.deepseek_ocr import MIXTURE_IO
+from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 
 WRITTEN_OUT = ("gemma2", "gpt_oss")
 """Types whose scores are capped or have sinks, which torch's attention kernel has not: they run written out."""

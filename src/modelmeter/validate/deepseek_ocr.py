@@ -20,11 +20,10 @@ from transformers.models.unlimited_ocr.configuration_unlimited_ocr import Unlimi
 from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
 from modelmeter.layers import LlamaFlashAttention2, LlamaRotaryEmbedding, RotaryEmbedding, Sequence
-from modelmeter.validate.case import Case, LayerAt, like
+from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 
 OVERRIDES = ("tower.clip.projections=split", "decoder.gate_up=merged", "decoder.rotary=model")
 """Overrides under which our model has transformers' kernels."""
-MIXTURE_IO = {"kernel_io_bytes": "batched_mm gathers one copy of an expert's weights for each token"}
 UNSEEN = {"unseen": True}
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from transformers.models.unlimited_ocr import modeling_unlimited_ocr as ocr
 
-from modelmeter.validate.case import Case, StageAt, like
-from modelmeter.validate.deepseek_ocr import MIXTURE_IO, cached, experts_here, inner, two_norms
+from modelmeter.validate.case import MIXTURE_IO, Case, StageAt, like
+from modelmeter.validate.deepseek_ocr import cached, experts_here, inner, two_norms
 from modelmeter.workload import Workload
 
 
