@@ -12,6 +12,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -28,7 +29,7 @@ from modelmeter.tracing.reference import forward_flops, prefill_flops
 from modelmeter.tracing.repeats import folded
 from modelmeter.tracing.written import piece
 
-LAYERS, SECONDS = 2, 120
+LAYERS, SECONDS = int(os.environ.get("LAYERS", 2)), 120
 POINTS = ({"b": 2, "s": 7}, {"b": 3, "s": 30})
 DOC = Path(__file__).parent.parent / "docs" / "trace-survey.md"
 VISION = {
@@ -65,7 +66,8 @@ def _small(config: object) -> object:
             return made
     except Exception:  # a type that cannot be made so is cut below
         pass
-    config.num_hidden_layers = LAYERS
+    with suppress(NotImplementedError):  # some have a number of their own for each side
+        config.num_hidden_layers = LAYERS
     return config
 
 
@@ -79,7 +81,7 @@ def language_model(kind: str, name: str) -> str:
     config = CONFIG_MAPPING[kind]()
     wanted = getattr(transformers, name).config_class
     if wanted is not None and not isinstance(config, wanted):
-        config = config.get_text_config()
+        config = config.get_text_config(decoder=True)
     module = _module(name, _small(config))
     run = causal.prefill(module, name, {"b": 5, "s": 11})
     content = {"name": "prefill", "sizes": ["b", "s"], "pieces": [piece(folded(run))]}

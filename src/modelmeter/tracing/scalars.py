@@ -24,7 +24,8 @@ FREE = frozenset(
     "upsample_nearest2d _upsample_bilinear2d_aa im2col reflection_pad1d replication_pad2d reflection_pad2d isinf isnan "
     "empty_strided eye linspace real imag expand_as new_empty_strided randn rand randint bernoulli uniform normal "
     "argmax argmin slice_scatter select_scatter _assert_scalar _local_scalar_dense lift zero bitwise_xor numpy_T "
-    "max_pool2d_with_indices masked_scatter searchsorted _assert_async device".split()
+    "max_pool2d_with_indices masked_scatter searchsorted _assert_async device nonzero "
+    "bincount histc unique2 _unique2".split()
 )
 """What moves, selects or makes elements and computes none."""
 _PER_ELEMENT = dict.fromkeys(
