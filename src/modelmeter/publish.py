@@ -49,7 +49,8 @@ def references() -> ModuleType:
 
 
 def report_files(name: str, command: str, *, validation: bool = True, png: bool = False) -> dict[str, str | bytes]:
-    """Every file of a model's report by path: pages in each language, figures, the reconciliation.
+    """Every file of a report by path: pages in each language, figures, the reconciliation. Its YAML names the `model`,
+    if that is not called as the report is, and the `pages`, if not all.
 
     `validation` adds the comparison with the reference modules (needs the extra `validation`).
     """
@@ -59,13 +60,14 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
 
     formats = ("svg", "png") if png else ("svg",)
     settings = config.read_yaml(config_dir() / "report" / f"{name}.yaml")
-    model = config.load_model(name)
-    compared = _compared(name) if validation else None
+    of = settings.get("model", name)
+    model = config.load_model(of)
+    compared = _compared(name) if validation and settings.get("compared", True) else None
     ran = {sweep: _run(sweep, model, settings["page"]) for sweep in settings["sweeps"]}
     first = {table.name: sweep for sweep in reversed(ran) for table in ran[sweep]}
     once = {sweep: [table for table in found if first[table.name] == sweep] for sweep, found in ran.items()}
     work = model.workload(**settings["page"])
-    report = Report(model, work, command, settings, once, catalogue.dims_with_sources(name), compared)
+    report = Report(model, work, command, settings, once, catalogue.dims_with_sources(of), compared)
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
     drawn = page_pictures(model, work, formats)
     for table in {table.name: table for table in chain(*ran.values())}.values():

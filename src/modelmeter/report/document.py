@@ -66,7 +66,7 @@ class Report:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
         found, told = {}, {"r": self, "version": modelmeter.__version__, "inventory": inventory(self.model, self.work)}
         for t, other in zip(map(Language, LANGUAGES), map(Language, LANGUAGES[::-1]), strict=True):
-            for page in (*PAGES, *(["claims"] if self.claims else [])):
+            for page in (*self.settings.get("pages", PAGES), *(["claims"] if self.claims else [])):
                 found[t.file(page)] = render(page, _FUNCTIONS | told | {"t": t, "other": other.file(page)})
         return found
 

@@ -5,7 +5,8 @@ The claims of a paper on its encoder are judged by the rows: few tokens, few FLO
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,6 +64,9 @@ def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
     return [(view.width, view.height) for view in views] == [size]
 
 
+VERDICTS = ("holds", "partly", "fails")
+
+
 def _row(model: BaseModel, size: tuple[int, int], work: Workload) -> dict[str, Any]:
     costs = model.costs(work)
     vision, page = costs["vision"], sum(costs.values(), start=StageCost())
@@ -78,24 +82,33 @@ def _row(model: BaseModel, size: tuple[int, int], work: Workload) -> dict[str, A
 
 
 def _findings(table: Table) -> Iterator[Finding]:
+    """The claims, each over all sizes, then at single ones."""
     yield from spoken(table)
     told = [("", rows_of(table)), ("eager_", table.select(execution="eager") if table.kind != "eager" else [])]
-    for prefix, found in told:
-        by_size = grouped(found, "pixels")
-        some = by_size if len(by_size) <= TOLD else [by_size[0], by_size[len(by_size) // 2], by_size[-1]]
-        for (pixels,), rows in some:
-            judged = next(row for row in rows if row["judged"])
-            others = [row for row in rows if not row["judged"] and row["follows_image"]]
-            for measure, unit in MEASURES.items() if others else ():
-                if not prefix or measure == "peak_activation_bytes":
-                    yield _verdict(f"encoders_{prefix}{measure}", pixels, judged, others, measure, unit)
+    each = [finding for prefix, rows in told for finding in _judged(prefix, rows)]
+    for key in dict.fromkeys(key for key, _ in each):
+        verdicts = Counter(values["verdict"] for other, values in each if other == key)
+        yield f"{key}_in_all", {name: verdicts[name] for name in VERDICTS} | {"sizes": verdicts.total()}
+    sizes = list(dict.fromkeys(values["pixels"] for _, values in each))
+    some = sizes if len(sizes) <= TOLD else [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    yield from (finding for finding in each if finding[1]["pixels"] in some)
+
+
+def _judged(prefix: str, found: Sequence[Row]) -> Iterator[Finding]:
+    """The verdicts of each size, one for each measure; of a named runtime on memory alone."""
+    for (pixels,), rows in grouped(found, "pixels"):
+        judged = next(row for row in rows if row["judged"])
+        others = [row for row in rows if not row["judged"] and row["follows_image"]]
+        for measure, unit in MEASURES.items() if others else ():
+            if not prefix or measure == "peak_activation_bytes":
+                yield _verdict(f"encoders_{prefix}{measure}", pixels, judged, others, measure, unit)
 
 
 def _verdict(key: str, pixels: str, judged: Row, others: list[Row], measure: str, unit: float) -> Finding:
     """Whether the judged encoder has the least, with how many times as much the others have."""
     times = [row[measure] / judged[measure] for row in others]
     least = sum(ratio >= 1 for ratio in times)
-    verdict = "holds" if least == len(times) else "fails" if not least else "partly"
+    verdict = VERDICTS[0 if least == len(times) else 1 if least else 2]
     return key, {
         "model": judged["model"], "pixels": pixels, "value": significant(judged[measure] / unit), "verdict": verdict,
         "least": least, "others": len(others), "range": (significant(min(times)), significant(max(times))),
