@@ -292,4 +292,8 @@ def test_a_sweep_over_many_sizes_tells_of_three(model):
     settings = config.compose("run_sweep", ["sweep@_global_=encoders"])
     few = {"image_sizes": [f"{side}x{side}" for side in np.arange(8) * 112 + 448], "compared": ["paddleocr_vl"]}
     (table,) = sweep_tables("encoders", model, settings | few | {"runtime": ["flash"]})
-    assert {values["pixels"] for _, values in findings(table) if "pixels" in values} == {"448x448", "896x896", "1232x1232"}
+    assert {values["pixels"] for _, values in findings(table) if "pixels" in values} == {
+        "448x448",
+        "896x896",
+        "1232x1232",
+    }

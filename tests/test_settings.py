@@ -111,7 +111,7 @@ def test_numbers_carry_the_comment_behind_them(model):
     files, values = config.chosen(model)
     if "config" in values:  # one source for all fields of a config.json
         assert {source for _, source in found.values()} == {"[json]"}
-        assert found.keys() == {*leaves(values["config"], "config.")}
+        assert found.keys() == {*leaves(values["config"], "model.config.")}
         return
     texts = {group: Path(f"configs/{group}/{file}.yaml").read_text() for group, file in files.items()}
     assert found.keys() == {

@@ -62,7 +62,7 @@ def dims_with_sources(model: str) -> list[tuple[str, str, str]]:
     nodes = {group: commented_yaml(group, file) for group, file in chosen(model)[0].items()}
     own = commented_yaml("model", model)
     if "config" in own:
-        return list(_sourced({"config": own["config"]}, "", "; ".join(comment_of(own, "config"))))
+        return list(_sourced({"config": own["config"]}, "model.", "; ".join(comment_of(own, "config"))))
     return [row for group, node in nodes.items() for row in _sourced(node, f"{group}.") if row[0] != f"{group}.family"]
 
 

@@ -47,7 +47,8 @@ def _run(name: str, arguments: list[str], prog: str) -> int:
     command, usage = COMMANDS[name], prog if prog.endswith(f".{name}") else f"{prog} {name}"
     if not command.group:
         return command.run("", arguments, usage) or 0
-    named = arguments[0] if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] else ""
+    first = arguments[0] if arguments else ""
+    named = first if not first.startswith("-") and ("=" not in first or Path(first).exists()) else ""
     help_wanted = not arguments or any(a in ("-h", "--help") for a in arguments)
     a_file = command.group == "model" and names_file(named)
     if (named or not help_wanted) and not a_file:
@@ -154,8 +155,8 @@ def _cost_help(usage: str, named: str) -> list[str]:
 
     lines = [f"usage: {usage} MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}"]
     lines += _keys((*CHOICES[1:], *PAGE, *COUNTING, DEPTH), "page", "counting", "cost")
-    if not named:
-        return [*lines, "", f"{usage} MODEL --help lists its numbers and where they come from."]
+    if not named or names_file(named):
+        return [*lines, "", f"{usage} MODEL --help lists the numbers of a model of these and where they come from."]
     files = chosen(named)[0].items()
     parts = [_line(f"{group}={file}", comment_of(commented_yaml(group, file))[1]) for group, file in files]
     numbers = [_line(f"{key}={value}", source) for key, value, source in dims_with_sources(named)]

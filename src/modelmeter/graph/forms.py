@@ -48,8 +48,10 @@ SILU = Form(SIGMOID.element + 1)  # x * sigmoid(x)
 GELU = Form(5)  # x / 2 * (1 + erf(x / sqrt 2)): div, erf, add, mul, mul
 GELU_NEW = Form(8)  # x / 2 * (1 + tanh(c (x + k x^3))), written out: pow, mul, add, mul, tanh, add, mul, mul
 QUICK_GELU = Form(6, 0, "1 _scaled = x; 4 _sigmoid = _scaled; 1 y = x * _sigmoid")  # x * sigmoid(1.702 x)
-ACTIVATIONS = {"silu": SILU, "gelu": GELU, "gelu_pytorch_tanh": GELU, "gelu_new": GELU_NEW, "quick_gelu": QUICK_GELU,
-               "relu": Form(1), "sigmoid": SIGMOID}  # fmt: skip
+ACTIVATIONS = {
+    "silu": SILU, "swish": SILU, "gelu": GELU, "gelu_pytorch_tanh": GELU, "gelu_new": GELU_NEW,
+    "quick_gelu": QUICK_GELU, "relu": Form(1), "sigmoid": SIGMOID,
+}  # fmt: skip
 """Activations by the names of transformers; GELU is one operator in both of its forms."""
 CLAMPED = Form(11)  # min(g, c) 1, min and max of u 2, g * sigmoid(a g) 1 + 4 + 1, (u + 1) * ... 2
 CAP = Form(3)  # c * tanh(x / c): div, tanh, mul

@@ -59,6 +59,8 @@ class Router(BaseLayer):
             raise InputError(f"{kind}: {sentence}")
         if None not in groups:
             require_divisible(kind, "routed experts", self.E, "groups", self.G)
+            if below(ratio(self.E, self.G), self.best):
+                raise InputError(f"{kind}: a group of {ratio(self.E, self.G)} experts has no best {self.best}")
             if below(self.G, self.kept):
                 raise InputError(f"{kind}: groups kept, {self.kept}, cannot exceed groups G={self.G}")
 

@@ -22,6 +22,8 @@ from modelmeter.models.trace_json import is_trace
 from modelmeter.models.traced import traced_model
 from modelmeter.models.vlm import text_model
 
+_STORED = ("quantization_config",)
+"""Fields of how weights are stored."""
 WIDTH = "hidden_size / num_attention_heads"
 """What a table says of a head's width that a file may leave out, though released ones have it."""
 
@@ -50,10 +52,10 @@ def read_config(name: str) -> dict[str, Any]:
         path = _from_hub(name)
     path = path / "config.json" if path.is_dir() else path
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is no JSON, or cut short: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{str(path)!r} must hold the fields of a config.json, not a {type(found).__name__}")
@@ -64,7 +66,7 @@ def _from_hub(name: str) -> Path:
     try:
         from huggingface_hub import hf_hub_download
 
-        return Path(hf_hub_download(name, "config.json"))
+        return Path(hf_hub_download(name, "config.json", etag_timeout=3))
     except Exception as error:  # no package, no network, no such model: all are for the user to read
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{name!r} is no file or folder here, and cannot be had from the hub: {reason}") from None
@@ -100,8 +102,14 @@ def decoder_of(fields: Mapping[str, Any], source: str) -> tuple[CausalLM, tuple[
     """The decoder of a config.json's fields, and what is to be said of those that were not there."""
     try:
         numbers, assumed = _numbers(fields)
-        said = f"not in {source}, so as a {fields['model_type']} has it: {', '.join(dict.fromkeys(assumed))}"
-        return causal_lm(numbers), (said,) if assumed else ()
+        notes = []
+        if assumed:
+            notes.append(f"not in {source}, so as a {fields['model_type']} has it: {', '.join(dict.fromkeys(assumed))}")
+        notes += [f"{key} is not counted; precision= says how weights are stored" for key in _STORED if fields.get(key)]
+        built = [str(name) for name in fields.get("architectures") or []]
+        if built and not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in built):
+            notes.append(f"counted is a causal language model, not {', '.join(built)}")
+        return causal_lm(numbers), tuple(notes)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
@@ -111,12 +119,21 @@ def _numbers(fields: Mapping[str, Any]) -> tuple[SimpleNamespace, list[str]]:
     table = _table()
     if "model_type" not in fields:
         raise InputError(f"model_type is missing; supported: {', '.join(model_types())}")
+    if any(isinstance(fields.get(key), Mapping) for key in ("text_config", "llm_config", "language_config")):
+        raise InputError(
+            f"it is of a {fields['model_type']}, a model of several parts; give the fields of its text part"
+        )
     kind = choose("model_type", str(fields["model_type"]), table["types"])
     fields = _flat(fields)
     reading = _Reading(fields, kind)
     numbers = table["absent"] | {key: reading.of(key, value) for key, value in table["types"][kind].items()}
     _require_known(fields, kind, reading.read)
-    numbers["window"] = numbers["window"] or None  # some files write 0 for none
+    if numbers["window"] == 0 and not numbers["use_window"]:
+        numbers["window"] = None  # what transformers writes where it is not used
+    numbers["kv_heads"] = numbers["heads"] if numbers["kv_heads"] is None else numbers["kv_heads"]
+    for number in ("qk_norm", "parallel_residual"):
+        if number in reading.names:
+            _require_kind(reading.names[number], numbers[number], "flag")
     for key, words in table["kinds"].items():
         for number in words.split():
             if key == "flag" and numbers[number] is None:
@@ -130,6 +147,11 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(fields)
     for key in ("rope_parameters", "rope_scaling"):
         inner = fields.get(key)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise InputError(f"{key} must hold fields or be null, not {inner!r}")
+        deeper = [part for part in (inner or {}).values() if isinstance(part, Mapping)]
+        if any(part.get("partial_rotary_factor", 1) != 1 for part in deeper):
+            raise InputError(f"partial_rotary_factor of single kinds of layers in {key} is not supported")
         part = inner.get("partial_rotary_factor") if isinstance(inner, Mapping) else None
         if part is not None and found.setdefault("partial_rotary_factor", part) != part:
             raise InputError(f"partial_rotary_factor differs from that of {key}")
@@ -151,24 +173,30 @@ class _Reading:
             return value
         import yaml
 
-        names, optional, absent = value[1:].partition("?")
-        self.names[key] = names.partition("|")[0]
-        known = {name: self.fields[name] for name in names.split("|") if name in self.fields}
-        self.read.update(names.split("|"))
-        if len({str(v) for v in known.values()}) > 1:
+        text, optional, absent = value[1:].partition("?")
+        names = [name for name in text.split("|") if name != "null"]
+        known = self._known(names)
+        self.names[key] = names[0]
+        if not known and not optional:
+            raise InputError(f"{' or '.join(names)} is missing, which a {self.kind} has")
+        found, null = next(iter(known.values()), None), "null" in (*text.split("|")[1:], absent)
+        if found is not None or (known and null):
+            return found
+        meant = None if absent == WIDTH else yaml.safe_load(absent)
+        refers = absent.startswith("$")
+        if known and not (refers or absent == WIDTH or key == "activation" or isinstance(meant, bool)):
+            raise InputError(f"{names[0]} is null, and a {self.kind} has it")
+        if not known and not refers and (absent == WIDTH or meant not in (None, False)):
+            self.assumed.append(f"{names[0]} {absent}")
+        return self.of(key, absent) if refers else meant
+
+    def _known(self, names: list[str]) -> dict[str, Any]:
+        """What the file says under these names, which must not differ."""
+        self.read.update(names)
+        known = {name: self.fields[name] for name in names if name in self.fields}
+        if len({(type(value), str(value)) for value in known.values()}) > 1:
             raise InputError(f"{' and '.join(f'{name} {v!r}' for name, v in known.items())} contradict each other")
-        if known:
-            found = next(iter(known.values()))
-            if found is not None or not (absent.startswith("$") or key == "activation"):
-                return found
-        elif not optional:
-            raise InputError(f"{names.replace('|', ' or ')} is missing, which a {self.kind} has")
-        if absent.startswith("$"):
-            return self.of(key, absent)
-        found = None if absent == WIDTH else yaml.safe_load(absent)
-        if not known and (absent == WIDTH or found not in (None, False)):
-            self.assumed.append(f"{names.partition('|')[0]} {absent}")
-        return found
+        return known
 
 
 def _require_known(fields: Mapping[str, Any], kind: str, read: set[str]) -> None:
@@ -192,7 +220,8 @@ def _whole(value: Any) -> bool:
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "whole": ("a whole number of at least 1", lambda v: _whole(v) and v >= 1),
     "whole_or_null": ("a whole number of at least 1 or null", lambda v: v is None or (_whole(v) and v >= 1)),
-    "count": ("a whole number of at least -1", lambda v: _whole(v) and v >= -1),
+    "count": ("a whole number of at least 0", lambda v: _whole(v) and v >= 0),
+    "any": ("a whole number", _whole),
     "count_or_null": ("a whole number of at least 0 or null", lambda v: v is None or (_whole(v) and v >= 0)),
     "share": ("a number above 0 and at most 1", lambda v: _number(v) and 0 < v <= 1),
     "limit": ("a number above 0 or null", lambda v: v is None or (_number(v) and v > 0)),

@@ -18,6 +18,7 @@ from modelmeter.layers.norm import Norm
 NORMS: dict[str, type[Norm]] = {
     "rms": nn.RMSNorm, "wide": nn.WideRMSNorm, "layer": nn.LayerNorm, "centered": nn.CenteredNorm,
 }  # fmt: skip
+MOST_LAYERS = 10_000
 TYPES = ("full_attention", "sliding_attention")
 
 
@@ -59,6 +60,8 @@ def _rotates(v: SimpleNamespace, index: int) -> bool:
 def _near(v: SimpleNamespace) -> list[bool]:
     """The layers that have the window."""
     there = v.window is not None and v.use_window
+    if v.window == 1:
+        raise InputError("sliding_window must be at least 2, as a query sees itself within it")
     if there and v.windows in ("last", "first_alternate") and v.layer_types is None and v.first_window is None:
         raise InputError("max_window_layers is missing, which says where the window begins")
     ruled = [bool(there) and WINDOWS[v.windows](v, i) for i in range(v.layers)]
@@ -71,6 +74,8 @@ def _near(v: SimpleNamespace) -> list[bool]:
         raise InputError(f"layer_types has {len(said)} entries, but num_hidden_layers is {v.layers}")
     if any(said) and v.window is None:
         raise InputError("layer_types has sliding_attention, but there is no sliding_window")
+    if any(said) and not v.use_window and v.windows in ("last", "first_alternate"):
+        raise InputError("layer_types has sliding_attention, but use_sliding_window is false")
     if v.windows in ("none", "all") and said != ruled:
         raise InputError(f"layer_types contradicts the windows of this type, which are those of {v.windows} its layers")
     return said
@@ -78,6 +83,8 @@ def _near(v: SimpleNamespace) -> list[bool]:
 
 def kinds(v: SimpleNamespace) -> Counter[Kind]:
     """How many layers there are of each kind; their order changes no count."""
+    if v.layers > MOST_LAYERS:
+        raise InputError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {v.layers}")
     if v.unrotated is not None and len(v.unrotated) != v.layers:
         raise InputError(f"no_rope_layers has {len(v.unrotated)} entries, but num_hidden_layers is {v.layers}")
     if v.dense in ("first",) and v.dense_layers > v.layers:
@@ -130,6 +137,8 @@ def _mlp(v: SimpleNamespace, kind: Kind) -> BaseLayer:
         v.groups if grouped else None, v.kept_groups if grouped else None, v.best if grouped else 1,
         v.renormalised, v.guarded, v.scaled_router,
     )  # fmt: skip
+    if v.shared is not None and v.shared < v.least_shared:
+        raise InputError(f"n_shared_experts must be at least {v.least_shared}, not {v.shared}")
     width = v.shared_mlp or (v.shared or 0) * v.expert_mlp
     shared = nn.GatedMLP(v.hidden, width, v.activation, v.mlp_bias) if width else None
     return nn.MergedExpertsMoE(router, v.expert_mlp, shared, v.activation, v.expert_bias, v.weighted_shared)

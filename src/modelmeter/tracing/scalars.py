@@ -73,6 +73,7 @@ _RULES: dict[str, Callable[[Any, Any], Any]] = {
     "convolution": lambda args, out: out.numel() * (args[2] is not None),
     "native_layer_norm": _norm(forms.LAYER_NORM), "_fused_rms_norm": _norm(forms.RMS_NORM),
     "native_group_norm": _group_norm, "_log_softmax": _row, "complex": lambda args, out: 0,
+    "linalg_solve_triangular": lambda args, out: out.numel() * out.shape[-2],
     "topk": lambda args, out: out.numel() * args[0].shape[-1],
     "clamp": lambda args, out: out.numel() * sum(bound is not None for bound in args[1:3]),
     "polar": lambda args, out: out.numel() * _COMPLEX["polar"],

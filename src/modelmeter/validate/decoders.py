@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from modelmeter.errors import InputError
 from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 
 WRITTEN_OUT = ("gemma2", "gpt_oss")
@@ -24,6 +25,13 @@ def module_of(fields: Mapping[str, Any], attention: str | None = None) -> Any:
     Experts run as one batched product, so that every token's work is seen.
     """
     kind = str(fields["model_type"])
+    try:
+        return _module_of(kind, fields, attention)
+    except Exception as error:  # whatever transformers refuses, and with however many lines
+        raise InputError(f"transformers cannot make a {kind} of these fields: {' '.join(str(error).split())}") from None
+
+
+def _module_of(kind: str, fields: Mapping[str, Any], attention: str | None) -> Any:
     config = CONFIG_MAPPING[kind](**{key: value for key, value in fields.items() if key != "model_type"})
     config._attn_implementation = attention or ("eager" if kind in WRITTEN_OUT else "sdpa")
     module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
