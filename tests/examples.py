@@ -121,7 +121,9 @@ def _vision(v):
 
 
 def _native(v):
-    d, h, e, f, norm = v("d", 8), v("h", 2), v("e", 4), v("f", 7), mm.LayerNorm(v("d", 8))
+    h, e, f = v("h", 2), v("e4", 4), v("f", 7)
+    d = h * e
+    norm = mm.LayerNorm(d)
     rotary, mlp, patch = AxialRotary(e), mm.MLP(d, f, "gelu_pytorch_tanh"), mm.PatchEmbed(v("c", 3), d, v("p", 2))
     whole = mm.RMSNorm(d)
     plain = VisionAttention(d, h, e, bias=False, q_norm=whole, k_norm=whole, wide=False)
@@ -133,7 +135,7 @@ def _native(v):
     scaled = ScaledBlock(plain, mm.MLP(d, f), norm)
     embeddings = mm.CLIPVisionEmbeddings(patch, v("n", 30), own_patches=True)
     merge = MergeProjector(d, f, v("o", 5), norm)
-    behind = MergeProjector(d, f, v("o", 5), mm.LayerNorm(d * 4), copies=2)
+    behind = MergeProjector(8, f, v("o", 5), mm.LayerNorm(8 * 4), copies=2)  # its width tells where the norm stands
     vision = _vision(v)
     (sam, _), *_ = vision[mm.ImageEncoderViT]
     (clip, _), *_ = vision[mm.PatchTower]
@@ -151,7 +153,7 @@ def _native(v):
         ScaledBlock: [(scaled, LINE)],
         ClassTower: [(ClassTower(embeddings, mm.Transformer(scaled, v("l", 2))), GRID)],
         MergeProjector: [(merge, LINE), (behind, LINE)],
-        Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, v("side1", 1))), square)],
+        Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, 1)), square)],
         SamTower: [(SamTower(sam), GRID)],
         WindowAttention: [(part, {"b": 2, "s": 3, "W": 2}) for part in windows],
         SwinBlock: [(block, square) for block in pair],

@@ -123,8 +123,9 @@ def test_languages_have_the_same_sentences_and_placeholders():
 def test_every_sentence_is_used(model):
     folders = [Path("src/modelmeter") / name for name in ("report", "sweep")]
     used = "".join(p.read_text() for folder in folders for p in folder.rglob("*") if p.suffix in (".py", ".j2"))
-    tables = {t.name for some in swept_tables(model, largest=2).values() for t in some}
-    named = {f"h_{table}" for table in tables} | {f"{sweep}_intro" for sweep in SWEEPS}
+    swept = [table for some in swept_tables(model, largest=2).values() for table in some]
+    tables, told = {table.name for table in swept}, {key for table in swept for key, _ in findings(table)}
+    named = told | {f"h_{table}" for table in tables} | {f"{sweep}_intro" for sweep in SWEEPS}
     named |= {f"answer_{part}" for part in ("work", "traffic", "memory")}
     for key in catalogue("en")["sentences"]:
         assert key in named or f'"{key}"' in used, key
@@ -297,7 +298,8 @@ def test_columns_and_measures_have_the_units_that_they_name():
         row = dict.fromkeys(
             "io_bytes io_bytes_per_token peak_activation_bytes kv_cache_bytes required_flops_per_s required_bytes_per_s compression "
             "published_compression saved_prefill_flops saved_flops_less_vision saved_kv_cache_bytes error_percent tensor_core_share "
-            "cuda_core_share memory_bandwidth_share arithmetic_intensity_flop_per_byte tensor_core_flops".split(), 3 * unit,
+            "cuda_core_share memory_bandwidth_share arithmetic_intensity_flop_per_byte tensor_core_flops vision_tokens "
+            "page_flops".split(), 3 * unit,
         ) | {"cuda_core_flops": 3 * unit if name == "cuda_tflops" else 0}  # fmt: skip
         assert measure.value(row) == pytest.approx(3), name
 

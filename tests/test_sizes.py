@@ -30,6 +30,10 @@ SYMBOLIC = every_example(lambda name, value: symbol(name))
 VALUES: dict[str, int] = {}
 examples(lambda name, value: VALUES.setdefault(name, value))
 STEPS = (0, 1, 7)
+ONE_SIZE = ("TwinTower",)
+"""Layers whose two parts have as many features at one size only."""
+RAGGED = ("VisionAttention", "NavitBlock", "NavitTower", "MergeProjector", "Projected")
+"""Layers with means over ragged windows or squares: fractions, which arrays hold rounded."""
 small = st.integers(1, 9)
 
 
@@ -42,17 +46,24 @@ def test_every_layer_of_the_package_has_an_example():
 @pytest.mark.parametrize("index", range(len(CASES)), ids=IDS)
 def test_int_equals_float_array_equals_symbol_for_every_layer(runtime, causal, index):
     (name, layer, sizes), (_, symbolic, _) = CASES[index], SYMBOLIC[index]
+    steps = (0,) if name in ONE_SIZE else STEPS
     many = layer.cost(
-        runtime=runtime, causal=causal, **{a: np.array([v + float(s) for s in STEPS]) for a, v in sizes.items()}
+        runtime=runtime, causal=causal, **{a: np.array([v + float(s) for s in steps]) for a, v in sizes.items()}
     )
     formula = symbolic.program(runtime=runtime, causal=causal).costs[""]
-    for place, step in enumerate(STEPS):
+    for place, step in enumerate(steps):
         point = {axis: v + step for axis, v in sizes.items()}
         one = layer.cost(runtime=runtime, causal=causal, **point)
         at_formula = evaluated([getattr(formula, count) for count in COUNTS], VALUES | point)
         for count, from_formula in zip(COUNTS, at_formula, strict=True):
-            exact, at_array = getattr(one, count), np.broadcast_to(getattr(many, count), len(STEPS))[place]
-            if isinstance(exact, (int, Fraction)):
+            exact, at_array = getattr(one, count), np.broadcast_to(getattr(many, count), len(steps))[place]
+            if name in RAGGED and isinstance(exact, (int, Fraction)):
+                assert exact == from_formula and at_array == pytest.approx(float(exact), rel=1e-12), (
+                    name,
+                    count,
+                    point,
+                )
+            elif isinstance(exact, (int, Fraction)):
                 assert exact == at_array == from_formula, (name, count, point)
             else:  # expected distinct experts: a float by nature
                 assert exact == pytest.approx(at_array, rel=1e-12), (name, count, point)

@@ -13,7 +13,7 @@ from modelmeter.graph.ops import Op, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
 from modelmeter.layers.mlp import GatedMLP, gated
-from modelmeter.sizes import Size, below, differ, expected_distinct, ratio
+from modelmeter.sizes import Size, below, expected_distinct, ratio
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Router(BaseLayer):
 
     `scores` are the softmax or sigmoid of all logits, or the softmax of those chosen. Logits are made in fp32 (`wide`)
     or in the format of activations, with a `bias`. Experts are chosen by scores plus a `correction` (a parameter, or a
-    buffer that is none), from the `kept` best of G groups, each judged by its `best` scores. Chosen scores are divided
-    by their sum (`renormalised`, the sum kept from 0 by a tiny addend or a clamp: `guarded`), then scaled.
-    Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in modeling_deepseekv2.py;
-    DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in transformers.
-    Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G groups.
+    buffer that is none), from the `kept` best of G groups, each judged by the sum of its `best` scores, or by its
+    largest. Chosen scores are divided by their sum (`renormalised`, the sum kept from 0 by a tiny addend or a clamp:
+    `guarded`), then scaled. Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in
+    modeling_deepseekv2.py; DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in
+    transformers. Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G
+    groups.
 
     >>> Router(d=4, E=8, k=2).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 4 * 8
     True
@@ -41,7 +42,7 @@ class Router(BaseLayer):
     correction: str = "none"
     G: Size | None = None
     kept: Size | None = None
-    best: Size = 1
+    best: Size | None = None
     renormalised: bool = False
     guarded: bool = False
     scaled: bool = True
@@ -59,7 +60,7 @@ class Router(BaseLayer):
             raise InputError(f"{kind}: {sentence}")
         if None not in groups:
             require_divisible(kind, "routed experts", self.E, "groups", self.G)
-            if below(ratio(self.E, self.G), self.best):
+            if self.best is not None and below(ratio(self.E, self.G), self.best):
                 raise InputError(f"{kind}: a group of {ratio(self.E, self.G)} experts has no best {self.best}")
             if below(self.G, self.kept):
                 raise InputError(f"{kind}: groups kept, {self.kept}, cannot exceed groups G={self.G}")
@@ -95,7 +96,7 @@ class Router(BaseLayer):
             by = "_c:32[b s E]"
         if self.G is not None:
             n = n.bind(each=ratio(n.E, n.G))
-            if differ(n.best, 1):
+            if self.best is not None:
                 n = n.bind(more=n.best - 1)
                 yield pointwise(f"_b:32[b s G best] = {by}", TOP_K, n, over="b s G best each")
                 yield pointwise("_g:32[b s G] = _b:32[b s G best]", ADD, n, over="b s G more")

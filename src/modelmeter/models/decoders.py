@@ -134,7 +134,7 @@ def _mlp(v: SimpleNamespace, kind: Kind) -> BaseLayer:
     grouped = v.groups is not None and v.method != "greedy"
     router = nn.Router(
         v.hidden, v.experts, v.active, v.scores, v.wide_router, v.router_bias, v.correction,
-        v.groups if grouped else None, v.kept_groups if grouped else None, v.best if grouped else 1,
+        v.groups if grouped else None, v.kept_groups if grouped else None, v.best if grouped else None,
         v.renormalised, v.guarded, v.scaled_router,
     )  # fmt: skip
     if v.shared is not None and v.shared < v.least_shared:
