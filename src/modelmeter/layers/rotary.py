@@ -36,9 +36,9 @@ class RotaryTable(BaseLayer):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(H=ratio(n.e, 2))
         yield self.angles(n)
-        width, form = ("e", ROTARY_TABLE) if self.form == "full" else ("H", TABLES[self.form])
+        width = "e" if self.form == "full" else "H"
         equation = f"y[b s {width}] sin[b s {width}] = _f:32[b s H]"
-        yield pointwise(equation, form, n, over=f"b s {width}", grad=False)
+        yield pointwise(equation, TABLES[self.form], n, over=f"b s {width}", grad=False)
 
 
 @final

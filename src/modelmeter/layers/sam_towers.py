@@ -12,7 +12,7 @@ from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.mlp import MlpProjector
 from modelmeter.layers.tower import ImageEncoderViT, PatchTower, SideBySide
-from modelmeter.sizes import Size, ceil_div
+from modelmeter.sizes import Size
 
 
 @final
@@ -35,7 +35,7 @@ class SamTower(BaseLayer):
 
     def features(self, u: Size, v: Size) -> Size:
         """Features of one image of u x v patches."""
-        return ceil_div(u, self.sam.strides) * ceil_div(v, self.sam.strides)
+        return self.sam.features(u, v)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.sam.at(n, "sam", x="x", y="y")
@@ -66,7 +66,7 @@ class TwinTower(BaseLayer):
 
     def features(self, u: Size, v: Size) -> Size:
         """Features of one image of u x v patches."""
-        return ceil_div(u, self.sam.strides) * ceil_div(v, self.sam.strides)
+        return self.sam.features(u, v)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         s = self.features(n.u, n.v)

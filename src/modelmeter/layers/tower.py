@@ -100,6 +100,10 @@ class ImageEncoderViT(BaseLayer):
     strides = property(lambda self: prod(conv.stride for conv in self.downsample))
     """Patches of one side that become one feature."""
 
+    def features(self, u: Size, v: Size) -> Size:
+        """Features of one image of u x v patches."""
+        return ceil_div(u, self.strides) * ceil_div(v, self.strides)
+
     def check(self) -> None:
         if not self.neck or not self.downsample:
             raise InputError("ImageEncoderViT: neck and downsample must name at least one convolution each")
@@ -151,7 +155,7 @@ class DeepEncoder(BaseLayer):
 
     def features(self, u: Size, v: Size) -> Size:
         """Features of one image of u x v patches."""
-        return ceil_div(u, self.sam.strides) * ceil_div(v, self.sam.strides)
+        return self.sam.features(u, v)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         u, v = ceil_div(n.u, self.sam.strides), ceil_div(n.v, self.sam.strides)

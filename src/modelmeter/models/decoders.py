@@ -87,7 +87,7 @@ def kinds(v: SimpleNamespace) -> Counter[Kind]:
         raise InputError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {v.layers}")
     if v.unrotated is not None and len(v.unrotated) != v.layers:
         raise InputError(f"no_rope_layers has {len(v.unrotated)} entries, but num_hidden_layers is {v.layers}")
-    if v.dense in ("first",) and v.dense_layers > v.layers:
+    if v.dense == "first" and v.dense_layers > v.layers:
         raise InputError(f"first_k_dense_replace {v.dense_layers} exceeds num_hidden_layers {v.layers}")
     dense = DENSE["all" if v.experts is None else v.dense]
     return Counter(Kind(near, _rotates(v, i), dense(v, i)) for i, near in enumerate(_near(v)))
@@ -152,13 +152,13 @@ def causal_lm(v: SimpleNamespace) -> nn.CausalLM:
     norm, parallel = NORMS[v.norm](v.hidden), v.parallel
     if v.parallel_residual is not None:
         parallel = "two" if v.parallel_residual else "none"
-    layers = []
-    for kind, many in kinds(v).items():
+    layers, there = [], kinds(v)
+    for kind, many in there.items():
         attention, mlp = _attention(v, kind, width), _mlp(v, kind)
         block = nn.ResidualBlock(attention, mlp, norm, norms=v.norms, parallel=parallel, scaled=v.scaled_parts)
         layers.append(nn.Repeat(block, many))
     table = nn.RotaryEmbedding(_turned(v, v.rotated or width), v.table)
-    both = len({kind.near for kind in kinds(v)}) == 2
+    both = len({kind.near for kind in there}) == 2
     return nn.CausalLM(
         nn.TokenEmbedding(v.vocabulary, v.hidden, v.scaled_embedding), tuple(layers), norm,
         nn.LMHead(v.vocabulary, v.hidden, v.head_bias, v.scaled_logits, v.capped_logits is not None),

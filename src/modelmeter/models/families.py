@@ -14,7 +14,6 @@ from typing import Any
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
-from modelmeter.layers.base import require_divisible
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.models.config_json import decoder_of, model_of, read_config
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
@@ -22,26 +21,17 @@ from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
 from modelmeter.models.tiles import Tiles
-from modelmeter.models.towers import COLOURS, internvit, merge, navit, swin
+from modelmeter.models.towers import COLOURS, internvit, merge, navit, share, swin
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
 
 JOINS = {"rows": RowsJoin, "plain": Join}
-
-
-def _share(what: str, whole: Any, by: str, parts: Any) -> Any:
-    """The quotient of two numbers of a component, which must divide."""
-    for name, value in ((what, whole), (by, parts)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    require_divisible("configuration", what, whole, by, parts)
-    return whole // parts
 
 
 def _sam(
     *, hidden: int, heads: int, mlp: int, patch: int, grid: int, window: int, window_blocks: int, global_blocks: int,
     neck: int, downsample: Sequence[int],
 ) -> nn.ImageEncoderViT:  # fmt: skip
-    width = _share("sam hidden size", hidden, "heads", heads)
+    width = share("sam hidden size", hidden, "heads", heads)
 
     def blocks(many: int, side: int, w: int | None) -> nn.BaseLayer:
         attention = nn.Attention(hidden, heads, width, side)
@@ -63,7 +53,7 @@ def patch_tower(
 ) -> nn.PatchTower:
     """CLIP on pixels, its patches without the class token."""
     merged = choose("projections", projections, ("merged", "split")) == "merged"
-    width = _share("clip hidden size", hidden, "heads", heads)
+    width = share("clip hidden size", hidden, "heads", heads)
     attention = (nn.NoTPAttention if merged else nn.SelfAttention)(hidden, heads, width)
     of, stacked = (nn.NoTPTransformerBlock, nn.NoTPTransformer) if merged else (nn.ResidualBlock, nn.Transformer)
     stack = stacked(of(attention, nn.NoTPFeedForward(hidden, mlp), nn.LayerNorm(hidden)), layers)
@@ -83,11 +73,11 @@ def deepseek(
     tied: bool,
 ) -> nn.CausalLM:  # fmt: skip
     """DeepSeek-V2 without latent attention: dense layers, then mixtures."""
-    e = _share("decoder hidden size", hidden, "heads", heads)
+    e = share("decoder hidden size", hidden, "heads", heads)
     inside = choose("rotary", rotary, ("layer", "model")) == "layer"
     mixture = nn.MergedExpertsMoE if choose("gate_up", gate_up, ("split", "merged")) == "merged" else nn.DeepseekV2MoE
     table = nn.LlamaRotaryEmbedding(e) if inside else None
-    attention = nn.LlamaAttention(hidden, kv_heads, _share("heads", heads, "KV heads", kv_heads), e, table)
+    attention = nn.LlamaAttention(hidden, kv_heads, share("heads", heads, "KV heads", kv_heads), e, table)
     norm = nn.DeepseekV2RMSNorm(hidden)
     moe = mixture(nn.MoEGate(hidden, experts, active), expert_mlp, nn.DeepseekV2MLP(hidden, shared_mlp))
     layers = (
@@ -104,7 +94,7 @@ def llama(
     vocabulary: int, positions: int, tied: bool,
 ) -> nn.CausalLM:  # fmt: skip
     """A dense decoder with grouped KV heads; `window` is that of every layer, or null."""
-    groups = _share("heads", heads, "KV heads", kv_heads)
+    groups = share("heads", heads, "KV heads", kv_heads)
     attention = nn.LlamaAttention(hidden, kv_heads, groups, head_width, window=window)
     norm, rotary = nn.RMSNorm(hidden), nn.RotaryEmbedding(head_width)
     block = nn.Repeat(nn.ResidualBlock(attention, nn.GatedMLP(hidden, mlp), norm), layers)
@@ -126,7 +116,7 @@ def sam_tower(*, sam: Mapping[str, Any]) -> SamTower:
 def twin_tower(*, sam: Mapping[str, Any], clip: Mapping[str, Any], small: int, half: int) -> TwinTower:
     """SAM beside CLIP on a copy of `small` pixels, each brought to `half` of the features."""
     vit = _made("tower.clip", patch_tower, clip)
-    return TwinTower(_made("tower.sam", _sam, sam), vit, _share("small", small, "patch", vit.patch), half)
+    return TwinTower(_made("tower.sam", _sam, sam), vit, share("small", small, "patch", vit.patch), half)
 
 
 def mixtures(
@@ -134,7 +124,7 @@ def mixtures(
     layers: int, vocabulary: int, positions: int, tied: bool,
 ) -> nn.CausalLM:  # fmt: skip
     """A decoder whose every layer is a mixture, its router's weights renormalised, with `shared` experts beside."""
-    attention = nn.LlamaAttention(hidden, kv_heads, _share("heads", heads, "KV heads", kv_heads), head_width)
+    attention = nn.LlamaAttention(hidden, kv_heads, share("heads", heads, "KV heads", kv_heads), head_width)
     beside = nn.GatedMLP(hidden, shared * expert_mlp) if shared else None
     mixture = nn.Mixture(nn.Router(hidden, experts, active, renormalised=True), expert_mlp, beside)
     block = nn.Repeat(nn.ResidualBlock(attention, mixture, nn.RMSNorm(hidden)), layers)

@@ -18,12 +18,13 @@ COLOURS = 3
 NORMS: dict[str, type[Norm]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
 
-def _head_width(what: str, hidden: Any, heads: Any) -> int:
-    for name, value in ((f"{what} hidden size", hidden), ("heads", heads)):
+def share(what: str, whole: Any, by: str, parts: Any) -> Any:
+    """The quotient of two numbers of a component, which must divide."""
+    for name, value in ((what, whole), (by, parts)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    require_divisible("configuration", f"{what} hidden size", hidden, "heads", heads)
-    return int(hidden // heads)
+    require_divisible("configuration", what, whole, by, parts)
+    return whole // parts
 
 
 def navit(
@@ -31,7 +32,7 @@ def navit(
     norm: str, activation: str, gated: bool, projections: str, window: int | None, global_layers: int, final_norm: bool,
 ) -> NavitTower:  # fmt: skip
     """A vision transformer at native resolution; with a window all layers have it but `global_layers`."""
-    e, kind = _head_width("tower", hidden, heads), NORMS[choose("norm", norm, NORMS)]
+    e, kind = share("tower hidden size", hidden, "heads", heads), NORMS[choose("norm", norm, NORMS)]
     merged = choose("projections", projections, ("merged", "split")) == "merged"
     if not 0 <= global_layers <= layers:
         raise InputError(f"global_layers must be from 0 to all {layers} layers, not {global_layers}")
@@ -53,7 +54,7 @@ def internvit(
     *, hidden: int, heads: int, mlp: int, layers: int, patch: int, positions: int, norm: str, qk_norm: bool, bias: bool,
 ) -> ClassTower:  # fmt: skip
     """InternViT: a class token, layer scale, queries and keys normalised or not."""
-    e, kind = _head_width("tower", hidden, heads), NORMS[choose("norm", norm, NORMS)]
+    e, kind = share("tower hidden size", hidden, "heads", heads), NORMS[choose("norm", norm, NORMS)]
     whole = nn.RMSNorm(hidden) if qk_norm else None
     attention = VisionAttention(hidden, heads, e, bias=bias, q_norm=whole, k_norm=whole, wide=False)
     block = ScaledBlock(attention, nn.MLP(hidden, mlp), kind(hidden))
@@ -71,7 +72,7 @@ def swin(
     for index, (many, h) in enumerate(zip(layers, heads, strict=True)):
         d = hidden * 2**index
         require_divisible("configuration", f"layers of stage {index}", many, "a plain and a shifted one,", 2)
-        mlp, norm, e = nn.MLP(d, mlp_ratio * d), nn.LayerNorm(d), _head_width(f"stage {index}", d, h)
+        mlp, norm, e = nn.MLP(d, mlp_ratio * d), nn.LayerNorm(d), share(f"stage {index} hidden size", d, "heads", h)
         pair = (SwinBlock(WindowAttention(d, h, e, window, shifted), mlp, norm) for shifted in (False, True))
         stages.append(nn.Repeat(nn.Sequence(tuple(pair)), many // 2))
         merges.append(GridMerge(d))
