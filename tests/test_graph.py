@@ -235,7 +235,7 @@ def test_every_layer_of_the_package_keeps_the_rules_in_every_runtime(runtime):
 def test_a_graphs_reads_have_writers_or_are_inputs():
     for name, example, _ in every_example():
         graph = example.graph()
-        for op, reads in zip(graph.ops, graph.reads(), strict=True):
+        for op, reads in zip(graph.ops, graph.reads, strict=True):
             for r, writer in reads:
                 if r.role == "activation" and op.kind != "unused":
                     assert writer >= 0 or r.name in graph.inputs, (name, op.equation.text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
@@ -36,12 +37,16 @@ class Graph:
     inputs: frozenset[str]
     root: Root = field(default_factory=Root)
 
-    def reads(self) -> Iterator[list[Read]]:
+    @cached_property
+    def reads(self) -> list[list[Read]]:
         """What each op reads."""
         written: dict[str, int] = {}
+        found = []
         for index, op in enumerate(self.ops):
-            yield [Read(r, written.get(r.name, -1)) for r in op.reads]
-            written |= {w.name: index for w in op.writes}
+            found.append([Read(r, written.get(r.name, -1)) for r in op.reads])
+            for w in op.writes:
+                written[w.name] = index
+        return found
 
     @property
     def labels(self) -> list[str]:
@@ -55,7 +60,7 @@ class Graph:
     def users(self, labels: Sequence[Any]) -> dict[tuple[str, int], set[Any]]:
         """The labels of the ops that read a tensor, by its name and writer; one label an op."""
         found: dict[tuple[str, int], set[Any]] = {}
-        for label, reads in zip(labels, self.reads(), strict=True):
+        for label, reads in zip(labels, self.reads, strict=True):
             for r, writer in reads:
                 found.setdefault((r.name, writer), set()).add(label)
         return found
@@ -67,7 +72,7 @@ class Graph:
     def require_writers(self, maker: str = "") -> Graph:
         """This graph. Raises InputError, which names `maker`, if an op reads what none wrote and what is no input."""
         inputs = ", ".join(sorted({name.rpartition(".")[2] for name in self.inputs})) or "none"
-        for op, reads in zip(self.ops, self.reads(), strict=True):
+        for op, reads in zip(self.ops, self.reads, strict=True):
             for r in (r for r, writer in reads if writer < 0 and r.role == "activation" and r.name not in self.inputs):
                 raise InputError(
                     f"{maker}{op.node.layer}: equation {op.equation.text!r} reads {r.name.rpartition('.')[2]!r}, "
@@ -79,7 +84,7 @@ class Graph:
         """Raise InputError, which names `maker`, if two kernels wait for each other."""
         labels = self.labels
         waits: dict[str, set[str]] = {label: set() for label in labels}
-        for label, reads in zip(labels, self.reads(), strict=True):
+        for label, reads in zip(labels, self.reads, strict=True):
             waits[label] |= {labels[writer] for _, writer in reads if writer >= 0} - {label}
         try:
             TopologicalSorter(waits).prepare()

@@ -141,13 +141,21 @@ class BaseModel:
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
         self.require_tensors(counting.precision)
-        graph, names = stage.graph(structure, counting)
+        graph, names = self._graph(stage, structure, counting)
         steps = None
         if stage.steps is not None:
             first, many = map(symbol, STEPS)
             steps = Steps(stage.grows, first, first + many - 1)
             names = (*(n for n in names if n != stage.grows), *STEPS)
-        return program_of(self.changed(graph), names, counting, lambda op: _part(op, depth), steps)
+        return program_of(graph, names, counting, lambda op: _part(op, depth), steps)
+
+    def _graph(self, stage: Stage, structure: Any, counting: Counting) -> tuple[Graph, tuple[str, ...]]:
+        """The graph of a stage and its sizes, made once for all runtimes and precisions."""
+        key = (stage.name, structure, counting.causal, *counting.choices.items())
+        if key not in self._made:
+            graph, names = stage.graph(structure, counting)
+            self._made[key] = self.changed(graph), names
+        return cast("tuple[Graph, tuple[str, ...]]", self._made[key])
 
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:
@@ -207,10 +215,7 @@ class BaseModel:
             structure = stage.structure(work) if work else stage.whole
             if structure == ():
                 continue
-            key = (stage.name, structure, counting.causal)
-            if key not in self._made:
-                self._made[key] = self.changed(stage.graph(structure, counting)[0])
-            for op in self._made[key].ops:
+            for op in self._graph(stage, structure, counting)[0].ops:
                 for r in (r for r in op.reads if r.role == "weight"):
                     stored = r.stored * op.times
                     known, _ = found.setdefault(r.name, (stored, stored * counting.precision.bytes(r.name, r.role)))
@@ -224,8 +229,7 @@ class BaseModel:
         precision = Precision.of(precision)
         if not precision.overrides:
             return
-        self._weights(Counting(precision=precision))
-        graphs = [self._made[stage.name, stage.whole, "full"] for stage in self.stages]
+        graphs = [self._graph(stage, stage.whole, Counting())[0] for stage in self.stages]
         precision.require(name for graph in graphs for name in graph.tensors())
 
     @final

@@ -67,7 +67,7 @@ def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
     One reads what others wrote and the cache, and writes what others read, or nobody.
     """
     labels = graph.labels
-    reads, users = list(graph.reads()), graph.users(labels)
+    reads, users = graph.reads, graph.users(labels)
     members: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from math import ceil, floor, log10
 from typing import Any
@@ -44,7 +45,8 @@ FILLS = ("full", "none")
 _AWAY = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
 _LETTERS, _HANDLE, _HIGH = 84, 5, 36
 """Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
-_GRID_LABELS, DOTS_PER_INCH = 8, 240
+_GRID_LABELS, _MARKS, DOTS_PER_INCH = 8, 50, 240
+"""Labels of grids and marks of points that a curve has at most."""
 
 
 def look(index: int) -> tuple[str, str, str, str]:
@@ -63,7 +65,7 @@ class _Line:
     look: tuple[str, str, str, str]
     same: tuple[Mapping[str, str], ...]
 
-    @property
+    @cached_property
     def points(self) -> list[tuple[Any, float, bool]]:
         """x, y and whether the mark is hollow."""
         found = [(row[self.x], self.measure.value(row), any(row.get(mark) for mark in _AWAY)) for row in self.rows]
@@ -204,7 +206,7 @@ def _curve(axes: Axes, line: _Line) -> None:
     looks: dict[str, Any] = {"color": color, "marker": marker, "markersize": size}
     axes.plot([x for x, _, _ in line.points], [y for _, y, _ in line.points], color=color, linestyle=style, linewidth=1)
     for hollow, fill in enumerate(FILLS):
-        chosen = [(x, y) for x, y, away in line.points if away == hollow]
+        chosen = [(x, y) for x, y, away in line.points[:: len(line.points) // _MARKS + 1] if away == hollow]
         axes.plot([x for x, _ in chosen], [y for _, y in chosen], linestyle="", fillstyle=fill, **looks)
     axes.plot([], [], linestyle=style, linewidth=1, label=line.label, **looks)
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +99,15 @@ def table_files(table: Table, command: str, figures: Sequence[str] = ()) -> dict
     version = modelmeter.__version__
     described = {
         "schema_version": SCHEMA_VERSION, "modelmeter_version": version, "command": command, "title": table.title,
-        "basis": table.basis, "config": table.settings, "figures": list(figures), "rows": list(table.rows),
+        "basis": table.basis, "config": table.settings, "figures": list(figures),
     }  # fmt: skip
     told = {"table": table, "command": command, "version": version, "t": ENGLISH}
     told |= {"findings": findings(table), "rows": markdown_table(table.shown)}
+    rows = [json.dumps(row, default=_described) for row in table.rows]
+    head = json.dumps(described, indent=1, default=_described).removesuffix("\n}")
     contents: dict[str, str | bytes] = {
         "csv": _csv(table),
-        "json": json.dumps(described, indent=1, default=_described) + "\n",
+        "json": "\n".join([f'{head},\n "rows": [', ",\n".join(rows), "]}\n"]),
         "md": render("table", told),
     }
     contents |= _parquet(table)
@@ -138,18 +139,28 @@ def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLI
 
 
 def _parquet(table: Table) -> dict[str, str | bytes]:
-    """The rows as Parquet where pyarrow is installed; integers above 2**63 become exact decimals."""
+    """The rows as Parquet where pyarrow is installed; integers above 2**63 become exact decimals.
+
+    They enter pyarrow as JSON with a schema, as its arrays of Python values would import pandas.
+    """
     try:
         import pyarrow
+        from pyarrow import json as reader
         from pyarrow import parquet
     except ModuleNotFoundError:
         return {}
-    columns = {}
-    for name in table.columns:
-        values = [None if row.get(name, "") == "" else row[name] for row in table.rows]
-        if any(isinstance(v, int) and abs(v) >= 2**63 for v in values):
-            values = [None if v is None else Decimal(v) for v in values]
-        columns[name] = pyarrow.array(values)
+    filled = [{name: value for name, value in row.items() if value not in ("", None)} for row in table.rows]
+    schema = pyarrow.schema([(name, _arrow_type(pyarrow, [row.get(name) for row in filled])) for name in table.columns])
+    lines = "\n".join(json.dumps(row, default=str) for row in filled).encode()
+    options = reader.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(pyarrow.table(columns), sink)
+    parquet.write_table(reader.read_json(io.BytesIO(lines), parse_options=options), sink)
     return {"parquet": bytes(sink.getvalue().to_pybytes())}
+
+
+def _arrow_type(pyarrow: Any, values: Sequence[Any]) -> Any:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {int}:
+        return pyarrow.int64() if max(abs(v) for v in values if v is not None) < 2**63 else pyarrow.decimal128(38)
+    plain = pyarrow.bool_() if kinds == {bool} else pyarrow.float64() if kinds and kinds <= {int, float} else None
+    return plain or pyarrow.string()

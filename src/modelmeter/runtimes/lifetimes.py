@@ -22,7 +22,7 @@ Rule = Callable[[Graph, Hidden, Bytes], Iterator[Size]]
 def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Iterator[Size]:
     """The stage's inputs are held to the end by whoever calls it."""
     users = graph.users(range(len(graph.ops)))
-    given = (r for reads in graph.reads() for r, writer in reads if writer < 0 and r.role == "activation")
+    given = (r for reads in graph.reads for r, writer in reads if writer < 0 and r.role == "activation")
     inputs = {r.name: size(r) for r in given}
     total: Size = sum(inputs.values(), start=0)
     dying, live = _last_reads(users), dict[str, tuple[str, bool, Size]]()

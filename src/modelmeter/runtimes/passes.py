@@ -34,7 +34,7 @@ def merge_projections(graph: Graph) -> Graph:
     tensor that is still in use, stay where they are.
     """
     groups: dict[Hashable, list[int]] = {}
-    for index, (op, reads) in enumerate(zip(graph.ops, graph.reads(), strict=True)):
+    for index, (op, reads) in enumerate(zip(graph.ops, graph.reads, strict=True)):
         weighs = op.kind == "matmul" and not op.kernel and any(r.role == "weight" for r in op.reads)
         shared = weighs and op.reads[0].role == "activation"
         key = (op.node.serial, reads[0].ref.name, reads[0].writer) if shared else index
@@ -89,7 +89,7 @@ def without_dead_copies(graph: Graph) -> Graph:
 def ride(graph: Graph) -> Graph:
     """Pointwise ops, norms and copies join the kernel that made their latest operand, within one repetition."""
     ops: list[Op] = []
-    for op, label, reads in zip(graph.ops, graph.labels, graph.reads(), strict=True):
+    for op, label, reads in zip(graph.ops, graph.labels, graph.reads, strict=True):
         made = max((read.writer for read in reads), default=-1)
         rides = not op.kernel and op.kind in _RIDES and made >= 0 and ops[made].node.loop == op.node.loop
         ops.append(op._replace(kernel=ops[made].kernel if rides else label))
@@ -115,7 +115,7 @@ def backward(graph: Graph) -> Graph:
 
 def _backward(graph: Graph) -> Iterator[Op]:
     inside = on_chip(graph)
-    for op, reads in reversed(list(zip(graph.ops, graph.reads(), strict=True))):
+    for op, reads in reversed(list(zip(graph.ops, graph.reads, strict=True))):
         if not op.grad or op.kind == "unused":
             continue
         kept = tuple(r for r, writer in reads if (r.name, writer) not in inside)

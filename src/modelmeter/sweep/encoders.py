@@ -19,7 +19,7 @@ from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding, grouped, rows_of, spoken
 from modelmeter.sweep.pages import require_images
 from modelmeter.sweep.table import Table, cost_columns, number, table_of
-from modelmeter.workload import Workload
+from modelmeter.workload import ImagePlan, Workload
 
 SETTINGS = joined(
     Setting("compared", one_of(partial(config_names, "model")), "models beside the one that is judged", several=True),
@@ -29,32 +29,42 @@ SETTINGS = joined(
 MEASURES = {"vision_tokens": 1, "tensor_core_flops": 1e12, "peak_activation_bytes": 2**20}
 """What the claims are about, with the units in which they are told: tokens, TFLOP, MiB."""
 TOLD = 6
-"""Image sizes up to which each has its verdicts; of more the first, the middle and the last."""
+"""Image sizes up to which each has its verdicts and rows to read; of more the first, the middle and the last."""
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """One row a model, image size and runtime. `settings["compared"]` are models."""
     require_images(model)
     models = {one.name: one for one in (model, *settings["compared"])}
+    plans = {name: [_plan(one, size) for size in settings["image_sizes"]] for name, one in models.items()}
     rows: list[Row] = []
     for kind in settings["runtime"]:
         options = options_of(settings, kind, *SIZES)
-        for one in models.values():
-            parameters = one.cost("vision", one.workload(**_image(one, settings["image_sizes"][0]))).parameters
-            for size in settings["image_sizes"]:
-                work = one.workload(**_image(one, size), **options)
-                rows.append(_row(one, size, work) | {"judged": one is model, "vision_parameters": parameters})
+        for name, one in models.items():
+            works = {plan: Workload(plan, **options) for plan in dict.fromkeys(plans[name])}
+            costs = {plan: _costs(one, work) | {"judged": one is model} for plan, work in works.items()}
+            images = zip(settings["image_sizes"], plans[name], strict=True)
+            rows += ({"model": name} | _image(*size) | costs[plan] for size, plan in images)
+    work = next(reversed(works.values()))
     many = f"{len(settings['image_sizes'])} image sizes" if len(settings["image_sizes"]) > 1 else "one image size"
     answer = f"{work.prompt_tokens} prompt tokens, {work.decode_steps} decode steps, batch {work.batch}"
     title = f"{model.name}: its vision encoder and {len(models) - 1} others at {many}, {answer}"
     named = dict(settings) | {"compared": list(models)[1:]}
-    return [table_of("encoders", title, work, rows, named)]
+    some = {f"{width}x{height}" for width, height in _told(settings["image_sizes"])}
+    digest = [row for row in rows if row["pixels"] in some]
+    return [table_of("encoders", title, work, rows, named, digest=digest)]
 
 
-def _image(model: BaseModel, size: tuple[int, int]) -> dict[str, Any]:
+def _told(sizes: Sequence[Any]) -> Sequence[Any]:
+    """The sizes that are spoken of one by one."""
+    return sizes if len(sizes) <= TOLD else [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+
+
+def _plan(model: BaseModel, size: tuple[int, int]) -> ImagePlan:
     """An image as the model reads it: in the mode whose one view it is, if there is one, else in the default mode."""
     planner = require_images(model)
-    return {"image_size": size, "mode": next((mode for mode in planner.modes if _is_view(planner, mode, size)), None)}
+    mode = next((mode for mode in planner.modes if _is_view(planner, mode, size)), None)
+    return planner.plan(mode, size, None)
 
 
 def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
@@ -67,18 +77,22 @@ def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
 VERDICTS = ("holds", "partly", "fails")
 
 
-def _row(model: BaseModel, size: tuple[int, int], work: Workload) -> dict[str, Any]:
+def _image(width: int, height: int) -> dict[str, Any]:
+    return {"pixels": f"{width}x{height}", "megapixels": width * height / 1e6}
+
+
+def _costs(model: BaseModel, work: Workload) -> dict[str, Any]:
+    """What a row says of an image that became these views; images that become the same ones share it."""
     costs = model.costs(work)
     vision, page = costs["vision"], sum(costs.values(), start=StageCost())
-    image = {"model": model.name, "pixels": f"{size[0]}x{size[1]}", "megapixels": size[0] * size[1] / 1e6}
-    image |= {"mode": work.image.mode, "vision_tokens": work.image.valid_tokens}
+    views = {"mode": work.image.mode, "vision_tokens": work.image.valid_tokens, "vision_parameters": vision.parameters}
     planner = require_images(model)
     follows = planner.varies or any(map(planner.has_crops, planner.modes))
     whole = {f"{stage}_flops": cost.tensor_core_flops for stage, cost in costs.items()}
     whole |= {"page_flops": page.tensor_core_flops, "page_io_bytes": number(page.io_bytes)}
     whole |= {"kv_cache_bytes": costs["decode"].kv_cache_bytes, "follows_image": follows}
     beyond = {"beyond_positions": model.is_beyond(work.context_tokens + work.decode_steps)}
-    return image | cost_columns(work, vision) | whole | beyond
+    return views | cost_columns(work, vision) | whole | beyond
 
 
 def _findings(table: Table) -> Iterator[Finding]:
@@ -89,8 +103,7 @@ def _findings(table: Table) -> Iterator[Finding]:
     for key in dict.fromkeys(key for key, _ in each):
         verdicts = Counter(values["verdict"] for other, values in each if other == key)
         yield f"{key}_in_all", {name: verdicts[name] for name in VERDICTS} | {"sizes": verdicts.total()}
-    sizes = list(dict.fromkeys(values["pixels"] for _, values in each))
-    some = sizes if len(sizes) <= TOLD else [sizes[0], sizes[len(sizes) // 2], sizes[-1]]
+    some = _told(list(dict.fromkeys(values["pixels"] for _, values in each)))
     yield from (finding for finding in each if finding[1]["pixels"] in some)
 
 

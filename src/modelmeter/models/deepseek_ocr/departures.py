@@ -132,7 +132,7 @@ def activations_alone(graph: Graph) -> Graph:
 
 def never_freed(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
     """A rule of lifetimes: all that was written up to an op, each time that it was."""
-    given = [read.ref for reads in graph.reads() for read in reads if read.writer < 0]
+    given = [read.ref for reads in graph.reads for read in reads if read.writer < 0]
     held: Size = sum({ref.name: size(ref) for ref in given if ref.role == "activation"}.values(), start=0)
     for index, op in enumerate(graph.ops):
         kept = [w for w in op.writes if w.role == "activation" and (w.name, index) not in hidden]
