@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import modelmeter
+from modelmeter import cli
 from modelmeter.config import as_it_stands
 from modelmeter.errors import InputError
 from modelmeter.folders import config_names
@@ -206,6 +207,23 @@ def test_a_file_a_folder_and_the_catalogue_are_one_model(tmp_path):
         assert model.name == "Qwen3-0.6B"
         work = model.text(100, batch=3, decode_steps=20)
         assert model.costs(work) == catalogue.costs(work)
+
+
+def test_fields_of_a_file_are_overridden_as_those_of_the_catalogue(tmp_path, capsys):
+    said = as_it_stands("qwen3_0_6b")["model"]["config"]
+    file = tmp_path / "qwen.json"
+    file.write_text(json.dumps(said | {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}))
+    changes = ["model.config.num_hidden_layers=2", "model.config.rope_scaling.factor=4.0"]
+    model, pinned = modelmeter.load_model(str(file), changes), modelmeter.load_model("qwen3_0_6b", changes[:1])
+    work = model.text(100)
+    assert model.costs(work) == pinned.costs(work)
+    assert model.config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    for change, sentence in (
+        ("hidden_sizes=2", "hidden_sizes 2 is read by nothing"),
+        ("num_key_value_heads=5", "not divisible"),
+    ):
+        assert cli.main(["cost", str(file), f"model.config.{change}"]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_what_a_file_leaves_out_and_the_type_says_is_told():

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 FROM_FILE = "_json"
 """The model that a file is read as; it is no name of the catalogue."""
+_FIELD, _CHANGE = "model.config.", "model.changes."
+"""How users name a field of a model's file, and where overrides of them stand."""
 LEFT_OUT = {"run_sweep": ("~text",)}
 """What no run is configured by: the `text` of a sweep, which sweep/columns.py reads."""
 
@@ -62,13 +64,14 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def with_files(overrides: Iterable[str]) -> list[str]:
-    """Overrides in which a model that is a file is the model FROM_FILE with this file."""
-    found: list[str] = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        file = value.strip("'\"")
-        found += [f"model={FROM_FILE}", f"model.config={file}"] if key == "model" and names_file(file) else [override]
-    return found
+    """Overrides in which a model that is a file is FROM_FILE with this file, and those of its fields are changes."""
+    given = [(override, *override.partition("=")[::2]) for override in overrides]
+    file = next((v for _, key, value in given if key == "model" and names_file(v := value.strip("'\""))), None)
+    if file is None:
+        return [override for override, *_ in given]
+    others = [override for override, key, _ in given if key != "model"]
+    changes = [re.sub(rf"^[+]*{_FIELD}", f"++{_CHANGE}", override) for override in others]
+    return [f"model={FROM_FILE}", f"model.config={file}", *changes]
 
 
 def quoted(override: str) -> str:
@@ -89,7 +92,7 @@ def quoted(override: str) -> str:
 
 def _as_given(override: str) -> str:
     """The reverse of `quoted`, but for quotes: an override by the name that users know."""
-    key, equals, value = override.partition("=")
+    key, equals, value = override.replace(f"++{_CHANGE}", _FIELD).partition("=")
     return {hidden: shown for shown, hidden in IN_YAML.items()}.get(key, key) + equals + value
 
 

@@ -72,10 +72,11 @@ def _from_hub(name: str) -> Path:
         raise InputError(f"{name!r} is no file or folder here, and cannot be had from the hub: {reason}") from None
 
 
-def model_of(config: Any, name: str | None = None) -> BaseModel:
+def model_of(config: Any, name: str | None = None, changes: Mapping[str, Any] | None = None) -> BaseModel:
     """The model of a config.json: its fields, or where they are (see `read_config`), called `name` or as the file is.
 
-    A file that is the JSON of a trace is the model that was traced.
+    `changes` are fields that have other values than the file says. A file that is the JSON of a trace is the model that
+    was traced.
 
     Raises InputError, naming file and field, for what it cannot be made of.
     """
@@ -83,6 +84,10 @@ def model_of(config: Any, name: str | None = None) -> BaseModel:
         raise InputError("model.config must be the path of a config.json, its folder or a hub id")
     given = isinstance(config, Mapping)
     if not given and is_trace(str(config)):
+        if changes:
+            raise InputError(
+                f"{str(config)!r} is of a traced module, whose numbers are fixed, so no {next(iter(changes))}"
+            )
         return traced_model(str(config))
     path = Path(str(config))
     source = str(name or "the configuration") if given else str(config)
@@ -93,9 +98,16 @@ def model_of(config: Any, name: str | None = None) -> BaseModel:
         if path.suffix == ".json"
         else path.name
     )
-    fields = config if given else read_config(str(config))
+    fields = _changed(config if given else read_config(str(config)), changes or {})
     decoder, assumed = decoder_of(fields, source)
     return text_model(name or ("config" if given else own), decoder, notes=assumed, config=fields)
+
+
+def _changed(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fields with others in their place; of a field that holds fields, some."""
+    inner = {key: fields.get(key) for key, value in changes.items() if isinstance(value, Mapping)}
+    merged = {key: {**found, **changes[key]} for key, found in inner.items() if isinstance(found, Mapping)}
+    return {**fields, **changes, **merged}
 
 
 def decoder_of(fields: Mapping[str, Any], source: str) -> tuple[CausalLM, tuple[str, ...]]:
@@ -158,6 +170,14 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+@cache
+def _plain(text: str) -> Any:
+    """What a word of the table means."""
+    import yaml
+
+    return yaml.safe_load(text)
+
+
 class _Reading:
     """What a table's line reads of a file: `read` are the fields, `names` those of numbers, `assumed` what was not
     there."""
@@ -171,8 +191,6 @@ class _Reading:
         """A number of the table: a constant, or the field `$a|b?what its absence means`."""
         if not isinstance(value, str) or not value.startswith("$"):
             return value
-        import yaml
-
         text, optional, absent = value[1:].partition("?")
         names = [name for name in text.split("|") if name != "null"]
         known = self._known(names)
@@ -182,7 +200,7 @@ class _Reading:
         found, null = next(iter(known.values()), None), "null" in (*text.split("|")[1:], absent)
         if found is not None or (known and null):
             return found
-        meant = None if absent == WIDTH else yaml.safe_load(absent)
+        meant = None if absent == WIDTH else _plain(absent)
         refers = absent.startswith("$")
         if known and not (refers or absent == WIDTH or key == "activation" or isinstance(meant, bool)):
             raise InputError(f"{names[0]} is null, and a {self.kind} has it")

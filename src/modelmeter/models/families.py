@@ -174,7 +174,7 @@ def component(group: str, numbers: Mapping[str, Any]) -> Any:
 def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> BaseModel:
     """A model from its own YAML and those of its components, by group. Raises InputError where they do not fit."""
     if "config" in model:
-        return model_of(model["config"], model.get("name"))
+        return model_of(model["config"], model.get("name"), model.get("changes"))
     tower, decoder, planner = (component(group, parts[group]) for group in ("tower", "decoder", "planner"))
     name = str(model.get("name"))
     if decoder is None:
