@@ -151,10 +151,10 @@ def _folder(out: str | None) -> Path:
 def _cost_help(usage: str, named: str) -> list[str]:
     from modelmeter.catalogue import dims_with_sources
     from modelmeter.config import chosen
-    from modelmeter.settings import CHOICES, COUNTING, DEPTH, PAGE
+    from modelmeter.settings import CHOICES, COUNTING, DEPTH, REQUEST
 
     lines = [f"usage: {usage} MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}"]
-    lines += _keys((*CHOICES[1:], *PAGE, *COUNTING, DEPTH), "page", "counting", "cost")
+    lines += _keys((*CHOICES[1:], *REQUEST, *COUNTING, DEPTH), "page", "counting", "cost")
     if not named or names_file(named):
         return [*lines, "", f"{usage} MODEL --help lists the numbers of a model of these and where they come from."]
     files = chosen(named)[0].items()
@@ -165,7 +165,7 @@ def _cost_help(usage: str, named: str) -> list[str]:
 
 def _cost(named: str, given: list[str], usage: str) -> None:
     from modelmeter import config
-    from modelmeter.settings import COUNTING, DEPTH, PAGE
+    from modelmeter.settings import COUNTING, DEPTH, REQUEST
 
     _require_pairs(given, usage)
     for argument in (argument for argument in given if argument.startswith("model=")):
@@ -173,7 +173,7 @@ def _cost(named: str, given: list[str], usage: str) -> None:
     own = _own_sizes(named)
     sizes = {key: value for key, _, value in (argument.partition("=") for argument in given) if key in own}
     others = [argument for argument in given if argument.partition("=")[0] not in own]
-    settings = config.compose("cost", [f"model={named}", *others], (*PAGE, *COUNTING, DEPTH))
+    settings = config.compose("cost", [f"model={named}", *others], (*REQUEST, *COUNTING, DEPTH))
     model = config.build_model(settings)
     depth = int(DEPTH.check(settings["depth"]))
     if not own:

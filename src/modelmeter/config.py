@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmeter.errors import InputError, choose, near, unknown
 from modelmeter.folders import PARTS, config_dir, config_names, names_file
-from modelmeter.settings import CHOICES, COUNTING, IN_YAML, PAGE, Setting, checked, options_of
+from modelmeter.settings import CHOICES, COUNTING, IN_YAML, REQUEST, Setting, checked, options_of
 
 if TYPE_CHECKING:
     from modelmeter.models.model import BaseModel
@@ -235,8 +235,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def build_workload(model: BaseModel, config: Mapping[str, Any]) -> Workload:
     """The workload of a composed configuration, for a model. Raises InputError."""
-    values = checked((*PAGE, *COUNTING), config)
-    return model.workload(**options_of(values, values["runtime"], *PAGE))
+    values = checked((*REQUEST, *COUNTING), config)
+    return model.workload(**options_of(values, values["runtime"], *REQUEST))
 
 
 HYDRA_FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i")

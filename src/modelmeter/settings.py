@@ -163,6 +163,18 @@ PAGE = (
 )
 """One page, a prompt and an answer."""
 
+
+def _or_list(kind: Kind) -> Kind:
+    def check(key: str, value: Any) -> Any:
+        return [kind.check(key, one) for one in value] if isinstance(value, list) and value else kind.check(key, value)
+
+    return Kind(check, lists=True)
+
+
+IMAGES = tuple(replace(s, kind=_or_list(s.kind), help=f"{s.help}, or a [list] of a prompt's") for s in PAGE[:2])
+REQUEST = joined(*PAGE, *IMAGES)
+"""The same with one image or several."""
+
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip
 PNG = Setting("png", FLAG, "and each figure as PNG")

@@ -122,6 +122,16 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     return (height, width) if sideways else (width, height)
 
 
+def several(given: Any) -> list[Any]:
+    """The images of a list, or the one that is given; two whole numbers are one size.
+
+    >>> several(["640x480", (1024, 768)]), several((640, 480))
+    (['640x480', (1024, 768)], [(640, 480)])
+    """
+    listed = isinstance(given, (list, tuple)) and any(isinstance(one, (str, Path, list, tuple)) for one in given)
+    return list(given) if listed else [given]
+
+
 def parse_pair(key: str, value: Any, order: str) -> tuple[int, int]:
     """Two whole numbers of at least 1 from "1700x2200" or a pair; `order` names them in the error."""
     try:

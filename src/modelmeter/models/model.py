@@ -6,7 +6,7 @@ What a vision-language model is made of: `vlm.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast, final
@@ -16,14 +16,14 @@ from modelmeter.graph.graph import Graph, checked
 from modelmeter.graph.ops import Op
 from modelmeter.graph.place import Node, Sizes
 from modelmeter.layers.base import BaseLayer, symbols_of
-from modelmeter.models.planner import Planner
+from modelmeter.models.planner import Planner, together
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.program import STEPS, Program, Steps, program_of
 from modelmeter.sizes import Expr, Size, added, as_size, below, evaluated, symbol
-from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size
+from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size, several
 
 
 @final
@@ -100,12 +100,13 @@ class BaseModel:
 
     @final
     def workload(
-        self, *, image: str | None = None, image_size: Any = None, grid: Any = None, mode: str | None = None,
-        **options: Any,
+        self, *, image: str | Sequence[str] | None = None, image_size: Any = None, grid: Any = None,
+        mode: str | None = None, **options: Any,
     ) -> Workload:  # fmt: skip
         """A workload from an image file, a size "WxH" in pixels, a crop grid "HxW" (or two arrays) or a mode.
 
-        Other keywords are those of Workload. Raises InputError for contradictory or impossible input.
+        A list of files or sizes is as many images of one prompt. Other keywords are those of Workload. Raises
+        InputError for contradictory or impossible input.
         """
         _require_known(options, "image_size", "grid", "mode")
         given = [k for k, v in (("image", image), ("image_size", image_size), ("grid", grid)) if v is not None]
@@ -115,13 +116,14 @@ class BaseModel:
             return Workload(NO_IMAGE, **options)
         if len(given) > 1:
             raise InputError(f"give only one of image, image_size and grid, not {' and '.join(given)}")
-        size = parse_pair("image_size", image_size, "WIDTHxHEIGHT in pixels") if image_size is not None else None
-        if image is not None:
-            size = read_image_size(image)
+        sizes: list[tuple[int, int] | None] = [*map(read_image_size, several(image))] if image is not None else [None]
+        if image_size is not None:
+            sizes = [parse_pair("image_size", size, "WIDTHxHEIGHT in pixels") for size in several(image_size)]
         pair = grid if isinstance(grid, (tuple, list)) and len(grid) == 2 else ()
         if grid is not None and not any(isinstance(side, Expr) or getattr(side, "ndim", 0) for side in pair):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
-        return Workload(self.planner.plan(mode, size, grid), **options)
+        plans = [self.planner.plan(mode, size, grid) for size in sizes]
+        return Workload(together(plans, self.planner.batched), **options)
 
     @cached_property
     def _made(self) -> dict[Any, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar, Protocol, final
 
@@ -51,6 +52,8 @@ class Planner(Protocol):
 
     varies: ClassVar[bool]
     """Whether views have as many sizes as images; one program then serves them all."""
+    batched: ClassVar[bool]
+    """Whether views of one size, of several images of a prompt, share a call of the tower."""
 
     @property
     def patch(self) -> int:
@@ -73,6 +76,34 @@ class Planner(Protocol):
         """The columns that describe a page in a table."""
 
 
+def together(plans: Sequence[ImagePlan], batched: bool) -> ImagePlan:
+    """What becomes of several images of one prompt; the views of one size are one, if they share a call.
+
+    >>> rule = FixedSize(side=336, patch=14)
+    >>> together([rule.plan(None, (640, 480), None)] * 2, batched=True).describe()
+    'fixed: 2 x 336x336 global, 1152 tokens (1152 valid)'
+    """
+    if len(plans) == 1:
+        return plans[0]
+    calls: dict[Any, list[View]] = {}
+    first: dict[Any, int] = {}
+    for number, view in ((number, view) for number, plan in enumerate(plans, 1) for view in plan.views):
+        key = (view.name, view.height, view.width) if batched else (view.name, number)
+        calls.setdefault(key, []).append(view)
+        first.setdefault(key, number)
+    alone = {name for name, many in Counter(name for name, *_ in calls).items() if many == 1}
+    views = tuple(_call(calls[key], "" if key[0] in alone else f"_{first[key]}") for key in calls)
+    tokens, valid = (sum(getattr(plan, count) for plan in plans) for count in ("tokens", "valid_tokens"))
+    modes = " + ".join(dict.fromkeys(plan.mode for plan in plans))
+    return ImagePlan(modes, views, tokens, valid, None, all(plan.produced for plan in plans))
+
+
+def _call(views: Sequence[View], number: str) -> View:
+    """The views of one size as one, with the number of the first image that has it where there are others."""
+    count, tokens = sum(view.count for view in views), sum(view.tokens for view in views)
+    return replace(views[0], name=views[0].name + number, count=count, tokens=tokens)
+
+
 @final
 @dataclass(frozen=True)
 class FixedSize:
@@ -93,6 +124,7 @@ class FixedSize:
     height: int | None = None
     modes: tuple[str, ...] = ("fixed",)
     varies: ClassVar[bool] = False
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for key in ("patch", "merge", "images"):

@@ -36,6 +36,7 @@ class SmartResize:
     enlarged: bool = False
     modes: tuple[str, ...] = ("native",)
     varies: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for key in ("patch", "merge", "min_pixels", "max_pixels"):

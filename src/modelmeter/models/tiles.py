@@ -33,6 +33,7 @@ class Tiles:
     fill: float
     modes: tuple[str, ...] = ("tiles",)
     varies: ClassVar[bool] = False
+    batched: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for key in ("side", "patch", "merge", "most"):

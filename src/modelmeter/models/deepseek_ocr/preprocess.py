@@ -48,6 +48,7 @@ class CropRule:
     uncropped: int
     fill: float
     varies: ClassVar[bool] = False
+    batched: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key in ("patch", "downsample", "min_crops", "max_crops", "uncropped"):
