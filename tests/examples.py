@@ -3,15 +3,23 @@
 import inspect
 import pkgutil
 import re
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from importlib import import_module
 
 import modelmeter
 from modelmeter import BaseLayer
 from modelmeter import layers as mm
-from modelmeter.layers.merge import MergeProjector, Projected
+from modelmeter.layers.merge import MergeProjector
 from modelmeter.layers.mlp import _Activated
-from modelmeter.layers.navit import AxialRotary, AxialRotation, NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.navit import (
+    AxialRotary,
+    AxialRotation,
+    ImageAttention,
+    NavitBlock,
+    NavitTower,
+    Projected,
+    VisionAttention,
+)  # fmt: skip
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
@@ -38,6 +46,8 @@ def examples(v=lambda name, value: value):
 
 
 GRID, LINE, TEXT = {"b": 2, "u": 5, "v": 4}, {"b": 2, "s": 5}, {"b": 2, "s": 3, "t": 5}
+IMAGES = {"images": 2, "u": 5, "v": 4}
+KINDS = IMAGES | {"images_2": 1, "u_2": 3, "v_2": 4}
 
 
 def _parts(v):
@@ -147,13 +157,14 @@ def _native(v):
     return {
         AxialRotary: [(rotary, LINE)],
         AxialRotation: [(AxialRotation(h, e), LINE)],
-        VisionAttention: [(plain, LINE), (turned, LINE), (near, GRID)],
-        NavitBlock: [(blocks[0].layer, GRID)],
-        NavitTower: [(tower, GRID), (windowed, GRID)],
+        ImageAttention: [(ImageAttention(h, e, v("w", 3)), GRID | {"S": 40, "same": 30})],
+        VisionAttention: [(plain, LINE), (turned, IMAGES), (near, IMAGES), (replace(near, kinds=2), KINDS)],
+        NavitBlock: [(blocks[0].layer, IMAGES)],
+        NavitTower: [(tower, IMAGES), (windowed, IMAGES), (windowed.of_kinds(2), KINDS)],
         ScaledBlock: [(scaled, LINE)],
         ClassTower: [(ClassTower(embeddings, mm.Transformer(scaled, v("l", 2))), GRID)],
         MergeProjector: [(merge, LINE), (behind, LINE)],
-        Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, 1)), square)],
+        Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, 1)), {"images": 2, "u": 4, "v": 2})],
         SamTower: [(SamTower(sam), GRID)],
         WindowAttention: [(part, {"b": 2, "s": 3, "W": 2}) for part in windows],
         SwinBlock: [(block, square) for block in pair],

@@ -1,5 +1,7 @@
 """The vision encoders of other models: transformers' modules, published counts, their preprocessors, and the sweep."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from modelmeter.models.tiles import Tiles
 from modelmeter.publish import sweep_tables
 from modelmeter.report.language import LANGUAGES, Language
 from modelmeter.sweep.registry import findings
-from modelmeter.validate.case import compare
+from modelmeter.validate.case import LayerAt, compare, like
 from modelmeter.validate.towers import CASES
 
 SHALLOW = {
@@ -157,18 +159,18 @@ def test_a_window_as_large_as_the_image_is_attention_to_all_of_it():
         return NavitTower(mm.PatchEmbed(3, 8, 2), rotary, (mm.Repeat(block, 2),), norm)
 
     for u, v in ((5, 7), (7, 7), (1, 3)):
-        ours, full = (tower(window).cost(b=2, u=u, v=v) for window in (7, None))
+        ours, full = (tower(window).cost(images=2, u=u, v=v) for window in (7, None))
         assert ours == full
 
 
 def test_windows_are_those_that_their_loop_visits():
-    layer, (u, v, w) = VisionAttention(8, 2, 4, window=4), (10, 7, 4)
+    layer, (u, v, w) = VisionAttention(8, 2, 4, turned=True, window=4), (10, 7, 4)
     pairs = 0
     for row in range(0, u, w):
         for column in range(0, v, w):
             pairs += (min(w, u - row) * min(w, v - column)) ** 2
     projections = 4 * 2 * u * v * 8 * 8
-    assert layer.forward_tensor_core_flops(b=1, u=u, v=v) == projections + 2 * 2 * pairs * 8
+    assert layer.forward_tensor_core_flops(images=1, u=u, v=v) == projections + 2 * 2 * pairs * 8
 
 
 def test_images_are_resized_as_qwen_resizes_them():
@@ -221,6 +223,24 @@ def test_a_prompt_with_several_images_costs_that_many():
     one, three = (modelmeter.load_model("minimind2_v", [f"+planner.images={n}"]) for n in (1, 3))
     first, all_of_them = (m.cost("vision", m.workload()).tensor_core_flops for m in (one, three))
     assert all_of_them == 3 * first and three.workload().image.tokens == 3 * 196
+
+
+@pytest.mark.parametrize("name", ["deepseek_ocr", "internvl2_8b", "qwen2_5_vl_7b", "minimind2_v"])
+def test_images_of_one_prompt_are_the_sum_of_images(name):
+    model, sizes = modelmeter.load_model(name), ["640x640", "1240x1754", "640x640"]
+    whole, parts = model.workload(image_size=sizes, batch=2), [model.workload(image_size=s, batch=2) for s in sizes]
+    costs = [model.cost("vision", part) for part in parts]
+    cost = model.cost("vision", whole)
+    assert whole.image.tokens == sum(part.image.tokens for part in parts)
+    for count in ("tensor_core_flops", "cuda_core_flops"):
+        assert getattr(cost, count) == sum(getattr(part, count) for part in costs)
+    each = sum(part.weight_io_bytes for part in costs)
+    if name == "deepseek_ocr":  # image by image, the separator of rows once
+        assert 0 <= each - cost.weight_io_bytes <= 2 * 2 * 2 * 1280
+    else:
+        assert cost.weight_io_bytes == each / 3 or name == "qwen2_5_vl_7b"
+    with pytest.raises(InputError, match="image_size must be WIDTHxHEIGHT in pixels"):
+        model.workload(image_size=["640x640", "12"])
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -297,3 +317,53 @@ def test_a_sweep_over_many_sizes_tells_of_three(model):
         "896x896",
         "1232x1232",
     }
+
+
+RAGGED = [(30, 38), (30, 38), (26, 22)]
+"""Rows and columns of patches of the images of one call."""
+
+
+def ragged_case(name, attention):
+    """The first case of a model on RAGGED."""
+    model = modelmeter.load_model(name, SHALLOW[name][0] if name in SHALLOW else ["tower.layers=3"])
+    case, *_ = CASES[name](model, *RAGGED[0], attention)
+    pixels, patches = case.inputs[0], sum(u * v for u, v in RAGGED)
+    shape = (1, patches, *pixels.shape[2:]) if pixels.ndim > 2 else (patches, *pixels.shape[1:])
+    inputs = tuple(
+        like(*size, dtype=given.dtype) for size, given in zip((shape, (patches, 2)), case.inputs, strict=True)
+    )
+    grid = torch.tensor([[1, u, v] for u, v in RAGGED], device="cpu")
+
+    def run(module, pixels, positions):
+        given, place = {"position_ids": positions}, {"device": pixels.device}
+        if name == "paddleocr_vl":
+            taps = torch.zeros(patches, 4, dtype=torch.long, **place), torch.zeros(patches, 4, **place)
+            given |= dict(zip(("interp_indices", "interp_weights"), taps, strict=True))
+        return module(pixels, grid_thw=grid, **given).last_hidden_state
+
+    layer = case.ours.layer
+    of_kinds = layer.of_kinds(2) if isinstance(layer, NavitTower) else replace(layer, tower=layer.tower.of_kinds(2))
+    sizes = {"images": 2, "u": 30, "v": 38, "images_2": 1, "u_2": 26, "v_2": 22}
+    options = {"runtime": "flash" if attention == "sdpa" else "eager"}
+    return replace(case, ours=LayerAt(of_kinds, sizes, options), inputs=inputs, run=run)
+
+
+@pytest.mark.parametrize("name", ["paddleocr_vl", "qwen2_vl_7b", "qwen2_5_vl_7b"])
+def test_images_of_several_sizes_in_one_call_are_transformers_to_the_last_count(name):
+    found = compare(ragged_case(name, "sdpa"))
+    assert found.equal, found.difference
+    assert {"tensor_core_flops", "cuda_core_flops", "kernel_io_bytes"} <= set(found.measured)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["paddleocr_vl", "qwen2_vl_7b", "qwen2_5_vl_7b"])
+def test_the_peak_of_images_of_several_sizes_is_that_of_the_largest(name, attention):
+    case = ragged_case(name, attention)
+    with torch.device("meta"):
+        module, inputs = case.build()
+    weights = [*module.parameters(), *module.buffers()]
+    live = live_at_peak(lambda: case.run(module, *inputs), inputs, weights).peak
+    ours = case.ours.cost().peak_activation_bytes
+    patches = sum(u * v for u, v in RAGGED)
+    taps = patches * 4 * (8 + 4) if name == "paddleocr_vl" else 0  # indices and weights of the resampled positions
+    assert 0 <= live - ours - taps <= patches // 4 * 8 + 256  # the order of windows, their ends; the grid

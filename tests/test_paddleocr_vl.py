@@ -26,7 +26,7 @@ from modelmeter.workload import Workload
 TOKENS = {"640x640": (644, 644, 529), "1024x1024": (1036, 1036, 1369), "1280x1280": (1288, 1288, 2116),
           "1792x2560": (1400, 1988, 3550)}  # fmt: skip
 NUMBERS = dict(frames=1, patch_bias=True, norm="layer", activation="gelu_pytorch_tanh", gated=False, projections="split",
-               window=None, global_layers=0, final_norm=True)  # fmt: skip
+               window=None, global_layers=0, final_norm=True, weights_kept=True)  # fmt: skip
 
 
 def vendor_function(file, name):
@@ -74,7 +74,7 @@ def test_the_towers_peak_is_its_live_storages_but_for_constants_of_the_shape(pad
     taps = u * v * 4 * (8 + 4)  # indices and weights of the resampled positions
     constants = 2 * 4 + 3 * 8  # ends of sequences, the grid
     frequencies = tower.rotary.e // 4 * 4  # ours is an input, theirs a buffer
-    ours = tower.cost(b=1, u=u, v=v, runtime=runtime).peak_activation_bytes
+    ours = tower.cost(images=1, u=u, v=v, runtime=runtime).peak_activation_bytes
     assert abs(ours + taps + constants - frequencies - live) <= 4 * 8
 
 

@@ -32,7 +32,7 @@ examples(lambda name, value: VALUES.setdefault(name, value))
 STEPS = (0, 1, 7)
 ONE_SIZE = ("TwinTower",)
 """Layers whose two parts have as many features at one size only."""
-RAGGED = ("VisionAttention", "NavitBlock", "NavitTower", "MergeProjector", "Projected")
+RAGGED = ("ImageAttention", "VisionAttention", "NavitBlock", "NavitTower", "MergeProjector", "Projected")
 """Layers with means over ragged windows or squares: fractions, which arrays hold rounded."""
 small = st.integers(1, 9)
 

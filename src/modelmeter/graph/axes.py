@@ -41,6 +41,8 @@ AXES: dict[str, str] = {
     "low": "width of the queries' latent",
     "qk": "width of a head's queries and keys, rotated part included",
     "kv": "width of a head's keys and values that a latent makes",
+    "images": "images of one size in a call of a tower at native resolution; `images_2` those of a second size",
+    "same": "patches of all images of one size",
     "coordinates": "row and column of a patch",
     "quarter": "pairs of a head that turn by one coordinate, a quarter of its width",
     "many": "features that are merged to fewer tokens",

@@ -38,13 +38,14 @@ class Composite(NamedTuple):
     """Several ops that a runtime may run as one kernel, and what code does beside attention.
 
     Where `merged`, an axis that it merges with the heads, is longer than 1, torch copies q, k and v; the tensor `mask`
-    is added to the scores.
+    is added to the scores. `returned`: who attends is given the weights too, and holds them.
     """
 
     kind: str
     name: str
     merged: str = ""
     mask: str = ""
+    returned: bool = True
 
 
 class Op(NamedTuple):
@@ -98,7 +99,7 @@ def build(
 ) -> Op:
     """An op of any kind; what each means is said below. Raises InputError for a malformed equation."""
     equation, loops = parse(text), tuple(over.split())
-    out, tensor, cuda = equation.outputs[0].stored, 0, 0
+    out, tensor, cuda = equation.outputs[0].touched, 0, 0
     if kind in ("matmul", "conv2d"):
         kernels = [t.stored for t in equation.factors if t.role == "weight"]
         if kind == "conv2d" and not kernels:
@@ -148,8 +149,10 @@ def unused(ops: Iterable[Op]) -> Iterator[Op]:
         yield op._replace(kind="unused", reads=weights, writes=(), tensor=0, cuda=0)
 
 
-def composite(kind: str, *ops: Op, always: bool = False, merged: str = "", mask: str = "") -> Iterator[Op]:
+def composite(
+    kind: str, *ops: Op, always: bool = False, merged: str = "", mask: str = "", returned: bool = True
+) -> Iterator[Op]:
     """Ops that a runtime may run as one kernel (`always`: that are one in every runtime); see Composite."""
     name = f"{ops[0].node.serial}:{kind}:{ops[0].output.name}"
-    whole = Composite(kind, name, merged, mask)
+    whole = Composite(kind, name, merged, mask, returned)
     return (op._replace(composite=whole, kernel=name if always else "") for op in ops)

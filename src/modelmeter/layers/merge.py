@@ -70,26 +70,3 @@ class MergeProjector(BaseLayer):
 def tokens_of(projector: Any, features: Size) -> Size:
     """The tokens that a projector makes of so many features."""
     return ratio(features, projector.square) if isinstance(projector, MergeProjector) else features
-
-
-@final
-@dataclass(frozen=True)
-class Projected(BaseLayer):
-    """A tower and the projector behind it. y = projector(tower(x)).
-
-    Vendor: Qwen2VisionTransformerPretrainedModel in transformers, merger included. Axes: b images, u x v patches.
-
-    >>> Projected.sizes
-    'b u v'
-    """
-
-    tower: BaseLayer
-    projector: BaseLayer
-    sizes = "b u v"
-
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        tower: Any = self.tower
-        held = {name: name for name in tower.keeps.split()}
-        yield from tower.at(n, "", x="x", y="features", **held)
-        s = tokens_of(self.projector, tower.features(n.u, n.v))
-        yield from self.projector.at(n, "projector", s=s, x="features", y="y")

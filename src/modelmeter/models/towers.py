@@ -30,6 +30,7 @@ def share(what: str, whole: Any, by: str, parts: Any) -> Any:
 def navit(
     *, hidden: int, heads: int, mlp: int, layers: int, patch: int, frames: int, patch_bias: bool, grid: int | None,
     norm: str, activation: str, gated: bool, projections: str, window: int | None, global_layers: int, final_norm: bool,
+    weights_kept: bool,
 ) -> NavitTower:  # fmt: skip
     """A vision transformer at native resolution; with a window all layers have it but `global_layers`."""
     e, kind = share("tower hidden size", hidden, "heads", heads), NORMS[choose("norm", norm, NORMS)]
@@ -39,7 +40,7 @@ def navit(
     near = layers - global_layers if window is not None else 0
 
     def blocks(many: int, side: int | None) -> tuple[nn.BaseLayer, ...]:
-        attention = VisionAttention(hidden, heads, e, turned=True, window=side, one_matrix=merged)
+        attention = VisionAttention(hidden, heads, e, turned=True, window=side, one_matrix=merged, kept=weights_kept)
         part = nn.GatedMLP(hidden, mlp, activation, True) if gated else nn.MLP(hidden, mlp, activation)
         return (nn.Repeat(NavitBlock(attention, part, kind(hidden)), many),) if many else ()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from operator import attrgetter
 from typing import Any, final
 
@@ -18,6 +19,7 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
 from modelmeter.layers.merge import MergeProjector, tokens_of
 from modelmeter.layers.mlp import MlpProjector
+from modelmeter.layers.navit import NavitTower, kind_names
 from modelmeter.layers.scan import in_steps
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
@@ -63,6 +65,7 @@ class RowsJoin(Join):
         yield copy(f"y[b image d] = {parts} * W_separator[d]", n)
 
 
+SIDES = ("rows", "columns")
 Place = tuple[str, Size | None, Size | None, bool]
 """A view: name, rows and columns of patches (None: they vary), whether it is one image a page."""
 
@@ -72,6 +75,8 @@ Place = tuple[str, Size | None, Size | None, bool]
 class VisionStage(BaseLayer):
     """Each view through tower and projector, then all of them joined; images of all pages share the batch axis.
 
+    A tower at native resolution takes the images of all sizes in one call. Omits: that PaddleOCR-VL's code projects
+    them one by one.
     Axes: b pages; of each view its images a page (count), its patches (rows, columns) and its tokens; image tokens
     in all. Vendor: DeepseekOCRForCausalLM in deepseek_ocr.py.
 
@@ -83,7 +88,10 @@ class VisionStage(BaseLayer):
     projector: MlpProjector | MergeProjector
     join: Join
     views: tuple[Place, ...]
-    inputs = property(lambda self: " ".join(f"pixels_{view}" for view, *_ in self.views))
+
+    @property
+    def inputs(self) -> str:  # type: ignore[override]
+        return "pixels" if isinstance(self.tower, NavitTower) else " ".join(f"pixels_{view}" for view, *_ in self.views)
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
@@ -93,21 +101,39 @@ class VisionStage(BaseLayer):
             found += [f"rows_{view} columns_{view}"] * (u is None)
         return " ".join(found)
 
-    def ops(self, n: Sizes) -> Iterator[Op]:
-        tower: Any = self.tower
-        patches = {}
+    def _images(self, n: Sizes) -> Iterator[tuple[str, Size, Size, Size]]:
+        """Each view, its images in all pages, their rows and columns of patches."""
         for view, u, v, one in self.views:
             count = 1 if one else getattr(n, f"count_{view}")
-            if u is None or v is None:
-                u, v = getattr(n, f"rows_{view}"), getattr(n, f"columns_{view}")
-            s, b = tokens_of(self.projector, tower.features(u, v)), n.b * count
+            sides = (u, v) if u is not None and v is not None else (getattr(n, f"{s}_{view}") for s in SIDES)
+            yield (view, n.b * count, *sides)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield from self._in_one_call(n, self.tower) if isinstance(self.tower, NavitTower) else self._one_by_one(n)
+
+    def _one_by_one(self, n: Sizes) -> Iterator[Op]:
+        tower: Any = self.tower
+        patches = {}
+        for view, b, u, v in self._images(n):
+            s = tokens_of(self.projector, tower.features(u, v))
             held = {name: f"{name}_{view}" for name in tower.keeps.split()}
             yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
             yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
-            patches[f"patches_{view}"] = s * count
+            patches[f"patches_{view}"] = ratio(b, n.b) * s
         join = replace(self.join, views=tuple(view for view, *_ in self.views))
         projected = {f"of_{view}": f"projected_{view}" for view in join.views}
         yield from join.at(n, "join", y="y", **projected, **patches)
+
+    def _in_one_call(self, n: Sizes, tower: NavitTower) -> Iterator[Op]:
+        names, sizes, patches = kind_names(len(self.views)), dict[str, Size](), []
+        for (_, *found), of_kind in zip(self._images(n), names, strict=True):
+            sizes |= dict(zip(of_kind, found, strict=True))
+            patches.append(prod(found))
+        yield from tower.of_kinds(len(names)).at(n, "", x="pixels", y="features", **sizes)
+        s = tokens_of(self.projector, sum(patches))
+        yield from self.projector.at(n, "projector", b=1, s=s, x="features", y="projected")
+        page = {"tokens_global": n.image, "patches_global": ratio(s, n.b)}
+        yield from replace(self.join, views=("global",)).at(n, "join", y="y", of_global="projected", **page)
 
 
 @final

@@ -60,7 +60,7 @@ def _grouped(op: Op) -> Op:
 
 def _equation(op: Op, step: Step) -> str:
     """A step's equation with the tensors of the op (see graph/forms.py)."""
-    out = op.output.stored
+    out = op.output.touched
     known = dict(zip("xwv", op.equation.operands, strict=False)) | {"y": op.output, "z": op.equation.outputs[-1]}
     axes = {"all": out, "rest": tuple(a for a in out if a not in op.row.split()), "half": (*out[:-1], "H")}
     axes |= {"turned": (*out[:-1], "e"), "passed": (*out[:-1], "passed")}
@@ -179,12 +179,13 @@ def _attention(graph: Graph) -> Iterator[Op]:
                 made = build("constant", f"{_mask(attending)} = {_mask(attending)}", attending.n)
                 held = made.writes[0]._replace(name=f"{maker}.mask", frame=maker, touched=0)
                 yield made._replace(reads=(), writes=(held,), n=op.n)
-        if op.kind == "softmax" and op.composite in cores:  # the weights of attention are returned to the caller
-            op = op._replace(writes=tuple(r._replace(frame=op.path.rpartition(".")[0]) for r in op.writes))
+        inside = op.composite if op.composite in cores else None
+        if op.kind == "softmax" and inside and inside.returned:  # the weights of attention, which the caller holds
+            op = op._replace(writes=tuple(r._replace(frame=r.frame.rpartition(".")[0]) for r in op.writes))
         if op.node.serial in merged:
             yield from _over_grid(op, merged[op.node.serial])
-        elif op.composite in cores:
-            yield from _over_sequence(op, cores[op.composite])
+        elif inside:
+            yield from _over_sequence(op, cores[inside])
         else:
             yield op
 

@@ -26,6 +26,8 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
     inputs = {r.name: size(r) for r in given}
     total: Size = sum(inputs.values(), start=0)
     dying, live = _last_reads(users), dict[str, tuple[str, bool, Size]]()
+    collected = _collected(graph, hidden)
+    collecting = {w.name for found in collected.values() for w in found}
     loop, rounds = "", dict[str, str]()  # what entered the first round -> what enters the next ones
     for index, op in enumerate(graph.ops):
         place = f"{op.path}."
@@ -33,13 +35,17 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
             total = total - live.pop(name)[2]
         if op.node.loop != loop:
             loop, (entering, leaving) = op.node.loop, op.node.held
+            for w in collected.get(loop, ()):
+                before = size(w._replace(stored=w.stored - w.touched))
+                total, live[w.name] = total + before, (f"{w.frame}.", False, before)
             held = live.get(entering, ("", False, inputs.get(entering, 0)))[2] * op.node.again
             if leaving != entering and (not last_read or entering in inputs):
                 rounds[entering] = leaving
                 total = total + held - live.get(leaving, ("", False, 0))[2]
                 live[leaving] = (leaving[: leaving.rfind(".") + 1], False, held)
         writes = [r for r in op.writes if r.role == "activation" and (r.name, index) not in hidden]
-        yield total + sum((size(r) * op.again for r in writes), start=0)
+        made = (r._replace(stored=r.touched) if r.name in collecting else r for r in writes)
+        yield total + sum((size(r) * op.again for r in made), start=0)
         for name in (rounds.get(name, name) for name in dying.get(index, ())):
             if name in live and (last_read or live[name][1]):
                 total = total - live.pop(name)[2]
@@ -49,6 +55,16 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
             if not r.temporary or (r.name, index) in users:
                 room = size(r) if known else size(r) * op.again
                 total, live[r.name] = total + room, (f"{r.frame}." if r.frame else "", r.temporary, room)
+
+
+def _collected(graph: Graph, hidden: Hidden) -> dict[str, list[Ref]]:
+    """What the layers around a loop keep of each of its rounds, by loop: a round writes its share of it."""
+    found: dict[str, list[Ref]] = {}
+    for index, op in enumerate(graph.ops):
+        for w in (w for w in op.writes if op.node.loop and w.role == "activation" and (w.name, index) not in hidden):
+            if w.stored != w.touched and not f"{w.frame}.".startswith(f"{op.node.loop}."):
+                found.setdefault(op.node.loop, []).append(w)
+    return found
 
 
 def _last_reads(users: Mapping[tuple[str, int], set[int]]) -> dict[int, list[str]]:

@@ -27,7 +27,8 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
 
 from modelmeter.layers.base import BaseLayer
-from modelmeter.layers.merge import Projected, tokens_of
+from modelmeter.layers.merge import tokens_of
+from modelmeter.layers.navit import Projected
 from modelmeter.validate.case import Case, LayerAt, like
 
 
@@ -188,6 +189,7 @@ def _case(
     layer: str, make: Any, ours: BaseLayer, u: int, v: int, inputs: tuple[Any, ...], run: Any, known: Any = None,
     skip: Any = None,
 ) -> Case:  # fmt: skip
-    sizes = {"b": 1} | ({"s": tokens_of(ours, u * v)} if ours.sizes == "b s" else {"u": u, "v": v})
+    one, *_ = ours.sizes.split()
+    sizes = {one: 1} | ({"s": tokens_of(ours, u * v)} if ours.sizes == "b s" else {"u": u, "v": v})
     reference = getattr(make, "func", make).__name__
     return Case("vision", layer, LayerAt(ours, sizes), make, inputs, reference, run, known=known or {}, skip=skip or {})
