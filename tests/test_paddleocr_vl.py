@@ -132,22 +132,6 @@ def test_one_program_serves_every_image_size(paddle):
     assert paddle.program("vision", first) is paddle.program("vision", second)
 
 
-def test_the_decoder_is_transformers_with_tables_in_three_parts(paddle):
-    from transformers.models.paddleocr_vl import modeling_paddleocr_vl as theirs
-    from transformers.models.paddleocr_vl.configuration_paddleocr_vl import PaddleOCRTextConfig
-
-    from modelmeter.validate.counters import tensor_core_flops
-
-    for s in (37,):
-        with torch.device("meta"), torch.no_grad():
-            module = theirs.PaddleOCRTextModel(PaddleOCRTextConfig()).to(torch.bfloat16).eval()
-            ids = torch.zeros(1, s, dtype=torch.long)
-            measured = tensor_core_flops(lambda m=module, x=ids: m(x))
-        head = 2 * s * 1024 * 103_424
-        assert paddle.decoder.cost(b=1, s=s, t=s).tensor_core_flops == measured + head
-        assert sum(p.numel() for p in module.parameters()) == paddle.storage().parameters - 438_947_440 - 105_906_176
-
-
 def test_a_page_from_its_file(capsys):
     assert cli.main(["cost", "paddleocr_vl", "image=examples/page.png"]) == 0
     out = capsys.readouterr().out

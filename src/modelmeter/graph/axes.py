@@ -41,7 +41,7 @@ AXES: dict[str, str] = {
     "low": "width of the queries' latent",
     "qk": "width of a head's queries and keys, rotated part included",
     "kv": "width of a head's keys and values that a latent makes",
-    "coordinates": "row and column of a patch",
+    "coordinates": "what a position consists of: row and column of a patch; time, row and column of a token",
     "quarter": "pairs of a head that turn by one coordinate, a quarter of its width",
     "many": "features that are merged to fewer tokens",
     "wide": "channels of merged features side by side",

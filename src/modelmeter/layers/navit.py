@@ -98,8 +98,9 @@ class VisionAttention(BaseLayer):
 
     `turned`: rotary positions of rows and columns, and the images of a call one by one; `window`: each patch sees those
     of its square window alone, the last of a row or column smaller; `one_matrix`: q, k and v are one of the checkpoint;
-    `bias`: they have one; `q_norm`, `k_norm` normalise all heads as one; `wide`: the softmax runs in fp32.
-    Vendor: PaddleOCRVisionAttention, Qwen2_5_VLVisionAttention, InternVLVisionAttention in transformers.
+    `bias`: they have one; `q_norm`, `k_norm` normalise heads, or all heads as one; `wide`: the softmax runs in fp32.
+    Vendor: PaddleOCRVisionAttention, Qwen2_5_VLVisionAttention, InternVLVisionAttention, GlmOcrVisionAttention in
+    transformers.
     Paper: arXiv 2307.06304 (NaViT), 2502.13923 (Qwen2.5-VL). Omits: copies that several images of a call make in eager.
     Axes: b images, s patches (t of them as keys; of windows their mean), u x v grid, h heads, e head width, window
     side in patches.
@@ -126,7 +127,8 @@ class VisionAttention(BaseLayer):
         if differ(self.d, self.h * self.e):
             raise InputError(f"VisionAttention: {self.h} heads of {self.e} are no hidden width of {self.d}")
         for norm in (norm for norm in (self.q_norm, self.k_norm) if norm is not None):
-            self.require_equal(norm=norm.d, hidden_width=self.d)
+            if differ(norm.d, self.e):
+                self.require_equal(norm=norm.d, hidden_width=self.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         if self.window is None:
@@ -141,7 +143,8 @@ class VisionAttention(BaseLayer):
         yield from composite("projections", *made, always=True) if self.one_matrix else made
         for x, norm in (("q", self.q_norm), ("k", self.k_norm)):
             if norm is not None:
-                yield from norm.at(n, f"{x}_norm", s=n.s, x=x, y=x)
+                yield from norm.at(n, f"{x}_norm", s=n.s * ratio(n.d, norm.axes["d"]), x=names[x], y=x)
+                names[x] = x
         if self.turned:
             given = {"x": names["q"], "keys": names["k"], "cos": "cos", "sin": "sin"}
             yield from AxialRotation(n.h, n.e).at(n, "turn", y="q", z="k", **given)
@@ -196,9 +199,9 @@ class NavitTower(BaseLayer):
     `U`: side of a stored grid of positions that is resampled to the image's; None: rotary positions alone. `norm`: the
     one after all blocks, if any. Blocks are counted, their order is not. With windows the patches are brought in their
     order once, and the tables with them.
-    Vendor: PaddleOCRVisionModel, Qwen2VisionTransformerPretrainedModel in transformers, whose patches come as two
-    equal frames: six colours. Paper: arXiv 2307.06304 (NaViT). Omits: resampling the positions, bringing the merged
-    tokens back. Axes: b images, u x v patches, U side of the stored grid.
+    Vendor: PaddleOCRVisionModel, Qwen2VisionTransformerPretrainedModel, GlmOcrVisionModel in transformers; the patches
+    of the latter two come as two equal frames: six colours. Paper: arXiv 2307.06304 (NaViT). Omits: resampling the
+    positions, bringing the merged tokens back. Axes: b images, u x v patches, U side of the stored grid.
 
     >>> NavitTower.sizes
     'b u v'

@@ -16,7 +16,7 @@ from modelmeter.graph.ops import Op, copy
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
-from modelmeter.layers.merge import MergeProjector, tokens_of
+from modelmeter.layers.merge import Merger, tokens_of
 from modelmeter.layers.mlp import MlpProjector
 from modelmeter.layers.scan import in_steps
 from modelmeter.models.model import BaseModel, Model, Stage
@@ -80,7 +80,7 @@ class VisionStage(BaseLayer):
     """
 
     tower: BaseLayer
-    projector: MlpProjector | MergeProjector
+    projector: MlpProjector | Merger
     join: Join
     views: tuple[Place, ...]
     inputs = property(lambda self: " ".join(f"pixels_{view}" for view, *_ in self.views))
@@ -118,7 +118,7 @@ class VLM(BaseModel):
     name: str
     planner: Planner
     tower: BaseLayer
-    projector: MlpProjector | MergeProjector
+    projector: MlpProjector | Merger
     join: Join
     decoder: CausalLM
     positions = property(attrgetter("decoder.positions"))
