@@ -9,7 +9,7 @@ from importlib import import_module
 import modelmeter
 from modelmeter import BaseLayer
 from modelmeter import layers as mm
-from modelmeter.layers.merge import MergeProjector
+from modelmeter.layers.merge import ConvProjector, MergeProjector
 from modelmeter.layers.mlp import _Activated
 from modelmeter.layers.navit import (
     AxialRotary,
@@ -164,6 +164,7 @@ def _native(v):
         ScaledBlock: [(scaled, LINE)],
         ClassTower: [(ClassTower(embeddings, mm.Transformer(scaled, v("l", 2))), GRID)],
         MergeProjector: [(merge, LINE), (behind, LINE)],
+        ConvProjector: [(ConvProjector(d, mm.LayerNorm(v("o", 5)), mm.GatedMLP(v("o", 5), f), v("p", 2)), LINE)],
         Projected: [(Projected(tower, MergeProjector(d, f, v("o", 5), norm, 1)), {"images": 2, "u": 4, "v": 2})],
         SamTower: [(SamTower(sam), GRID)],
         WindowAttention: [(part, {"b": 2, "s": 3, "W": 2}) for part in windows],
@@ -209,7 +210,10 @@ def _text(v):
     return {
         mm.GatedDeltaNet: [(scans[0], LINE), (scans[0], LINE | {"s": 1}), (scans[1], LINE | {"s": 1})],
         mm.LlamaRotaryEmbedding: [(table, LINE)],
-        mm.RotaryEmbedding: [(made, LINE), *((mm.RotaryEmbedding(v("e2", 4), k), LINE) for k in ("narrow", "polar"))],
+        mm.RotaryEmbedding: [
+            (made, LINE),
+            *((mm.RotaryEmbedding(v("e2", 4), k), LINE) for k in ("narrow", "polar", "sections")),
+        ],
         mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9}), (other, TEXT), (sinks, TEXT)],
         mm.LatentAttention: [(mm.LatentAttention(d, *latents), TEXT), (low, TEXT)],
         mm.LlamaAttention: [(own, TEXT), (own, TEXT | {"s": 1}), (given, TEXT)],

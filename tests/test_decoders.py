@@ -67,6 +67,15 @@ VARIANTS = {
     "glm4_moe in groups": {"model_type": "glm4_moe", "head_dim": 8, "attention_bias": True, "use_qk_norm": True,
                            "partial_rotary_factor": 0.5, "n_routed_experts": 8, "n_shared_experts": 2, "n_group": 4,
                            "topk_group": 2, "first_k_dense_replace": 2, **EXPERTS},
+    "glm_ocr_text in part": {"model_type": "glm_ocr_text", "head_dim": 8, "attention_bias": False, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000, "partial_rotary_factor": 0.5, "mrope_section": [0, 1, 1]}},
+    "glm_ocr_text of whole heads": {"model_type": "glm_ocr_text", "head_dim": 8, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000, "mrope_section": [1, 2, 1]}, "tie_word_embeddings": True},
+    "qwen2_vl_text with a window": {"model_type": "qwen2_vl_text", "use_sliding_window": True, "sliding_window": 12,
+                                    "max_window_layers": 1, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1]}},
+    "qwen2_5_vl_text": {"model_type": "qwen2_5_vl_text", "rope_scaling": {"type": "mrope", "mrope_section": [1, 0, 1]}},
+    "paddleocr_vl_text with biases": {"model_type": "paddleocr_vl_text", "head_dim": 6, "use_bias": True, "rope_scaling": {
+        "type": "default", "mrope_section": [1, 1, 1]}, "tie_word_embeddings": True},
     "granite with biases": {"model_type": "granite", "attention_bias": True, "mlp_bias": True},
     "smollm3 by layer": {"model_type": "smollm3", "no_rope_layers": [1, 0, 0, 1], "use_sliding_window": True,
                          "sliding_window": 12, "tie_word_embeddings": False},
@@ -281,6 +290,11 @@ REFUSED = [
     (SMALL | VARIANTS["mistral tied"] | {"layer_types": [FULL] * 4}, "layer_types contradicts the windows"),
     (SMALL | VARIANTS["phi3 in part"] | {"partial_rotary_factor": 0.2}, "rotated elements of a head of 8 are no pairs"),
     (SMALL | VARIANTS["phi3 in part"] | {"rope_scaling": {"partial_rotary_factor": 1.0}}, "partial_rotary_factor differs"),
+    (SMALL | VARIANTS["qwen2_5_vl_text"] | {"mrope_section": [2, 2]}, "mrope_section differs from that of rope_scaling"),
+    (SMALL | VARIANTS["qwen2_5_vl_text"] | {"rope_scaling": {"mrope_section": [16, 24, 24]}},
+     "mrope_section [16, 24, 24] must add up to 2, the pairs of a head that are rotated"),
+    (SMALL | VARIANTS["qwen2_5_vl_text"] | {"rope_scaling": {"mrope_section": "half"}}, "mrope_section must be a list of"),
+    ({**LLAMA, "rope_scaling": {"mrope_section": [1, 1]}}, "mrope_section [1, 1] is read by nothing here, and a llama"),
     (SMALL | VARIANTS["smollm3 by layer"] | {"no_rope_layers": [1]}, "no_rope_layers has 1 entries"),
     (SMALL | VARIANTS["qwen2 with a window"] | {"max_window_layers": None}, "max_window_layers is missing"),
     (SMALL | VARIANTS["deepseek_v2 in groups"] | {"n_shared_experts": {}}, "n_shared_experts must be a whole number"),

@@ -18,7 +18,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer  # noqa: 
 
 import modelmeter  # noqa: E402
 from modelmeter import layers as mm  # noqa: E402
+from modelmeter.models.config_json import model_of  # noqa: E402
 from modelmeter.models.families import deepencoder, deepseek  # noqa: E402
+from modelmeter.validate.decoders import module_of  # noqa: E402
 from modelmeter.validate.deepseek_ocr import OVERRIDES, cached, config, inner, ocr  # noqa: E402
 
 HALF = torch.bfloat16
@@ -207,6 +209,39 @@ def prepared(b, kv, head, width, s, past):
     cache = cache_of(b, kv, past, head)
     arguments = dict(position_embeddings=tables, past_key_values=cache, attention_mask=mask)
     return (x, tables, mask), x, arguments, cache
+
+
+THREE = {"glm_ocr_text": {"partial_rotary_factor": 0.5}, "qwen2_vl_text": {}, "qwen2_5_vl_text": {},
+         "paddleocr_vl_text": {"use_bias": False, "tie_word_embeddings": False}}  # fmt: skip
+
+
+def three_positions(kind):
+    """A decoder whose positions are time, row and column, and its module."""
+    fields = {"model_type": kind, "vocab_size": 50, "hidden_size": 48, "intermediate_size": 20, "num_hidden_layers": 2,
+              "num_attention_heads": 6, "num_key_value_heads": 2, **THREE[kind]}  # fmt: skip
+    fields |= {"pad_token_id": None, "head_dim": 8} if "qwen" not in kind else {}
+    rope = {"rope_type": "default", "rope_theta": 10000, "mrope_section": [1, 1] if "glm" in kind else [1, 2, 1]}
+    fields["rope_parameters"] = rope | {key: fields[key] for key in fields if key == "partial_rotary_factor"}
+    return model_of(fields, kind).stages[0].layer, module_of(fields, "eager").model
+
+
+@pytest.mark.parametrize("b", [1, 2])
+@pytest.mark.parametrize("kind", THREE)
+def test_tables_of_three_positions_and_the_layers_that_turn_by_them(kind, b):
+    text, module = three_positions(kind)
+    (block,) = (stack.layer for stack in text.layers)
+    kv, head = block.attention.g, block.attention.e
+    for s, past in ((1, 0), (5, 0), (1, 7)):
+        x, positions = empty(b, s, text.d), torch.zeros(3, b, s, dtype=torch.long)
+        assert_same_kernels(text.rotary, {"b": b, "s": s}, module.rotary_emb, x, positions)
+        live = live_bytes(lambda x=x, p=positions: module.rotary_emb(x, p), positions, module)
+        frequencies = 4 * text.rotary.e // 2  # ours are an input, theirs a buffer
+        assert peak_of(text.rotary, b=b, s=s) == live + frequencies
+        inputs, x, arguments, cache = prepared(b, kv, head, text.d, s, past)
+        arguments["position_embeddings"] = tables = empty(b, s, text.rotary.e), empty(b, s, text.rotary.e)
+        run = lambda x=x, given=arguments: module.layers[0](x, **given)
+        given = x, tables, inputs[2], kept(cache)
+        assert_same_kernels(block, {"b": b, "s": s, "t": s + past}, module, *given, run=run)
 
 
 DENSE = [(10, 1, 128, 6848), (2, 5, 128, 6848), (2, 2, 8, 9), (2, 4, 8, 9)]

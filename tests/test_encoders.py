@@ -1,25 +1,31 @@
 """The vision encoders of other models: transformers' modules, published counts, their preprocessors, and the sweep."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from operators import live_at_peak
-from test_paddleocr_vl import vendor_function
+from test_paddleocr_vl import NUMBERS, vendor_function
 
 import modelmeter
 from modelmeter import config
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
 from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
+from modelmeter.models.config_json import model_of
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
 from modelmeter.models.tiles import Tiles
+from modelmeter.models.towers import conv_merge, navit
 from modelmeter.publish import sweep_tables
 from modelmeter.report.language import LANGUAGES, Language
 from modelmeter.sweep.registry import findings
 from modelmeter.validate.case import LayerAt, compare, like
+from modelmeter.validate.decoders import layer_cases, module_of
 from modelmeter.validate.towers import CASES
 
 SHALLOW = {
@@ -29,6 +35,7 @@ SHALLOW = {
     "internvl2_76b": (["tower.layers=3"], 32, 32),
     "got_ocr2": (["tower.sam.window_blocks=2", "tower.sam.global_blocks=1"], 64, 64),
     "minimind2_v": (["tower.layers=3"], 14, 14),
+    "glm_ocr": (["tower.layers=3"], 14, 22),
 }
 """Fewer layers than released, and a grid of patches whose windows do not divide it."""
 PARAMETERS = {
@@ -67,6 +74,7 @@ def test_towers_and_projectors_are_transformers_to_the_last_count(name):
 @pytest.mark.parametrize(("name", "attention"), [
     ("qwen2_vl_7b", "sdpa"), ("qwen2_vl_7b", "eager"), ("qwen2_5_vl_7b", "sdpa"), ("qwen2_5_vl_7b", "eager"),
     ("internvl2_8b", "sdpa"), ("internvl2_76b", "sdpa"), ("got_ocr2", "eager"),
+    ("glm_ocr", "sdpa"), ("glm_ocr", "eager"),
 ])  # fmt: skip
 def test_peaks_are_live_storages_but_for_constants_of_the_shape(name, attention):
     overrides, u, v = SHALLOW[name]
@@ -77,12 +85,76 @@ def test_peaks_are_live_storages_but_for_constants_of_the_shape(name, attention)
     live = live_at_peak(lambda: case.run(module, *inputs), inputs, weights).peak
     ours = case.ours.layer.cost(runtime="flash" if attention == "sdpa" else "eager", **case.ours.sizes)
     constants = u * v // 4 * 8 + 2048  # the order of windows, their ends; frequencies, ends, the grid
-    assert abs(live - ours.peak_activation_bytes) <= constants if "qwen" in name else live == ours.peak_activation_bytes
+    known = 0 if "internvl" in name or name == "got_ocr2" else constants
+    assert abs(live - ours.peak_activation_bytes) <= known
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_the_published_counts(name):
     assert modelmeter.load_model(name).storage().parameters == PARAMETERS[name]
+
+
+def test_glm_ocr_is_its_checkpoint_but_for_the_layer_that_predicts_a_second_token():
+    """transformers ignores layer 16; with an embedding and a head of its own it makes up the published count."""
+    model = modelmeter.load_model("glm_ocr")
+    d, f, vocabulary = model.decoder.d, 4608, model.decoder.head.V
+    layer = model.decoder.layers[0].layer.cost(b=1, s=1, t=1).parameters
+    assert layer == d * 128 * (2 * 16 + 2 * 8) + 3 * d * f + 4 * d
+    second = {
+        "layer": layer, "eh_proj": 2 * d * d, "enorm, hnorm": 2 * d, "shared_head.norm": d,
+        "shared_head.head": vocabulary * d, "embed_tokens": vocabulary * d,
+    }  # fmt: skip
+    assert model.storage().parameters + sum(second.values()) == 1_325_258_240
+
+
+def test_the_closed_form_of_glm_ocrs_vision_stage():
+    model = modelmeter.load_model("glm_ocr")
+    for size in SIZES:
+        work = model.workload(image_size=size)
+        n, c, f, d, colours = work.image.tokens * 4, 1024, 4096, 1536, 2 * 3 * 14 * 14
+        tower = 2 * n * colours * c + 24 * (2 * n * (4 * c * c + 3 * c * f) + 4 * n * n * c)
+        merger = n // 4 * 2 * (4 * c * d + d * d + 3 * d * (3 * d))
+        assert model.cost("vision", work).tensor_core_flops == tower + merger
+
+
+@settings(max_examples=6)
+@given(*[st.integers(1, 3)] * 3, st.integers(1, 9), st.integers(1, 6), st.integers(1, 6))
+def test_random_shapes_of_glm_ocr_are_transformers(heads, layers, out, mlp, rows, columns):
+    d = 8 * heads
+    own = dict(frames=2, norm="rms", activation="silu", gated=True, projections="merged", qk_norm=True)
+    tower = navit(hidden=d, heads=heads, mlp=mlp, layers=layers, patch=2, grid=None, **NUMBERS | own)
+    projector = conv_merge(c=d, d=out, side=2, mlp=3 * out, activation="silu")
+    for case in CASES["glm_ocr"](SimpleNamespace(tower=tower, projector=projector), 2 * rows, 2 * columns):
+        assert compare(case).equal, compare(case).difference
+
+
+DECODERS = {
+    "paddleocr_vl": "paddleocr_vl_text", "qwen2_vl_7b": "qwen2_vl_text", "qwen2_5_vl_7b": "qwen2_5_vl_text",
+    "glm_ocr": "glm_ocr_text",
+}  # fmt: skip
+"""Models with tables of three positions, and the model_type of their text part."""
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoders_with_three_positions_are_transformers_text_models_and_heads(name):
+    fields = config.as_it_stands(name)["decoder"]["config"] | {"model_type": DECODERS[name]}
+    model = model_of(fields, name)
+    assert model.stages[0].layer == modelmeter.load_model(name).decoder
+    with torch.device("meta"):
+        assert sum(p.numel() for p in module_of(fields).parameters()) == model.storage().parameters
+    for case in layer_cases(model_of(fields | {"num_hidden_layers": 2}, name)):  # the others are the same again
+        found = compare(case)
+        assert found.equal and set(found.measured) == {
+            "tensor_core_flops", "cuda_core_flops", "kernel_io_bytes", "parameters",
+        }, found.difference  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_tables_of_three_positions_take_three_times_the_cosines_of_one(name):
+    table = modelmeter.load_model(name).decoder.rotary
+    assert table.form == "sections"
+    b, s, pairs = 2, 5, table.e // 2
+    assert table.cost(b=b, s=s).cuda_core_flops == 3 * b * s * pairs * (1 + 2 + 2)  # angles; cos and sin, both scaled
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -173,6 +245,23 @@ def test_windows_are_those_that_their_loop_visits():
     assert layer.forward_tensor_core_flops(images=1, u=u, v=v) == projections + 2 * 2 * pairs * 8
 
 
+def test_images_are_resized_as_glm_resizes_them():
+    """An image is two frames, whose pixels are bounded together."""
+    smart_resize = vendor_function("glm46v/image_processing_glm46v.py", "smart_resize")
+    planner = modelmeter.load_model("glm_ocr").planner
+    limits = {"num_frames": 2, "temporal_factor": 2, "factor": 28, "min_pixels": 12544, "max_pixels": 9633792}
+    sides = [1, 3, 13, 23, 27, 28, 42, 97, 112, 399, 1000, 1313, 2195, 2600, 9000, 40_000]
+    for width in sides:
+        for height in sides:
+            try:
+                theirs = smart_resize(height=height, width=width, **limits)[::-1]
+            except ValueError:
+                with pytest.raises(InputError, match="one side is more than 200 times the other"):
+                    planner.resized(width, height)
+            else:
+                assert planner.resized(width, height) == theirs
+
+
 def test_images_are_resized_as_qwen_resizes_them():
     smart_resize = vendor_function("qwen2_vl/image_processing_qwen2_vl.py", "smart_resize")
     planner = modelmeter.load_model("qwen2_vl_7b").planner
@@ -245,6 +334,7 @@ def test_images_of_one_prompt_are_the_sum_of_images(name):
 
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: SmartResize(14, 2, 9, 700), "max_pixels must be at least min_pixels 9 and one token, 28x28 pixels, not 700"),
+    (lambda: SmartResize(14, 2, 9, 7000, "big"), "unknown small 'big'; valid: kept, sides, whole"),
     (lambda: Tiles(450, 14, 2, 12, 0.5), "side 450 must be a multiple of a token's, 28 pixels"),
     (lambda: FixedSize(1024, 16, merge=3), "side 1024 must be a multiple of a token's, 48 pixels"),
     (lambda: modelmeter.load_model("qwen2_5_vl_7b", ["tower.global_layers=40"]), "global_layers must be from 0 to all 32"),
@@ -265,7 +355,7 @@ def encoders(model):
 
 
 def test_a_row_of_the_sweep_is_what_the_model_says(encoders):
-    assert len(encoders.rows) == 8 * 4 * 4
+    assert len(encoders.rows) == 9 * 4 * 4
     model = modelmeter.load_model("qwen2_5_vl_7b")
     options = {"causal": "exact", "logits": "last", "prompt_tokens": 20, "decode_steps": 1000}
     for runtime in ("eager", "compulsory"):

@@ -43,7 +43,7 @@ AXES: dict[str, str] = {
     "kv": "width of a head's keys and values that a latent makes",
     "images": "images of one size in a call of a tower at native resolution; `images_2` those of a second size",
     "same": "patches of all images of one size",
-    "coordinates": "row and column of a patch",
+    "coordinates": "what a position consists of: row and column of a patch; time, row and column of a token",
     "quarter": "pairs of a head that turn by one coordinate, a quarter of its width",
     "many": "features that are merged to fewer tokens",
     "wide": "channels of merged features side by side",

@@ -110,11 +110,20 @@ ROTATE_DIRECT = Form(6, 0, """
 """)  # fmt: skip
 """A pair: (x, y) -> (x cos - y sin, y cos + x sin): 4 mul, 2 add."""
 ANGLES = Form(1, 0, "_pos:32[b s] = pos:64[b s]; 1 y = x * _pos:32[b s]")  # position times frequency
+ALL_ANGLES = ANGLES._replace(kernels=ANGLES.kernels.replace("[b s]", "[coordinates b s]"))  # of each coordinate
 ROTARY_TABLE = Form(4, 0, """
     angles:32 = x; 1 _cos:32 = angles:32; 1 wide_cos:32 = _cos:32; 1 _sin:32 = angles:32; 1 wide_sin:32 = _sin:32
     y = wide_cos:32; z = wide_sin:32
 """)  # fmt: skip
 """Cos, sin and the scaling of each: four operations an element of the table."""
+SECTIONED_TABLE = Form(6, 0, """
+    1 _cos:32[coordinates b s H] = x; 1 wide_cos:32[coordinates b s H] = _cos:32[coordinates b s H]
+    1 _sin:32[coordinates b s H] = x; 1 wide_sin:32[coordinates b s H] = _sin:32[coordinates b s H]
+    _chosen:32[b s H] = wide_sin:32[b s H]; wide_sin:32[b s e] = _chosen:32[b s H]
+    _chosen:32[b s H] = wide_cos:32[b s H]; wide_cos:32[b s e] = _chosen:32[b s H]
+    y = wide_cos:32[b s e]; z = wide_sin:32[b s e]
+""")  # fmt: skip
+"""Cos, sin and the scaling of each for each of three coordinates of a pair, which keeps one: 12 for two elements."""
 POLAR_TABLE = Form(6, 0, "_ones:64 = x; 4 _turns:64 = _ones:64 * x; 2 y z = _turns:64")
 """A complex number of length one for each pair: cos, sin, each times the length; then both are scaled."""
 

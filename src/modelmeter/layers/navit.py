@@ -144,10 +144,10 @@ class VisionAttention(BaseLayer):
 
     `turned`: rotary positions of rows and columns, and the images of a call, of `kinds` sizes, behind each other and
     attended one by one, in windows if there are any (see ImageAttention); else images of one size as one batch.
-    `one_matrix`: q, k and v are one of the checkpoint; `bias`: they have one; `q_norm`, `k_norm` normalise all heads as
-    one; `wide`: the softmax runs in fp32; `kept`: the weights of all images are held (eager).
-    Vendor: PaddleOCRVisionAttention, Qwen2_5_VLVisionAttention, InternVLVisionAttention in transformers.
-    Paper: arXiv 2307.06304 (NaViT), 2502.13923 (Qwen2.5-VL).
+    `one_matrix`: q, k and v are one of the checkpoint; `bias`: they have one; `q_norm`, `k_norm` normalise heads, or
+    all heads as one; `wide`: the softmax runs in fp32; `kept`: the weights of all images are held (eager).
+    Vendor: PaddleOCRVisionAttention, Qwen2_5_VLVisionAttention, InternVLVisionAttention, GlmOcrVisionAttention in
+    transformers. Paper: arXiv 2307.06304 (NaViT), 2502.13923 (Qwen2.5-VL).
     Axes: b images, s patches, u x v grid, h heads, e head width, window side in patches.
 
     >>> layer = VisionAttention(d=4, h=1, e=4, turned=True, window=2)
@@ -176,7 +176,8 @@ class VisionAttention(BaseLayer):
         if not self.turned and (self.window is not None or self.kinds != 1):
             raise InputError("VisionAttention: windows and images of several sizes need rotary positions (turned)")
         for norm in (norm for norm in (self.q_norm, self.k_norm) if norm is not None):
-            self.require_equal(norm=norm.d, hidden_width=self.d)
+            if differ(norm.d, self.e):
+                self.require_equal(norm=norm.d, hidden_width=self.d)
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = packed(n, self.kinds) if self.turned else n
@@ -187,7 +188,8 @@ class VisionAttention(BaseLayer):
         yield from composite("projections", *made, always=True) if self.one_matrix else made
         for x, norm in (("q", self.q_norm), ("k", self.k_norm)):
             if norm is not None:
-                yield from norm.at(n, f"{x}_norm", s=n.s, x=x, y=x)
+                yield from norm.at(n, f"{x}_norm", s=n.s * ratio(n.d, norm.axes["d"]), x=names[x], y=x)
+                names[x] = x
         core = ImageAttention(n.h, n.e, self.window, self.wide, self.kept)
         given = {"queries": "q", "keys": "k", "values": "v"}
         if not self.turned:
@@ -257,9 +259,9 @@ class NavitTower(BaseLayer):
     `U`: side of a stored grid of positions that is resampled to the image's; None: rotary positions alone. `norm`: the
     one after all blocks, if any. Blocks are counted, their order is not. With windows the patches are brought in their
     order once, and the tables with them. `kinds`: how many sizes the images have.
-    Vendor: PaddleOCRVisionModel, Qwen2VisionTransformerPretrainedModel in transformers, whose patches come as two
-    equal frames: six colours. Paper: arXiv 2307.06304 (NaViT). Omits: resampling the positions, bringing the merged
-    tokens back. Axes: images of one size, u x v patches, U side of the stored grid.
+    Vendor: PaddleOCRVisionModel, Qwen2VisionTransformerPretrainedModel, GlmOcrVisionModel in transformers; the patches
+    of the latter two come as two equal frames: six colours. Paper: arXiv 2307.06304 (NaViT). Omits: resampling the
+    positions, bringing the merged tokens back. Axes: images of one size, u x v patches, U side of the stored grid.
 
     >>> NavitTower.__name__
     'NavitTower'

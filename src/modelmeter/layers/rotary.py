@@ -8,16 +8,31 @@ from dataclasses import dataclass
 from typing import final
 
 from modelmeter.errors import choose
-from modelmeter.graph.forms import ANGLES, POLAR_TABLE, ROTARY_TABLE, ROTATE, ROTATE_DIRECT, ROTATE_PART
+from modelmeter.graph.forms import (
+    ALL_ANGLES,
+    ANGLES,
+    POLAR_TABLE,
+    ROTARY_TABLE,
+    ROTATE,
+    ROTATE_DIRECT,
+    ROTATE_PART,
+    SECTIONED_TABLE,
+)
 from modelmeter.graph.ops import Op, matmul, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
 from modelmeter.sizes import Size, ratio
 
+COORDINATES = 3  # time, row and column of a token
+
 
 @dataclass(frozen=True)
 class RotaryTable(BaseLayer):
-    """The tables of cos and sin of a head width: `full`, or of half of it, `narrow` or as complex numbers (`polar`)."""
+    """The tables of cos and sin of a head width: `full`, or of half of it, `narrow` or as complex numbers (`polar`).
+
+    `sections`: full ones of positions that are time, row and column of a token (M-RoPE). All three have tables, and
+    each pair of a head keeps one, by its section; how wide the sections are changes no count.
+    """
 
     e: Size
     form: str = "full"
@@ -30,15 +45,15 @@ class RotaryTable(BaseLayer):
         require_divisible(type(self).__name__, "head width", self.e, "a pair's width", 2)
 
     @abstractmethod
-    def angles(self, n: Sizes) -> Op:
-        """f[b s H], position times frequency."""
+    def angles(self, n: Sizes, lead: str) -> Op:
+        """f[lead b s H], position times frequency."""
 
     def ops(self, n: Sizes) -> Iterator[Op]:
-        n = n.bind(H=ratio(n.e, 2))
-        yield self.angles(n)
-        width = "e" if self.form == "full" else "H"
-        equation = f"y[b s {width}] sin[b s {width}] = _f:32[b s H]"
-        yield pointwise(equation, TABLES[self.form], n, over=f"b s {width}", grad=False)
+        n = n.bind(H=ratio(n.e, 2), coordinates=COORDINATES)
+        lead, width, form = TABLES[self.form]
+        yield self.angles(n, lead)
+        equation = f"y[b s {width}] sin[b s {width}] = f:32[{lead}b s H]"
+        yield pointwise(equation, form, n, over=f"b s {width}", grad=False)
 
 
 @final
@@ -46,14 +61,18 @@ class RotaryEmbedding(RotaryTable):
     """The cos (y) and sin tables of rotary positions, in fp32, made once a model.
 
     f = position * inv_freq element by element, cos(f), sin(f), both scaled. Axes: b sequences, s tokens, e head width.
-    Vendor: LlamaRotaryEmbedding in transformers 5. Paper: arXiv 2104.09864 (RoFormer).
+    Vendor: LlamaRotaryEmbedding in transformers 5; of `sections` Qwen2VLRotaryEmbedding, PaddleOCRRotaryEmbedding,
+    GlmOcrTextRotaryEmbedding. Paper: arXiv 2104.09864 (RoFormer), 2409.12191 (Qwen2-VL: M-RoPE).
 
     >>> RotaryEmbedding(e=4).forward_cuda_core_flops(b=1, s=3) == 3 * (2 + 4 * 4)
     True
+    >>> RotaryEmbedding(4, "sections").forward_cuda_core_flops(b=1, s=5) == 5 * 3 * (2 + 4 * 2)
+    True
     """
 
-    def angles(self, n: Sizes) -> Op:
-        return pointwise("_f:32[b s H] = freq:32[H] * pos:32[b s]", ANGLES, n, grad=False)
+    def angles(self, n: Sizes, lead: str) -> Op:
+        form = ALL_ANGLES if lead else ANGLES
+        return pointwise(f"f:32[{lead}b s H] = freq:32[H] * pos:32[{lead}b s]", form, n, grad=False)
 
 
 @final
@@ -67,11 +86,18 @@ class LlamaRotaryEmbedding(RotaryTable):
     65536
     """
 
-    def angles(self, n: Sizes) -> Op:
-        return matmul("_f:32[b s H] = freq:32[b H] * pos:32[b s]", n, over="b s H", grad=False)
+    def angles(self, n: Sizes, lead: str) -> Op:
+        equation = f"f:32[{lead}b s H] = freq:32[{lead}b H] * pos:32[{lead}b s]"
+        return matmul(equation, n, over=f"{lead}b s H", grad=False)
 
 
-TABLES = {"full": ROTARY_TABLE, "narrow": ROTARY_TABLE, "polar": POLAR_TABLE}
+TABLES = {
+    "full": ("", "e", ROTARY_TABLE),
+    "narrow": ("", "H", ROTARY_TABLE),
+    "polar": ("", "H", POLAR_TABLE),
+    "sections": ("coordinates ", "e", SECTIONED_TABLE),
+}
+"""The axes before those of a position, the width of a table and its form."""
 ROTATIONS = {
     "half": ("e", ROTATE),
     "part": ("e", ROTATE_PART),

@@ -154,8 +154,12 @@ def _numbers(fields: Mapping[str, Any]) -> tuple[SimpleNamespace, list[str]]:
     return SimpleNamespace(**numbers), reading.assumed
 
 
+_OF_ROPE = ("partial_rotary_factor", "mrope_section")
+"""Fields that may stand in rope_parameters."""
+
+
 def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields, with the share of a head that is rotated where it stands in rope_parameters."""
+    """The fields, with the share of a head that is rotated and its sections where they stand in rope_parameters."""
     found = dict(fields)
     for key in ("rope_parameters", "rope_scaling"):
         inner = fields.get(key)
@@ -164,9 +168,10 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
         deeper = [part for part in (inner or {}).values() if isinstance(part, Mapping)]
         if any(part.get("partial_rotary_factor", 1) != 1 for part in deeper):
             raise InputError(f"partial_rotary_factor of single kinds of layers in {key} is not supported")
-        part = inner.get("partial_rotary_factor") if isinstance(inner, Mapping) else None
-        if part is not None and found.setdefault("partial_rotary_factor", part) != part:
-            raise InputError(f"partial_rotary_factor differs from that of {key}")
+        for name in _OF_ROPE:
+            part = (inner or {}).get(name)
+            if part is not None and found.setdefault(name, part) != part:
+                raise InputError(f"{name} differs from that of {key}")
     return found
 
 

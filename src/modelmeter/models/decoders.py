@@ -117,9 +117,10 @@ def _attention(v: SimpleNamespace, kind: Kind, width: int) -> BaseLayer:
         parts = [{"heads": many} if v.norm == "centered" else {} for many in heads]
         norms = [NORMS[v.norm](d, **part) for d, part in zip(widths, parts, strict=True)]
     bias = "qkv" * v.qkv_bias + "o" * v.out_bias
+    whole = turned == width and v.rotation != "part"
     return nn.CausalAttention(
         v.hidden, v.kv_heads, v.heads // v.kv_heads, width, window=v.window if kind.near else None,
-        turned=None if turned == width else turned, rotation=v.rotation if kind.rotates else "none", bias=bias,
+        turned=None if whole else turned, rotation=v.rotation if kind.rotates else "none", bias=bias,
         one_matrix=v.one_matrix, q_norm=norms[0], k_norm=norms[1], capped=v.capped is not None, sinks=v.sinks,
     )  # fmt: skip
 
@@ -144,6 +145,14 @@ def _mlp(v: SimpleNamespace, kind: Kind) -> BaseLayer:
     return nn.MergedExpertsMoE(router, v.expert_mlp, shared, v.activation, v.expert_bias, v.weighted_shared)
 
 
+def _table(v: SimpleNamespace, turned: int) -> nn.RotaryEmbedding:
+    if v.sections is not None and 2 * sum(v.sections) != turned:
+        raise InputError(
+            f"mrope_section {v.sections} must add up to {turned // 2}, the pairs of a head that are rotated"
+        )
+    return nn.RotaryEmbedding(turned, v.table if v.sections is None else "sections")
+
+
 def causal_lm(v: SimpleNamespace) -> nn.CausalLM:
     """The decoder of these numbers. Raises InputError where they contradict each other."""
     if v.head_width is None and v.latent is None:
@@ -157,7 +166,7 @@ def causal_lm(v: SimpleNamespace) -> nn.CausalLM:
         attention, mlp = _attention(v, kind, width), _mlp(v, kind)
         block = nn.ResidualBlock(attention, mlp, norm, norms=v.norms, parallel=parallel, scaled=v.scaled_parts)
         layers.append(nn.Repeat(block, many))
-    table = nn.RotaryEmbedding(_turned(v, v.rotated or width), v.table)
+    table = _table(v, _turned(v, v.rotated or width))
     both = len({kind.near for kind in there}) == 2
     return nn.CausalLM(
         nn.TokenEmbedding(v.vocabulary, v.hidden, v.scaled_embedding), tuple(layers), norm,

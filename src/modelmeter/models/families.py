@@ -21,7 +21,7 @@ from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
 from modelmeter.models.tiles import Tiles
-from modelmeter.models.towers import COLOURS, internvit, merge, navit, share, swin
+from modelmeter.models.towers import COLOURS, conv_merge, internvit, merge, navit, share, swin
 from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
 
 JOINS = {"rows": RowsJoin, "plain": Join}
@@ -138,7 +138,7 @@ FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
         "deepencoder": deepencoder, "clip": patch_tower, "navit": navit, "internvit": internvit, "sam": sam_tower,
         "twin": twin_tower, "swin": swin,
     },
-    "projector": {"merge": merge},
+    "projector": {"merge": merge, "conv_merge": conv_merge},
     "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures},
     "planner": {"crops": CropRule, "fixed": FixedSize, "smart_resize": SmartResize, "tiles": Tiles},
 }  # fmt: skip

@@ -1,10 +1,11 @@
 """Images at their own resolution: sides rounded to whole tokens, pixels kept within bounds.
 
-Vendor: smart_resize in the image processors of Qwen2-VL and PaddleOCR-VL. Paper: arXiv 2409.12191 (Qwen2-VL).
+Vendor: smart_resize in the image processors of Qwen2-VL, PaddleOCR-VL and GLM-4.6V. Paper: arXiv 2409.12191 (Qwen2-VL).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil, floor, isqrt, sqrt
 from typing import Any, ClassVar, final
@@ -17,13 +18,35 @@ from modelmeter.workload import ImagePlan, View
 STEEPEST = 200  # the largest ratio of the sides that the vendors' code takes
 
 
+def _side_by_side(width: int, height: int, factor: int) -> tuple[int, int]:
+    if height < factor:
+        width, height = round(width * factor / height), factor
+    if width < factor:
+        width, height = factor, round(height * factor / width)
+    return width, height
+
+
+def _as_a_whole(width: int, height: int, factor: int) -> tuple[int, int]:
+    scale = max(factor / height, factor / width)
+    return int(width * scale), int(height * scale)
+
+
+SMALL: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "kept": lambda width, height, factor: (width, height),
+    "sides": _side_by_side,
+    "whole": _as_a_whole,
+}
+"""What becomes of an image of a side below one token: nothing, one side after the other is enlarged to a token, or
+both by one scale, cut off to whole pixels."""
+
+
 @final
 @dataclass(frozen=True)
 class SmartResize:
     """One view of about the image's own size: sides of whole tokens, `min_pixels` to `max_pixels` in all.
 
-    `patch` pixels a patch side, `merge` patches a token side; `enlarged` says whether a side below one token is brought
-    to one first. Sizes may be arrays: many images, each for itself.
+    `patch` pixels a patch side, `merge` patches a token side; a `small` image, with a side below one token, may be
+    enlarged first (SMALL). Sizes may be arrays: many images, each for itself.
 
     >>> SmartResize(14, 2, 147384, 2822400).plan(None, (1792, 2560), None).describe()
     'native: 1 x 1400x1988 global, 3550 tokens (3550 valid)'
@@ -33,7 +56,7 @@ class SmartResize:
     merge: int
     min_pixels: int
     max_pixels: int
-    enlarged: bool = False
+    small: str = "kept"
     modes: tuple[str, ...] = ("native",)
     varies: ClassVar[bool] = True
     batched: ClassVar[bool] = True
@@ -41,6 +64,7 @@ class SmartResize:
     def __post_init__(self) -> None:
         for key in ("patch", "merge", "min_pixels", "max_pixels"):
             as_size(key, getattr(self, key))
+        choose("small", self.small, SMALL)
         if not self.factor**2 <= self.max_pixels or not self.min_pixels <= self.max_pixels:
             least = f"min_pixels {self.min_pixels} and one token, {self.factor}x{self.factor} pixels"
             raise InputError(f"max_pixels must be at least {least}, not {self.max_pixels}")
@@ -53,10 +77,8 @@ class SmartResize:
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height that the image is brought to. Raises InputError for one that is too long."""
         factor = self.factor
-        if self.enlarged and height < factor:
-            width, height = round(width * factor / height), factor
-        if self.enlarged and width < factor:
-            width, height = factor, round(height * factor / width)
+        if min(width, height) < factor:
+            width, height = SMALL[self.small](width, height, factor)
         if max(width, height) > STEEPEST * min(width, height):
             raise InputError(f"image_size {width}x{height}: one side is more than {STEEPEST} times the other")
         w, h = (round(side / factor) * factor for side in (width, height))

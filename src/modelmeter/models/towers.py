@@ -8,7 +8,7 @@ from typing import Any
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.layers.base import require_divisible
-from modelmeter.layers.merge import MergeProjector
+from modelmeter.layers.merge import ConvProjector, MergeProjector
 from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
 from modelmeter.layers.norm import Norm
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
@@ -30,17 +30,23 @@ def share(what: str, whole: Any, by: str, parts: Any) -> Any:
 def navit(
     *, hidden: int, heads: int, mlp: int, layers: int, patch: int, frames: int, patch_bias: bool, grid: int | None,
     norm: str, activation: str, gated: bool, projections: str, window: int | None, global_layers: int, final_norm: bool,
-    weights_kept: bool,
+    weights_kept: bool, qk_norm: bool,
 ) -> NavitTower:  # fmt: skip
-    """A vision transformer at native resolution; with a window all layers have it but `global_layers`."""
+    """A vision transformer at native resolution; with a window all layers have it but `global_layers`.
+
+    `qk_norm`: queries and keys are normalised head by head.
+    """
     e, kind = share("tower hidden size", hidden, "heads", heads), NORMS[choose("norm", norm, NORMS)]
     merged = choose("projections", projections, ("merged", "split")) == "merged"
     if not 0 <= global_layers <= layers:
         raise InputError(f"global_layers must be from 0 to all {layers} layers, not {global_layers}")
     near = layers - global_layers if window is not None else 0
+    own = kind(e) if qk_norm else None
 
     def blocks(many: int, side: int | None) -> tuple[nn.BaseLayer, ...]:
-        attention = VisionAttention(hidden, heads, e, turned=True, window=side, one_matrix=merged, kept=weights_kept)
+        attention = VisionAttention(
+            hidden, heads, e, turned=True, window=side, one_matrix=merged, q_norm=own, k_norm=own, kept=weights_kept
+        )
         part = nn.GatedMLP(hidden, mlp, activation, True) if gated else nn.MLP(hidden, mlp, activation)
         return (nn.Repeat(NavitBlock(attention, part, kind(hidden)), many),) if many else ()
 
@@ -92,3 +98,8 @@ def merge(
     kind = NORMS[choose("norm", norm, NORMS)](wide if behind else c)
     f = wide if choose("inner", inner, INNER) == "merged" else d
     return MergeProjector(c, f, d, kind, side, activation, copies)
+
+
+def conv_merge(*, c: int, d: int, side: int, mlp: int, activation: str) -> ConvProjector:
+    """Squares of features to tokens by a convolution, and a gated MLP of them."""
+    return ConvProjector(c, nn.LayerNorm(d), nn.GatedMLP(d, mlp, activation), side)

@@ -17,7 +17,7 @@ from modelmeter.graph.ops import Op, copy
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.decoder import CausalLM
-from modelmeter.layers.merge import MergeProjector, tokens_of
+from modelmeter.layers.merge import Merger, tokens_of
 from modelmeter.layers.mlp import MlpProjector
 from modelmeter.layers.navit import NavitTower, kind_names
 from modelmeter.layers.scan import in_steps
@@ -85,7 +85,7 @@ class VisionStage(BaseLayer):
     """
 
     tower: BaseLayer
-    projector: MlpProjector | MergeProjector
+    projector: MlpProjector | Merger
     join: Join
     views: tuple[Place, ...]
 
@@ -144,7 +144,7 @@ class VLM(BaseModel):
     name: str
     planner: Planner
     tower: BaseLayer
-    projector: MlpProjector | MergeProjector
+    projector: MlpProjector | Merger
     join: Join
     decoder: CausalLM
     positions = property(attrgetter("decoder.positions"))

@@ -96,7 +96,7 @@ class _Core(NamedTuple):
     """An attention composite, by what the axes of its two products are.
 
     Queries and keys lie in one order: batch, positions, heads, width. `shared` are heads of queries that keys lack.
-    `made` is the last op that makes q, k or v.
+    `made` is the last op that makes q, k or v; `whole`: queries are concatenated, so they lie head by head already.
     """
 
     ops: list[Op]
@@ -109,6 +109,7 @@ class _Core(NamedTuple):
     keys: Axes
     heads: Axes
     shared: Axes
+    whole: bool
 
     def require_order(self) -> None:
         """Raise InputError unless queries, keys and values lie in the order that torch's code has."""
@@ -146,7 +147,15 @@ def _cores(graph: Graph) -> Iterator[_Core]:
         heads, names = tuple(a for a in others if a in scores), (q.name, k.name, v.name)
         shared = tuple(a for a in heads if a not in k.touched)
         made = [op for op in graph.ops if op.node.serial == first.node.serial and op.output.name in names]
-        yield _Core(ops, first, last, made[-1] if made else None, (q, k, v), batch, positions, keys, heads, shared)
+        whole = any(_concatenates(op) for op in made if op.output.name == q.name)
+        maker = made[-1] if made else None
+        yield _Core(ops, first, last, maker, (q, k, v), batch, positions, keys, heads, shared, whole)
+
+
+def _concatenates(op: Op) -> bool:
+    """Whether the last kernel of an op puts two tensors side by side."""
+    steps = op.form.steps if op.form else []
+    return bool(steps) and not steps[-1].flops and " * " in steps[-1].equation
 
 
 def contiguous(graph: Graph) -> Graph:
@@ -213,7 +222,7 @@ def _over_sequence(op: Op, core: _Core) -> Iterator[Op]:
         yield added._replace(reads=(added.reads[0], added.reads[1]._replace(name=f"{_component(op)}.mask")))
     if op is core.first:
         yield from (_copy(op, [t], "_wide_", wide, core.shared) for t in repeated)
-        yield _copy(op, [q], "_own_", apart * several(*core.positions))
+        yield _copy(op, [q], "_own_", 0 if core.whole else apart * several(*core.positions))
         yield _copy(op, [k], "_own_", again)
         yield _holding(_reading(op, core, k, wide), f"_own_{q.name}", f"_own_{k.name}")
     elif op is core.last:

@@ -8,8 +8,11 @@ from copy import deepcopy
 from typing import Any
 
 import torch
+import transformers
+from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from modelmeter.errors import InputError
 from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
@@ -34,13 +37,30 @@ def module_of(fields: Mapping[str, Any], attention: str | None = None) -> Any:
 def _module_of(kind: str, fields: Mapping[str, Any], attention: str | None) -> Any:
     config = CONFIG_MAPPING[kind](**{key: value for key, value in fields.items() if key != "model_type"})
     config._attn_implementation = attention or ("eager" if kind in WRITTEN_OUT else "sdpa")
-    module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16) if known else TextPart(config)
+    module.eval()
     if "experts" in " ".join(name for name, _ in module.named_modules()):
         module.set_experts_implementation("batched_mm")
-    code = sys.modules[type(module).__module__]
+    code = sys.modules[type(module if known else module.model).__module__]
     for mask in (mask for mask in _MASKS if hasattr(code, mask)):
         setattr(code, mask, lambda *_, **__: None)  # a mask is a constant of the shape
     return module
+
+
+class TextPart(nn.Module):
+    """The text model of a model of several parts, with the head that stands there beside all of them."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model")
+        self.config, self.model = config, kind(config).to(torch.bfloat16)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, dtype=torch.bfloat16)
+        if getattr(config, "tie_word_embeddings", False):
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, **given: Any) -> Any:
+        return self.lm_head(self.model(**given).last_hidden_state)
 
 
 def cache_of(module: Any) -> Any:

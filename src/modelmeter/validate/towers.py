@@ -15,6 +15,8 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.donut.configuration_donut_swin import DonutSwinConfig
 from transformers.models.donut.modeling_donut_swin import DonutSwinModel
+from transformers.models.glm_ocr import modeling_glm_ocr as glm
+from transformers.models.glm_ocr.configuration_glm_ocr import GlmOcrVisionConfig
 from transformers.models.got_ocr2 import modeling_got_ocr2 as got
 from transformers.models.got_ocr2.configuration_got_ocr2 import GotOcr2Config
 from transformers.models.internvl import modeling_internvl as internvl
@@ -74,12 +76,19 @@ def qwen_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
         given |= dict(embed_dim=tower.d, hidden_size=merge.d, mlp_ratio=block.mlp.f // tower.d)
         config, kind = Qwen2VLVisionConfig(**given), qwen2.Qwen2VisionTransformerPretrainedModel
     config._attn_implementation = attention
+    yield _pooled("NavitTower and MergeProjector", partial(kind, config), tower, merge, u, v)
 
-    def run(module: Any, pixels: Any, positions: Any) -> Any:
-        return module(pixels, grid_thw=_grid(u, v), position_ids=positions).pooler_output
 
-    patches = like(u * v, tower.patch_embedding.c * tower.patch**2), like(u * v, 2, dtype=torch.long)
-    yield _case("NavitTower and MergeProjector", partial(kind, config), Projected(tower, merge), u, v, patches, run)
+def glm_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
+    """GLM-OCR's vision transformer, its merger included, on one image of u x v patches."""
+    tower, merge, block = model.tower, model.projector, model.tower.blocks[-1].layer
+    config = GlmOcrVisionConfig(
+        depth=tower.blocks[-1].l, hidden_size=tower.d, num_heads=block.attention.h, intermediate_size=block.mlp.f,
+        hidden_act=block.mlp.activation, attention_bias=block.attention.bias, patch_size=tower.patch,
+        temporal_patch_size=tower.patch_embedding.c // 3, spatial_merge_size=merge.side, out_hidden_size=merge.d,
+    )  # fmt: skip
+    config._attn_implementation = attention
+    yield _pooled("NavitTower and ConvProjector", partial(glm.GlmOcrVisionModel, config), tower, merge, u, v)
 
 
 def internvl_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -175,7 +184,7 @@ def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "paddleocr_vl": paddleocr_cases, "qwen2_vl_7b": qwen_cases, "qwen2_5_vl_7b": qwen_cases,
     "internvl2_8b": internvl_cases, "internvl2_76b": internvl_cases, "got_ocr2": got_cases, "minimind2_v": clip_cases,
-    "nougat": swin_cases,
+    "nougat": swin_cases, "glm_ocr": glm_cases,
 }  # fmt: skip
 """The references of a model's vision stage, by its name: a function of model, rows and columns of patches."""
 
@@ -183,6 +192,16 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
 def _grid(u: int, v: int) -> torch.Tensor:
     """One image of u x v patches; on the host, where its shape is read."""
     return torch.tensor([[1, u, v]], device="cpu")
+
+
+def _pooled(layer: str, make: Any, tower: Any, merge: BaseLayer, u: int, v: int) -> Case:
+    """A tower that is given patches and their positions, and merges them itself."""
+
+    def run(module: Any, pixels: Any, positions: Any) -> Any:
+        return module(pixels, grid_thw=_grid(u, v), position_ids=positions).pooler_output
+
+    patches = like(u * v, tower.patch_embedding.c * tower.patch**2), like(u * v, 2, dtype=torch.long)
+    return _case(layer, make, Projected(tower, merge), u, v, patches, run)
 
 
 def _case(
