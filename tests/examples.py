@@ -118,7 +118,7 @@ def _vision(v):
         QueryTower: [(tower, GRID) for tower in asking],
         Join: [(Join(d, ("crops", "global")), joined)],
         RowsJoin: [(join, joined)],
-        SeparatedJoin: [(SeparatedJoin(d, ("crops", "global")), joined)],
+        SeparatedJoin: [(SeparatedJoin(d, ("crops", "global")), joined | {"patches_crops": 20, "patches_global": 9})],
         VisionStage: [
             (VisionStage(deep, projector, join, views), seen | crops),
             (VisionStage(tower, mm.MlpProjector("linear", d, d), Join(d), views[1:]),

@@ -283,5 +283,13 @@ def test_numbers_that_contradict_each_other_are_one_sentence(overrides, message)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("side", "than"), [(640, "more tokens of view 'global' than the 100"),
+                                            (1280, "fewer tokens of view 'global' than the 400")])  # fmt: skip
+def test_a_view_that_has_no_queries_of_its_own_is_refused(side, than):
+    model = modelmeter.load_model("deepseek_ocr2", [f"planner.modes.base.base={side}"])
+    with pytest.raises(InputError, match=f"the tower makes {than} that the planner counts"):
+        model.cost("vision", model.workload(mode="base"))
+
+
 def test_the_parts_are_those_of_the_catalogue(released):
     assert type(released) is VLM and type(released.join) is SeparatedJoin and type(released.tower) is QueryTower

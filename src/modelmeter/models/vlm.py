@@ -65,7 +65,7 @@ class RowsJoin(Join):
 
 @final
 class SeparatedJoin(Join):
-    """The tokens of all views in one sequence, one separator at the end.
+    """The tokens of all views in one sequence, one separator at the end; a view has as many as its tower makes.
 
     Vendor: DeepseekOcr2Model.get_image_features in transformers. Axes: as Join.
 
@@ -74,6 +74,11 @@ class SeparatedJoin(Join):
     """
 
     def ops(self, n: Sizes) -> Iterator[Op]:
+        for view in self.views:
+            wanted, made = (getattr(n, f"{what}_{view}") for what in ("tokens", "patches"))
+            planned = f"of view {view!r} than the {{tokens_{view}}} that the planner counts"
+            n.require(made - wanted, f"the tower makes fewer tokens {planned}")
+            n.require(wanted - made, f"the tower makes more tokens {planned}")
         (joined,) = super().ops(n)
         yield copy(f"{joined.equation.text} * W_separator[d]", n)
 
