@@ -19,11 +19,12 @@ from modelmeter.layers.navit import (
     NavitTower,
     Projected,
     VisionAttention,
-)  # fmt: skip
+)
+from modelmeter.layers.queries import PrefixAttention, QueryTower
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
-from modelmeter.models.vlm import Join, RowsJoin, VisionStage
+from modelmeter.models.vlm import Join, RowsJoin, SeparatedJoin, VisionStage
 from modelmeter.sizes import Size
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")
@@ -97,6 +98,9 @@ def _vision(v):
 
     clip, tower = mm.VitModel(embeddings, norm, transformer), mm.PatchTower(mm.VitModel(own, norm, encoder))
     deep = mm.DeepEncoder(sam(d), clip)
+    prefix, width = PrefixAttention(d, v("g", 2), v("r", 3), v("e2", 4)), mm.RotaryEmbedding(v("e2", 4))
+    asked = mm.Transformer(mm.ResidualBlock(prefix, mm.GatedMLP(d, f), mm.RMSNorm(d)), v("l", 2))
+    asking = [QueryTower(sam(d), width, asked, mm.RMSNorm(d), v(f"few{few}", few), v("many", 9)) for few in (3, 8)]
     join = RowsJoin(d, ("crops", "global"))
     views = (("crops", None, None, False), ("global", 4, 6, True))
     projector = mm.MlpProjector("linear", d + d, d)
@@ -120,8 +124,11 @@ def _vision(v):
         mm.VitModel: [(clip, GRID)],
         mm.PatchTower: [(tower, GRID)],
         mm.DeepEncoder: [(deep, GRID)],
+        PrefixAttention: [(prefix, LINE), (prefix, LINE | {"b": 1})],
+        QueryTower: [(tower, GRID) for tower in asking],
         Join: [(Join(d, ("crops", "global")), joined)],
         RowsJoin: [(join, joined)],
+        SeparatedJoin: [(SeparatedJoin(d, ("crops", "global")), joined | {"patches_crops": 20, "patches_global": 9})],
         VisionStage: [
             (VisionStage(deep, projector, join, views), seen | crops),
             (VisionStage(tower, mm.MlpProjector("linear", d, d), Join(d), views[1:]),

@@ -98,7 +98,7 @@ def test_nothing_generic_names_the_model():
         if "deepseek" in path.name or path.parent.name == "deepseek_ocr" or path.name in REGISTRIES:
             continue
         text = re.sub(r"from modelmeter\S* import .*|#.*|Vendor: .*", "", path.read_text())
-        for word in re.findall(r"(?i)deepseek[ _-]?ocr", text):
+        for word in re.findall(r"(?i)deepseek[ _-]?ocr(?! ?2)", text):  # the second one is among the other towers
             assert path.name == "__init__.py" and "load_model" in text, (path, word)
 
 

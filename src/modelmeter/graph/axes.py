@@ -47,6 +47,8 @@ AXES: dict[str, str] = {
     "quarter": "pairs of a head that turn by one coordinate, a quarter of its width",
     "many": "features that are merged to fewer tokens",
     "wide": "channels of merged features side by side",
+    "asked": "learnt queries that a tower uses of those that it holds",
+    "whole": "features and learnt queries as one sequence",
     "C": "tokens of a chunk",
     "N": "chunks of a sequence, the last one padded",
     "padded": "tokens of whole chunks",

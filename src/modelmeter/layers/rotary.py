@@ -113,17 +113,20 @@ def inputs_of(rotation: str, rotary: BaseLayer | None = None) -> str:
     return "x pos" if rotary is not None else "x" if rotation == "none" else "x cos sin"
 
 
-def rotated(x: str, source: str, over: str, n: Sizes, kind: str) -> Op:
+def rotated(x: str, source: str, over: str, n: Sizes, kind: str, tables: str = "b s") -> Op:
     """A tensor with the pairs `over` rotated by cos and sin; n has b, s, e (the width of full tables) and H."""
     width, form = ROTATIONS[kind]
-    return pointwise(f"{x} = {source} * cos[b s {width}] * sin[b s {width}]", form, n, over=over)
+    return pointwise(f"{x} = {source} * cos[{tables} {width}] * sin[{tables} {width}]", form, n, over=over)
 
 
-def rotation(n: Sizes, kind: str = "half", turned: Size | None = None) -> Iterator[Op]:
-    """q and k rotated, of each head the first `turned` elements (None: all); n has b, s, g, r, e."""
+def rotation(n: Sizes, kind: str = "half", turned: Size | None = None, tables: str = "b s") -> Iterator[Op]:
+    """q and k rotated, of each head the first `turned` elements (None: all); n has b, s, g, r, e.
+
+    `tables` are the axes of cos and sin beside their width: "s" where all sequences share them.
+    """
     for x, heads in (("q", "g r"), ("k", "g")):
         head, at = f"{x}[b s {heads} e]", n.bind(H=ratio(n.e, 2))
         if turned is not None:
             at = n.bind(H=ratio(turned, 2), w=n.e, e=turned, passed=n.e - turned)
             head, kind = f"{x}[b s {heads} w]", "part" if kind == "half" else kind
-        yield rotated(head, head, f"b s {heads} H", at, kind)
+        yield rotated(head, head, f"b s {heads} H", at, kind, tables)

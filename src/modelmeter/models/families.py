@@ -14,6 +14,7 @@ from typing import Any
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
+from modelmeter.layers.queries import PrefixAttention, QueryTower
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.models.config_json import decoder_of, model_of, read_config
 from modelmeter.models.deepseek_ocr.preprocess import CropRule
@@ -22,9 +23,9 @@ from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
 from modelmeter.models.tiles import Tiles
 from modelmeter.models.towers import COLOURS, conv_merge, internvit, merge, navit, share, swin
-from modelmeter.models.vlm import VLM, Join, RowsJoin, text_model
+from modelmeter.models.vlm import VLM, Join, RowsJoin, SeparatedJoin, text_model
 
-JOINS = {"rows": RowsJoin, "plain": Join}
+JOINS = {"rows": RowsJoin, "separated": SeparatedJoin, "plain": Join}
 
 
 def _sam(
@@ -119,6 +120,19 @@ def twin_tower(*, sam: Mapping[str, Any], clip: Mapping[str, Any], small: int, h
     return TwinTower(_made("tower.sam", _sam, sam), vit, share("small", small, "patch", vit.patch), half)
 
 
+def _prefix_encoder(*, hidden: int, heads: int, kv_heads: int, mlp: int, layers: int) -> nn.Transformer:
+    groups, e = share("heads", heads, "KV heads", kv_heads), share("encoder hidden size", hidden, "heads", heads)
+    attention = PrefixAttention(hidden, kv_heads, groups, e)
+    return nn.Transformer(nn.ResidualBlock(attention, nn.GatedMLP(hidden, mlp), nn.RMSNorm(hidden)), layers)
+
+
+def query_tower(*, sam: Mapping[str, Any], encoder: Mapping[str, Any], few: int, many: int) -> QueryTower:
+    """SAM, then an encoder of its features and of `few` or `many` queries."""
+    first, blocks = _made("tower.sam", _sam, sam), _made("tower.encoder", _prefix_encoder, encoder)
+    rotary, norm = nn.RotaryEmbedding(blocks.layer.attention.e), nn.RMSNorm(blocks.d)
+    return QueryTower(first, rotary, blocks, norm, few, many)
+
+
 def mixtures(
     *, hidden: int, heads: int, kv_heads: int, head_width: int, expert_mlp: int, experts: int, active: int, shared: int,
     layers: int, vocabulary: int, positions: int, tied: bool,
@@ -136,7 +150,7 @@ def mixtures(
 FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
     "tower": {
         "deepencoder": deepencoder, "clip": patch_tower, "navit": navit, "internvit": internvit, "sam": sam_tower,
-        "twin": twin_tower, "swin": swin,
+        "twin": twin_tower, "swin": swin, "queries": query_tower,
     },
     "projector": {"merge": merge, "conv_merge": conv_merge},
     "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures},

@@ -65,6 +65,26 @@ class RowsJoin(Join):
         yield copy(f"y[b image d] = {parts} * W_separator[d]", n)
 
 
+@final
+class SeparatedJoin(Join):
+    """The tokens of all views in one sequence, one separator at the end; a view has as many as its tower makes.
+
+    Vendor: DeepseekOcr2Model.get_image_features in transformers. Axes: as Join.
+
+    >>> SeparatedJoin(d=4, views=("global",)).cost(b=1, image=4, tokens_global=3, patches_global=3).parameters
+    4
+    """
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        for view in self.views:
+            wanted, made = (getattr(n, f"{what}_{view}") for what in ("tokens", "patches"))
+            planned = f"of view {view!r} than the {{tokens_{view}}} that the planner counts"
+            n.require(made - wanted, f"the tower makes fewer tokens {planned}")
+            n.require(wanted - made, f"the tower makes more tokens {planned}")
+        (joined,) = super().ops(n)
+        yield copy(f"{joined.equation.text} * W_separator[d]", n)
+
+
 SIDES = ("rows", "columns")
 Place = tuple[str, Size | None, Size | None, bool]
 """A view: name, rows and columns of patches (None: they vary), whether it is one image a page."""
@@ -116,7 +136,7 @@ class VisionStage(BaseLayer):
         patches = {}
         for view, b, u, v in self._images(n):
             s = tokens_of(self.projector, tower.features(u, v))
-            held = {name: f"{name}_{view}" for name in tower.keeps.split()}
+            held = {name: f"{name}_{view}" for name in f"{tower.keeps} {tower.buffers}".split()}
             yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
             yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
             patches[f"patches_{view}"] = ratio(b, n.b) * s

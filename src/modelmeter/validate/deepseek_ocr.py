@@ -21,6 +21,7 @@ from transformers.models.vitdet.modeling_vitdet import VitDetLayerNorm
 
 from modelmeter.layers import LlamaFlashAttention2, LlamaRotaryEmbedding, RotaryEmbedding, Sequence
 from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
+from modelmeter.validate.sam import sam_numbers, two_norms
 
 OVERRIDES = ("tower.clip.projections=split", "decoder.gate_up=merged", "decoder.rotary=model")
 """Overrides under which our model has transformers' kernels."""
@@ -70,18 +71,6 @@ def text_numbers(decoder: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def sam_numbers(sam: Any) -> dict[str, Any]:
-    """SAM's sizes by the names of its configuration."""
-    windowed, full = inner(sam.blocks)
-    first, others = (repeat.l for repeat in sam.blocks)
-    return dict(
-        hidden_size=full.d, num_attention_heads=full.attention.h, mlp_dim=full.mlp.f, patch_size=sam.patch.p,
-        image_size=sam.patch.p * sam.U, window_size=windowed.w, num_hidden_layers=first + others,
-        global_attn_indexes=list(range(first, first + others)), output_channels=sam.neck_norm.c,
-        downsample_channels=[conv.o for conv in sam.downsample],
-    )  # fmt: skip
-
-
 def clip_numbers(clip: Any) -> dict[str, Any]:
     """CLIP's sizes by the names of its configuration."""
     block, patch = clip.transformer.block, clip.embeddings.patch.p
@@ -112,12 +101,6 @@ class LayerNormWrittenOut(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         centred = x - x.mean(-1, keepdim=True)
         return centred / torch.sqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-6) * self.weight + self.bias
-
-
-def two_norms(model: Any, pixels: int) -> dict[str, tuple[int, str]]:
-    """The neck's two norms subtract the mean once in transformers, twice in the vendor's code."""
-    fewer = -2 * model.tower.sam.neck_norm.c * pixels
-    return {"cuda_core_flops": (fewer, "transformers' LayerNorm2d subtracts the mean once")}
 
 
 def cached(k: torch.Tensor, v: torch.Tensor, layers: int) -> DynamicCache:

@@ -11,7 +11,8 @@ import torch
 from transformers.models.unlimited_ocr import modeling_unlimited_ocr as ocr
 
 from modelmeter.validate.case import MIXTURE_IO, Case, StageAt, like
-from modelmeter.validate.deepseek_ocr import cached, experts_here, inner, two_norms
+from modelmeter.validate.deepseek_ocr import cached, experts_here, inner
+from modelmeter.validate.sam import two_norms
 from modelmeter.workload import Workload
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from modelmeter.layers import DeepseekV2MLP, DeepseekV2MoE, MoEGate
 from modelmeter.validate.case import Case, LayerAt, like
-from modelmeter.validate.deepseek_ocr import At, clip_numbers, inner, layer_cases, sam_numbers, text_numbers
+from modelmeter.validate.deepseek_ocr import At, clip_numbers, inner, layer_cases, text_numbers
+from modelmeter.validate.sam import sam_numbers
 from modelmeter.validate.vendor import AttributeDict
 
 TWICE = ("CLIPVisionEmbeddings", "VitModel")

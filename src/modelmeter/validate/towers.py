@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers.models.deepseek_ocr2 import modeling_deepseek_ocr2 as ocr2
+from transformers.models.deepseek_ocr2.configuration_deepseek_ocr2 import DeepseekOcr2VisionConfig
 from transformers.models.donut.configuration_donut_swin import DonutSwinConfig
 from transformers.models.donut.modeling_donut_swin import DonutSwinModel
 from transformers.models.glm_ocr import modeling_glm_ocr as glm
@@ -32,6 +34,7 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.merge import tokens_of
 from modelmeter.layers.navit import Projected
 from modelmeter.validate.case import Case, LayerAt, like
+from modelmeter.validate.sam import sam_numbers, two_norms
 
 
 def paddleocr_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -115,13 +118,7 @@ def internvl_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Itera
 def got_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator[Case]:
     """GotOcr2VisionEncoder and GotOcr2MultiModalProjector on one image of u x v patches."""
     sam, linear = model.tower.sam, model.projector
-    (windowed, full), (near, far) = ((stack.layer for stack in sam.blocks), (stack.l for stack in sam.blocks))
-    numbers = dict(
-        hidden_size=full.d, num_attention_heads=full.attention.h, mlp_dim=full.mlp.f, patch_size=sam.patch.p,
-        image_size=sam.patch.p * sam.U, window_size=windowed.w, num_hidden_layers=near + far,
-        global_attn_indexes=list(range(near, near + far)), output_channels=sam.neck_norm.c,
-    )  # fmt: skip
-    config = GotOcr2Config(vision_config=numbers, text_config={"model_type": "qwen2", "hidden_size": linear.d})
+    config = GotOcr2Config(vision_config=sam_numbers(sam), text_config={"model_type": "qwen2", "hidden_size": linear.d})
 
     class Both(nn.Module):
         """Encoder and projector, one after the other."""
@@ -181,10 +178,47 @@ def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
                 lambda module, x: module(x).last_hidden_state[:, 1:], norm)  # fmt: skip
 
 
+def query_config(tower: Any, attention: str = "sdpa") -> Any:
+    """The configuration under which DeepseekOcr2VisionModel is our tower."""
+    block = tower.blocks.layer
+    inner, fields = block.attention, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    encoder = fields | dict(
+        hidden_size=tower.d, intermediate_size=block.mlp.f, num_hidden_layers=tower.blocks.l,
+        num_attention_heads=inner.g * inner.r, num_key_value_heads=inner.g,
+    )  # fmt: skip
+    config = DeepseekOcr2VisionConfig(sam_config=sam_numbers(tower.sam), encoder_config=encoder)
+    for part in (config, config.sam_config, config.encoder_config):
+        part._attn_implementation = attention
+    return config
+
+
+def query_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
+    """DeepseekOcr2VisionModel and the projector on one image of u x v patches."""
+    tower, linear = model.tower, model.projector
+    pixels, whole = like(1, 3, u * tower.patch, v * tower.patch), tower.sam.features(u, v) + tower.features(u, v)
+    run = lambda module, x, positions: module(x, position_ids=positions).last_hidden_state
+    known = two_norms(model, u * v) | {"kernel_io_bytes": (
+        masked_bytes(tower, whole), "with a mask the attention kernel reads it, and one copy of the keys for each head"
+    )}  # fmt: skip
+    given = pixels, like(1, whole, dtype=torch.long)
+    make = partial(ocr2.DeepseekOcr2VisionModel, query_config(tower, attention))
+    yield _case("QueryTower", make, tower, u, v, given, run, known)
+    features = like(1, tower.features(u, v), linear.c)
+    place, make = LayerAt(linear, {"b": 1, "s": tower.features(u, v)}), partial(nn.Linear, linear.c, linear.d)
+    yield Case("vision", "MlpProjector", place, make, (features,), "multi_modal_projector")
+
+
+def masked_bytes(tower: Any, tokens: int, batch: int = 1) -> int:
+    """A mask of one byte a pair, and the keys and values that repeated KV heads have more, in every layer."""
+    inner = tower.blocks.layer.attention
+    repeated: int = 2 * tokens * inner.g * (inner.r - 1) * inner.e * torch.bfloat16.itemsize
+    return int(tower.blocks.l) * batch * (tokens * tokens + repeated)
+
+
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "paddleocr_vl": paddleocr_cases, "qwen2_vl_7b": qwen_cases, "qwen2_5_vl_7b": qwen_cases,
     "internvl2_8b": internvl_cases, "internvl2_76b": internvl_cases, "got_ocr2": got_cases, "minimind2_v": clip_cases,
-    "nougat": swin_cases, "glm_ocr": glm_cases,
+    "nougat": swin_cases, "glm_ocr": glm_cases, "deepseek_ocr2": query_cases,
 }  # fmt: skip
 """The references of a model's vision stage, by its name: a function of model, rows and columns of patches."""
 

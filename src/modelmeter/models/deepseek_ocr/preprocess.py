@@ -1,4 +1,4 @@
-"""How DeepSeek-OCR cuts an image: modes, the crop grid, tokens with newlines and separator.
+"""How DeepSeek-OCR and DeepSeek-OCR 2 cut an image: modes, the crop grid, tokens with newlines and separator.
 
 Vendor: dynamic_preprocess and find_closest_aspect_ratio in process/image_process.py; infer in
 modeling_deepseekocr.py for the valid tokens. Paper: arXiv 2510.18234, section 3.2.
@@ -36,7 +36,8 @@ class CropRule:
     """The vendor's preprocessor: `patch` pixels a patch side, `downsample` patches a token side.
 
     Crops are from `min_crops` to `max_crops`; images within `uncropped` pixels each way are not cropped; `fill` is the
-    share of the tiles' area that an image must exceed for a larger grid of the same aspect to win.
+    share of the tiles' area that an image must exceed for a larger grid of the same aspect to win. Where tokens are
+    learnt `queries`, no newline ends their rows, and none of them is padding.
     """
 
     modes: Mapping[str, Any]
@@ -47,6 +48,7 @@ class CropRule:
     max_crops: int
     uncropped: int
     fill: float
+    queries: bool = False
     varies: ClassVar[bool] = False
     batched: ClassVar[bool] = False
 
@@ -76,9 +78,9 @@ class CropRule:
         return int(ceil_div(pixels // self.patch, self.downsample))
 
     def view(self, name: str, side: int, rows: Size = 1, columns: Size = 1) -> View:
-        """Images of `side` pixels beside each other: q * rows rows of q * columns tokens and a newline each."""
+        """Images of `side` pixels beside each other: q * rows rows of q * columns tokens and a newline each, if any."""
         q = self.side(side)
-        return View(name, rows * columns, side, side, q * rows * (q * columns + 1))
+        return View(name, rows * columns, side, side, q * rows * (q * columns + (not self.queries)))
 
     def choose_grid(self, width: int, height: int, tile: int) -> tuple[int, int] | None:
         """The vendor's grid (rows, columns) for an image, None if it is not cropped."""
@@ -99,7 +101,7 @@ class CropRule:
         elif kind.tile is not None:
             raise InputError(f"mode {name!r} needs image=FILE, image_size=WIDTHxHEIGHT or grid=ROWSxCOLUMNS")
         views, valid, produced = [self.view("global", kind.base)], self.side(kind.base) ** 2, True
-        if kind.padded and image_size is not None:
+        if kind.padded and image_size is not None and not self.queries:
             short, long = sorted(image_size)
             valid = int(valid * (1 - (long - short) / long))  # as the vendor's code rounds: int, not ceil
         if grid is not None and kind.tile is not None:
