@@ -70,6 +70,8 @@ class BaseModel:
     """How an image becomes views; None: the model takes none."""
     positions: Size | None
     """Positions that the decoder was made for; None: it has no limit."""
+    beside: bool = False
+    """Whether image tokens stand beside the decoder's sequence, where cross attention reads them."""
     notes: tuple[str, ...] = ()
     """What a reader of its results should know of where its numbers come from."""
 
@@ -121,7 +123,7 @@ class BaseModel:
         pair = grid if isinstance(grid, (tuple, list)) and len(grid) == 2 else ()
         if grid is not None and not any(isinstance(side, Expr) or getattr(side, "ndim", 0) for side in pair):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
-        return Workload(self.planner.plan(mode, size, grid), **options)
+        return Workload(replace(self.planner.plan(mode, size, grid), beside=self.beside), **options)
 
     @cached_property
     def _made(self) -> dict[Any, Any]:
