@@ -12,8 +12,6 @@ from modelmeter import layers as mm
 from modelmeter.layers.merge import ConvProjector, MergeProjector
 from modelmeter.layers.mlp import _Activated
 from modelmeter.layers.navit import (
-    AxialRotary,
-    AxialRotation,
     ImageAttention,
     NavitBlock,
     NavitTower,
@@ -21,6 +19,7 @@ from modelmeter.layers.navit import (
     VisionAttention,
 )
 from modelmeter.layers.queries import PrefixAttention, QueryTower
+from modelmeter.layers.rotary import AxialRotary, AxialRotation
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
@@ -133,6 +132,7 @@ def _vision(v):
             (VisionStage(deep, projector, join, views), seen | crops),
             (VisionStage(tower, mm.MlpProjector("linear", d, d), Join(d), views[1:]),
              {"b": 2, "image": 24, "tokens_global": 24}),
+            (VisionStage(tower, None, None, views[1:]), {"b": 2, "image": 24, "tokens_global": 24}),
         ],
     }  # fmt: skip
 
@@ -212,6 +212,16 @@ def _text(v):
     beside = [mm.ResidualBlock(given, mm.MLP(d, f), rms, parallel=norms) for norms in ("one", "two")]
     scaled = mm.TokenEmbedding(v("V", 11), d, scaled=True), mm.LMHead(v("V", 11), d, True, True, True)
     near = mm.ResidualBlock(mm.CausalAttention(*heads, window=v("window", 4)), mm.GatedMLP(d, f), rms)
+    read = v("h", 2), v("e", 3)
+    alone = mm.CausalAttention(read[0] * read[1], read[0], 1, read[1], rotation="none", bias="qkvo", wide=False)
+    crosses = [mm.CrossAttention(alone.d, *read, filled) for filled in (False, True)]
+    decoders = [mm.CrossBlock(alone, part, mm.MLP(alone.d, f), mm.LayerNorm(alone.d)) for part in crosses]
+    learned = mm.LearnedPositions(v("n", 30), mm.LayerNorm(alone.d))
+    words = mm.TokenEmbedding(v("V", 11), alone.d, scaled=True), mm.LMHead(v("V", 11), alone.d)
+    mbarts = [
+        mm.CausalLM(words[0], (mm.Repeat(part, v("l", 2)),), learned.norm, words[1], learned=learned)
+        for part in decoders
+    ]
     two = mm.CausalLM(scaled[0], (near, after), rms, scaled[1], made, local_rotary=made)
     scans = [mm.GatedDeltaNet(d, *heads[1:], v("o", 5), v("p", 2), v("C", 3), form) for form in ("chunked", "step")]
     return {
@@ -222,6 +232,9 @@ def _text(v):
             *((mm.RotaryEmbedding(v("e2", 4), k), LINE) for k in ("narrow", "polar", "sections")),
         ],
         mm.CausalAttention: [(sliding, TEXT), (sliding, TEXT | {"t": 9}), (other, TEXT), (sinks, TEXT)],
+        mm.CrossAttention: [(part, LINE | {"source": 4}) for part in crosses],
+        mm.CrossBlock: [(part, TEXT | {"source": 4}) for part in decoders],
+        mm.LearnedPositions: [(learned, LINE)],
         mm.LatentAttention: [(mm.LatentAttention(d, *latents), TEXT), (low, TEXT)],
         mm.LlamaAttention: [(own, TEXT), (own, TEXT | {"s": 1}), (given, TEXT)],
         mm.LlamaFlashAttention2: [(mm.LlamaFlashAttention2(*heads, table), TEXT)],
@@ -236,7 +249,7 @@ def _text(v):
         mm.DeepseekV2DecoderLayer: [(layer, TEXT) for layer in (dense, mixed)],
         mm.TokenEmbedding: [(embedding, LINE), (scaled[0], LINE)],
         mm.LMHead: [(head, LINE), (scaled[1], LINE)],
-        mm.CausalLM: [(lm, TEXT), (tied, TEXT), (two, TEXT)],
+        mm.CausalLM: [(lm, TEXT), (tied, TEXT), (two, TEXT), *((part, TEXT | {"source": 4}) for part in mbarts)],
     }
 
 

@@ -15,7 +15,8 @@ import modelmeter
 from modelmeter import config
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
-from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.navit import NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.rotary import AxialRotary
 from modelmeter.models.config_json import model_of
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.resize import SmartResize
@@ -45,6 +46,7 @@ PARAMETERS = {
 """The parameters that the models' public pages tell."""
 SIZES = ("640x640", "1024x1024", "1280x1280", "1792x2560")
 TABLE = {  # tokens, TFLOP, peak MiB with attention as one kernel and eager; a fixed view is the same at every size
+    "nougat_base": [(588, 0.310, 164, 164)] * 4,
     "vary_7b": [(256, 1.141, 444, 2340)] * 4,
     "got_ocr2": [(256, 0.977, 444, 2340)] * 4,
     "internvl2_8b": [(1280, 3.704, 136, None), (2560, 7.408, 272, None), (2560, 7.408, 272, None), (1792, 5.185, 190, None)],

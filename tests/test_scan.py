@@ -7,7 +7,7 @@ import pytest
 
 from modelmeter import InputError, Repeat
 from modelmeter import layers as mm
-from modelmeter.layers.scan import in_steps
+from modelmeter.layers.decoder import in_steps
 from modelmeter.models.vlm import text_model
 
 torch = pytest.importorskip("torch")

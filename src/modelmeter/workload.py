@@ -28,8 +28,9 @@ class View:
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """What the preprocessor makes of one image: `tokens` enter the decoder, `valid_tokens` of them carry no padding.
+    """What the preprocessor makes of one image: `tokens` for the decoder, `valid_tokens` of them carry no padding.
 
+    They enter its sequence, or stand `beside` it, where cross attention reads them.
     `grid` is rows x columns of crops, if there are any; `produced` says whether the preprocessor could make it.
     """
 
@@ -39,6 +40,7 @@ class ImagePlan:
     valid_tokens: Size
     grid: tuple[Size, Size] | None
     produced: bool
+    beside: bool = False
 
     @property
     def crops(self) -> Size:
@@ -52,7 +54,8 @@ class ImagePlan:
         views = " + ".join(f"{v.count} x {v.width}x{v.height} {v.name}" for v in self.views)
         grid = f", grid {self.grid[0]}x{self.grid[1]}" if self.grid else ""
         made = "" if self.produced else ", which the preprocessor never produces"
-        return f"{self.mode}: {views}{grid}, {self.tokens} tokens ({self.valid_tokens} valid){made}"
+        read = " for cross attention" if self.beside else ""
+        return f"{self.mode}: {views}{grid}, {self.tokens} tokens{read} ({self.valid_tokens} valid){made}"
 
 
 NO_IMAGE = ImagePlan("text", (), 0, 0, None, True)
@@ -95,7 +98,12 @@ class Workload(Counting):
 
     @property
     def context_tokens(self) -> Size:
-        """Tokens of the prefill: image and prompt."""
+        """Tokens of the prefill: those of the image that enter the decoder's sequence, and the prompt."""
+        return self.prompt_tokens if self.image.beside else self.kept_tokens
+
+    @property
+    def kept_tokens(self) -> Size:
+        """Tokens whose keys and values the decoder has kept after the prefill: image and prompt."""
         return self.image.tokens + self.prompt_tokens
 
 

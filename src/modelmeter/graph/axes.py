@@ -55,4 +55,5 @@ AXES: dict[str, str] = {
     "K": "additions that combine k experts, k - 1",
     "W": "windows of one image, those at a padded edge included",
     "n": "positions of a stored table",
+    "source": "features of an encoder that cross attention reads",
 }

@@ -63,6 +63,7 @@ LOG_DECAY = Form(
 
 SOFTMAX = Form(5, -2)  # a row of n: max n-1, sub n, exp n, sum n-1, div n = 5n - 2
 SOFTMAX_IN_FP32 = Form(5, -2, "_wide:32 = x; 5 _soft:32 = _wide:32; y = _soft:32 as x")
+NARROW_SOFTMAX = Form(5, -2, "5 y = x as x")  # in the format of the scores, whose name then holds the weights
 SINK_SOFTMAX = Form(7, 4)
 """A row of n and a score beside it: max n, sub n + 1, then a softmax of n + 1, 5n + 3; nothing is read of that one."""
 LAYER_NORM = Form(7, 2, "7 y _mean:32[rest] _rstd:32[rest] = x * w + v")

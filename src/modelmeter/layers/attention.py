@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from modelmeter.errors import InputError, choose
-from modelmeter.graph.forms import ADD, CAP, MUL, SINK_SOFTMAX, SOFTMAX_IN_FP32
-from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
+from modelmeter.graph.forms import ADD, CAP, MUL, NARROW_SOFTMAX, SINK_SOFTMAX, SOFTMAX_IN_FP32, Form
+from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax, unused
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, rebuild, require_divisible, walk
 from modelmeter.layers.latent import LatentAttention
@@ -31,7 +31,7 @@ class CausalAttention(BaseLayer):
     `turned` elements of a head are rotated (None: all), by the `rotation` (ROTATIONS; none: no rotary positions).
     `bias` are the projections (of q, k, v, o) that have one; `one_matrix` says that q, k and v are one of the
     checkpoint; `q_norm` and `k_norm` normalise heads, or all heads as one, before they are rotated; `capped` scores are
-    c tanh(x / c); `sinks` are one more learnt score a head that no value belongs to.
+    c tanh(x / c); `sinks` are one more learnt score a head that no value belongs to; `wide`: the softmax runs in fp32.
     Vendor: LlamaAttention in transformers 5. Paper: arXiv 2302.13971, GQA 2305.13245.
     Axes: b sequences, s tokens, t context, d hidden width, g KV heads, r queries per KV head, e head width.
 
@@ -54,6 +54,7 @@ class CausalAttention(BaseLayer):
     k_norm: Norm | None = None
     capped: bool = False
     sinks: bool = False
+    wide: bool = True
     sizes = "b s t"
     one_kernel: ClassVar[bool] = False
     """Whether the scores never leave the chip, whatever the runtime."""
@@ -101,7 +102,8 @@ class CausalAttention(BaseLayer):
         ]
         if self.capped:
             parts.append(pointwise("a[b g r s t] = a[b g r s t]", CAP, n, over="b g r P"))
-        sinks, form = (" * W_sinks[g r]", SINK_SOFTMAX) if self.sinks else ("", SOFTMAX_IN_FP32)
+        plain = SOFTMAX_IN_FP32 if self.wide else NARROW_SOFTMAX
+        sinks, form = (" * W_sinks[g r]", SINK_SOFTMAX) if self.sinks else ("", plain)
         parts.append(softmax(shares + sinks, n, row="t", over="b g r P", form=form))
         parts.append(matmul("o[b s g r e] = p[b g r s t] * C_v[b m:t g e]", n, over="b g r P e"))
         return composite("attention", *parts, always=self.one_kernel, mask="mask[b s t]")
@@ -127,12 +129,14 @@ class _MultiHead(BaseLayer):
         ops = [matmul(f"{to}[{axes} h e] = x[{axes} d] * W_{to}[d h e] + W_b{to}[h e]", n) for to in "qkv"]
         return composite("projections", *ops, always=True) if self.one_matrix else iter(ops)
 
-    def attended(self, n: Sizes, at: str, to: str, *bias: Op, merged: str = "") -> Iterator[Op]:
-        """What the queries over the axes `at` see of the keys and values over `to`."""
+    def attended(
+        self, n: Sizes, at: str, to: str, *bias: Op, merged: str = "", kept: str = "", form: Form = SOFTMAX_IN_FP32
+    ) -> Iterator[Op]:
+        """What the queries over the axes `at` see of the keys and values over `to`, `kept` in a cache (C_) or not."""
         a, p = f"a[b h {at} {to}]", f"p[b h {at} {to}]"
-        scores = matmul(f"{a} = q[b {at} h e] * k[b {to} h e]", n)
-        shares = softmax(f"{p} = {a}", n, row=to, form=SOFTMAX_IN_FP32)
-        seen = matmul(f"o[b {at} h e] = {p} * v[b {to} h e]", n)
+        scores = matmul(f"{a} = q[b {at} h e] * {kept}k[b {to} h e]", n)
+        shares = softmax(f"{p} = {a}", n, row=to, form=form)
+        seen = matmul(f"o[b {at} h e] = {p} * {kept}v[b {to} h e]", n)
         return composite("attention", scores, pointwise(f"{a} = {a}", MUL, n), *bias, shares, seen, merged=merged)
 
 
@@ -153,6 +157,38 @@ class SelfAttention(_MultiHead):
         n = n.bind(t=n.s)
         yield from self.projected(n, "b s")
         yield from self.attended(n, "s", "t")
+        yield matmul("y[b s d] = o[b s h e] * W_out[h e d] + W_bout[d]", n)
+
+
+@final
+@dataclass(frozen=True)
+class CrossAttention(_MultiHead):
+    """Attention of a decoder's tokens to the features of an encoder, with biases and a cache that does not grow.
+
+    y = W_out softmax(scale q k) v; k and v are made of `features`, once, and kept. Where the cache is `filled`, it is
+    read alone: what makes keys and values is stored and unused. No mask: every token sees every feature.
+    Vendor: MBartAttention with key_value_states and an EncoderDecoderCache in transformers. Paper: arXiv 1706.03762.
+    Axes: b sequences, s tokens, source features, h heads, e head width.
+
+    >>> first, later = (CrossAttention(d=4, h=2, e=2, filled=filled) for filled in (False, True))
+    >>> [layer.forward_tensor_core_flops(b=1, s=1, source=5) for layer in (first, later)]
+    [464, 144]
+    >>> {layer.forward_memory_kvcache_bytes(b=1, s=1, source=5) for layer in (first, later)} == {2 * 5 * 4 * 2}
+    True
+    """
+
+    filled: bool = False
+    sizes = "b s source"
+    inputs = property(lambda self: "x" if self.filled else "x features")
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        yield matmul("q[b s h e] = x[b s d] * W_q[d h e] + W_bq[h e]", n)
+        keys = "[b source h e]"
+        made = [matmul(f"{to}{keys} = features[b source d] * W_{to}[d h e] + W_b{to}[h e]", n) for to in "kv"]
+        yield from unused(made) if self.filled else made
+        if not self.filled:
+            yield from (copy(f"C_{to}{keys} = {to}{keys}", n) for to in "kv")
+        yield from self.attended(n, "s", "source", kept="C_", form=NARROW_SOFTMAX)
         yield matmul("y[b s d] = o[b s h e] * W_out[h e d] + W_bout[d]", n)
 
 
@@ -225,6 +261,8 @@ def with_heads(node: Any, heads: Size, kv_heads: Size) -> Any:
             if layer.turned is not None or layer.q_norm or layer.k_norm:
                 raise InputError("attention: heads that are normalised or rotated in part cannot be given other widths")
             return replace(layer, g=kv_heads, r=r, e=e, rotary=layer.rotary and change(layer.rotary))
+        if isinstance(layer, CrossAttention):
+            raise InputError("attention: a decoder with cross attention cannot be given other heads")
         return replace(layer, e=e) if isinstance(layer, RotaryTable) else layer
 
     return rebuild(node, change)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import final
 
 from modelmeter.errors import InputError, choose
 from modelmeter.graph.forms import ADD, MERGE, MUL, PARTITION
 from modelmeter.graph.ops import Op, copy, pointwise
 from modelmeter.graph.place import Sizes
-from modelmeter.layers.attention import GridAttention
+from modelmeter.layers.attention import CrossAttention, GridAttention
 from modelmeter.layers.base import BaseLayer, Repeat, union, width_of
 from modelmeter.layers.norm import Norm
 from modelmeter.sizes import Size, ceil_div, maximum, minimum
@@ -94,6 +95,47 @@ class ResidualBlock(BaseLayer):
         """Attention from x to h."""
         others = {name: name for name in self.inputs.split() if name != "x"}
         return self.attention.at(n, "attn", x=x, y="h", **others)
+
+
+@final
+@dataclass(frozen=True)
+class CrossBlock(BaseLayer):
+    """A pre-norm block of a decoder that attends to itself, then to the features of an encoder.
+
+    h = x + attention(norm1(x)); h = h + cross(norm2(h), features); y = h + mlp(norm3(h)).
+    Vendor: MBartDecoderLayer in transformers. Paper: arXiv 1706.03762, 2001.08210 (mBART).
+    Omits: that eager code gives up the scores of its own attention for those of cross attention.
+    Axes: those of its parts.
+
+    >>> from modelmeter.layers import MLP, CausalAttention, CrossAttention, LayerNorm
+    >>> CrossBlock(CausalAttention(4, 2, 1, 2), CrossAttention(4, 2, 2), MLP(4, 5), LayerNorm(4)).sizes
+    'b s t source'
+    """
+
+    attention: BaseLayer
+    cross: CrossAttention
+    mlp: BaseLayer
+    norm: Norm
+    d = property(attrgetter("norm.d"))
+    inputs = property(lambda self: union((self.attention.inputs, self.cross.inputs)))
+    sizes = property(lambda self: union((self.attention.sizes, self.cross.sizes, self.mlp.sizes)))
+
+    def check(self) -> None:
+        widths = {name: width_of(getattr(self, name)) for name in ("attention", "cross", "mlp", "norm")}
+        self.require_equal(**widths)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(d=self.norm.axes["d"])
+        own, read = ({x: x for x in part.inputs.split() if x != "x"} for part in (self.attention, self.cross))
+        yield from self.norm.at(n, "norm1", x="x", y="h")
+        yield from self.attention.at(n, "attn", x="h", y="h", **own)
+        yield pointwise("h[b s d] = x[b s d] + h[b s d]", ADD, n)
+        yield from self.norm.at(n, "norm2", x="h", y="m")
+        yield from self.cross.at(n, "cross", x="m", y="m", **read)
+        yield pointwise("h[b s d] = h[b s d] + m[b s d]", ADD, n)
+        yield from self.norm.at(n, "norm3", x="h", y="m")
+        yield from self.mlp.at(n, "mlp", x="m", y="m")
+        yield pointwise("y[b s d] = h[b s d] + m[b s d]", ADD, n)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import final
 
 from modelmeter.errors import choose
 from modelmeter.graph.forms import (
+    ADD,
     ALL_ANGLES,
     ANGLES,
+    MUL,
     POLAR_TABLE,
     ROTARY_TABLE,
     ROTATE,
@@ -18,12 +20,13 @@ from modelmeter.graph.forms import (
     ROTATE_PART,
     SECTIONED_TABLE,
 )
-from modelmeter.graph.ops import Op, matmul, pointwise
+from modelmeter.graph.ops import Op, copy, matmul, pointwise
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
 from modelmeter.sizes import Size, ratio
 
 COORDINATES = 3  # time, row and column of a token
+SIDES = 2  # row and column of a patch
 
 
 @dataclass(frozen=True)
@@ -130,3 +133,71 @@ def rotation(n: Sizes, kind: str = "half", turned: Size | None = None, tables: s
             at = n.bind(H=ratio(turned, 2), w=n.e, e=turned, passed=n.e - turned)
             head, kind = f"{x}[b s {heads} w]", "part" if kind == "half" else kind
         yield rotated(head, head, f"b s {heads} H", at, kind, tables)
+
+
+@final
+@dataclass(frozen=True)
+class AxialRotary(BaseLayer):
+    """The cos (y) and sin tables of rotary positions in two dimensions, in fp32.
+
+    Half of the pairs of a head turn by the row, half by the column: f = position * inv_freq, cos(f), sin(f), both
+    scaled, each written twice. Vendor: PaddleOCRVisionRotaryEmbedding, Qwen2VLVisionRotaryEmbedding in transformers.
+    Paper: arXiv 2409.12191 (Qwen2-VL). Axes: b images, s patches, e head width, coordinates of a patch (2), quarter of
+    a head width.
+
+    >>> AxialRotary(e=4).forward_cuda_core_flops(b=1, s=3) == 3 * 2 * (1 + 4)
+    True
+    """
+
+    e: Size
+    sizes = "b s"
+    inputs = "pos"
+    buffers = "freq"
+    outputs = "y sin"
+
+    def check(self) -> None:
+        require_divisible("AxialRotary", "head width", self.e, "pairs by rows and by columns,", 4)
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n = n.bind(e=n.e, H=ratio(n.e, 2), coordinates=SIDES, quarter=ratio(n.e, 4))
+        yield copy("_pos:32[b s coordinates] = pos:64[b s coordinates]", n)
+        angles = "f:32[b s coordinates quarter] = freq:32[quarter] * _pos:32[b s coordinates]"
+        yield pointwise(angles, MUL, n, grad=False)
+        for to in ("narrow_cos", "narrow_sin"):
+            yield pointwise(f"_{to}:32[b s H] = f:32[b s coordinates quarter]", 1, n, over="b s H", grad=False)
+            yield pointwise(f"{to}:32[b s H] = _{to}:32[b s H]", MUL, n, grad=False)
+        for to in ("cos", "sin"):
+            yield copy(f"_both_{to}:32[b s H] = narrow_{to}:32[b s H]", n)
+            yield copy(f"{'y' if to == 'cos' else to}:32[b s e] = _both_{to}:32[b s H]", n)
+
+
+@final
+@dataclass(frozen=True)
+class AxialRotation(BaseLayer):
+    """Queries (y) and keys (z) turned by the tables, in fp32. y = x cos + half(x) sin, as vision towers write it out.
+
+    Seven FLOPs a pair: 4 mul, 2 add, 1 neg. Vendor: apply_rotary_pos_emb_vision in transformers.
+    Paper: arXiv 2104.09864 (RoFormer). Axes: b images, s patches, h heads, e head width.
+
+    >>> AxialRotation(h=1, e=4).forward_cuda_core_flops(b=1, s=3) == 2 * 3 * 2 * 7
+    True
+    """
+
+    h: Size
+    e: Size
+    sizes = "b s"
+    inputs = "x keys cos sin"
+    outputs = "y z"
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n, given = n.bind(H=ratio(n.e, 2)), (("q", "x", "y"), ("k", "keys", "z"))
+        for x, source, _ in given:
+            yield copy(f"{x}:32[b s h e] = {source}[b s h e]", n)
+        for x, _, _ in given:
+            yield pointwise(f"_{x}_cos:32[b s h e] = {x}:32[b s h e] * cos:32[b s e]", MUL, n)
+            yield pointwise(f"_{x}_neg:32[b s h H] = {x}:32[b s h e:H]", 1, n)
+            yield copy(f"_{x}_half:32[b s h e] = {x}:32[b s h e:H] * _{x}_neg:32[b s h H]", n)
+            yield pointwise(f"_{x}_sin:32[b s h e] = _{x}_half:32[b s h e] * sin:32[b s e]", MUL, n)
+            yield pointwise(f"_{x}_turned:32[b s h e] = _{x}_cos:32[b s h e] + _{x}_sin:32[b s h e]", ADD, n)
+        for x, _, to in given:
+            yield copy(f"{to}[b s h e] = _{x}_turned:32[b s h e]", n)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 from modelmeter.errors import choose
 from modelmeter.graph.forms import ADD, EXP, L2_NORM, LOG_DECAY, MASKED_SUB_EXP, MUL, RMS_NORM, SIGMOID, SILU, SUB_EXP
 from modelmeter.graph.ops import Op, composite, conv2d, copy, matmul, norm, pointwise
 from modelmeter.graph.place import Sizes
-from modelmeter.layers.base import BaseLayer, rebuild
+from modelmeter.layers.base import BaseLayer
 from modelmeter.sizes import Size, ceil_div, maximum, minimum
 
 FORMS = ("chunked", "step")
@@ -152,8 +152,3 @@ class GatedDeltaNet(BaseLayer):
             copy(f"C_state{S} = S{S}", n),
         )
         yield copy("_o[b s h o] = o:32[b h s o]", n)
-
-
-def in_steps(node: Any) -> Any:
-    """A model or layer whose scans go step by step: what a decode stage runs; itself if there is none."""
-    return rebuild(node, lambda layer: replace(layer, form="step") if isinstance(layer, GatedDeltaNet) else layer)

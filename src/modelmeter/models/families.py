@@ -14,6 +14,7 @@ from typing import Any
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import PARTS
+from modelmeter.layers.decoder import crosses
 from modelmeter.layers.queries import PrefixAttention, QueryTower
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.models.config_json import decoder_of, model_of, read_config
@@ -26,6 +27,8 @@ from modelmeter.models.towers import COLOURS, conv_merge, internvit, merge, navi
 from modelmeter.models.vlm import VLM, Join, RowsJoin, SeparatedJoin, text_model
 
 JOINS = {"rows": RowsJoin, "separated": SeparatedJoin, "plain": Join}
+OFFSET = 2
+"""Rows of mBART's table of positions in front of the first: MBartLearnedPositionalEmbedding in transformers."""
 
 
 def _sam(
@@ -103,6 +106,18 @@ def llama(
     return nn.CausalLM(embedding, (block,), norm, head, rotary, tied, positions)
 
 
+def mbart(
+    *, hidden: int, heads: int, mlp: int, activation: str, layers: int, vocabulary: int, positions: int, tied: bool
+) -> nn.CausalLM:
+    """mBART's decoder: learnt positions, cross attention to the features of an encoder in each layer."""
+    e, norm = share("decoder hidden size", hidden, "heads", heads), nn.LayerNorm(hidden)
+    attention = nn.CausalAttention(hidden, heads, 1, e, rotation="none", bias="qkvo", wide=False)
+    block = nn.CrossBlock(attention, nn.CrossAttention(hidden, heads, e), nn.MLP(hidden, mlp, activation), norm)
+    embedding, head = nn.TokenEmbedding(vocabulary, hidden, scaled=True), nn.LMHead(vocabulary, hidden)
+    learned = nn.LearnedPositions(positions + OFFSET, norm)
+    return nn.CausalLM(embedding, (nn.Repeat(block, layers),), norm, head, None, tied, positions, learned=learned)
+
+
 def config_json(*, config: Any) -> nn.CausalLM:
     """The decoder of a config.json: its fields or where they are."""
     fields = config if isinstance(config, Mapping) else read_config(str(config))
@@ -153,7 +168,7 @@ FAMILIES: dict[str, dict[str, Callable[..., Any]]] = {
         "twin": twin_tower, "swin": swin, "queries": query_tower,
     },
     "projector": {"merge": merge, "conv_merge": conv_merge},
-    "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures},
+    "decoder": {"deepseek": deepseek, "llama": llama, "config_json": config_json, "mixtures": mixtures, "mbart": mbart},
     "planner": {"crops": CropRule, "fixed": FixedSize, "smart_resize": SmartResize, "tiles": Tiles},
 }  # fmt: skip
 """The families by the group of configs/ that names them; what each takes are the keys of its YAML."""
@@ -197,17 +212,35 @@ def assembled(model: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) 
         has = " and ".join(group for group in PARTS if group != "decoder" and parts[group])
         if has:
             raise InputError(f"{name}: what reads images has tower, projector and planner, not {has} alone")
+        if crosses(decoder):
+            raise InputError(f"{name}: a decoder with cross attention reads images, so it needs a tower before it")
         return text_model(name, decoder)
-    values = dict(parts["projector"])
-    inputs, family = values.pop("inputs", None), values.pop("family", None)
-    width = tower.d if inputs is None else inputs
-    makes = choose("family of projector:", str(family), FAMILIES["projector"]) if family is not None else ""
-    kind: Any = FAMILIES["projector"][makes] if makes else nn.MlpProjector
-    projector = _made("projector", kind, {"c": width, "d": decoder.d} | values)
-    join = JOINS[choose("model.join", str(model.get("join")), JOINS)]
-    real = VLM(name, planner, tower, projector, join(projector.leaving), decoder)
+    projector = _projector(parts["projector"], tower, decoder)
+    join = _join(model.get("join"), decoder)
+    real = VLM(name, planner, tower, projector, join(projector.leaving) if join else None, decoder)
     if "departures" not in model:
         return real
     from modelmeter.models.deepseek_ocr.published import PublishedDeepSeekOCR
 
     return PublishedDeepSeekOCR(real, model["departures"])
+
+
+def _projector(numbers: Mapping[str, Any], tower: Any, decoder: nn.CausalLM) -> Any:
+    """The projector from its YAML; None where cross attention reads the tower's features as they are."""
+    values = dict(numbers)
+    inputs, family = values.pop("inputs", None), values.pop("family", None)
+    width = tower.d if inputs is None else inputs
+    makes = choose("family of projector:", str(family), FAMILIES["projector"]) if family is not None else ""
+    kind: Any = FAMILIES["projector"][makes] if makes else nn.MlpProjector
+    made = _made("projector", kind, {"c": width, "d": decoder.d} | values)
+    return None if crosses(decoder) and values.get("kind") == "identity" else made
+
+
+def _join(name: str | None, decoder: nn.CausalLM) -> type[Join] | None:
+    """How image tokens enter the decoder's sequence; None where they do not."""
+    if crosses(decoder) and name is None:
+        return None
+    kind = JOINS[choose("model.join", str(name), JOINS)]
+    if crosses(decoder) and kind is not Join:
+        raise InputError(f"model.join {name} adds tokens to a sequence, and cross attention reads the image beside it")
+    return None if crosses(decoder) else kind

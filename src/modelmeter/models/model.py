@@ -70,6 +70,8 @@ class BaseModel:
     """How an image becomes views; None: the model takes none."""
     positions: Size | None
     """Positions that the decoder was made for; None: it has no limit."""
+    beside: bool = False
+    """Whether image tokens stand beside the decoder's sequence, where cross attention reads them."""
     notes: tuple[str, ...] = ()
     """What a reader of its results should know of where its numbers come from."""
 
@@ -123,7 +125,9 @@ class BaseModel:
         if grid is not None and not any(isinstance(side, Expr) or getattr(side, "ndim", 0) for side in pair):
             grid = parse_pair("grid", grid, "ROWSxCOLUMNS")
         plans = [self.planner.plan(mode, size, grid) for size in sizes]
-        return Workload(together(plans, self.planner.batched), **options)
+        if self.beside and len(plans) > 1:
+            raise InputError(f"{self.name} reads one image, not {len(plans)}")
+        return Workload(replace(together(plans, self.planner.batched), beside=self.beside), **options)
 
     @cached_property
     def _made(self) -> dict[Any, Any]:

@@ -9,8 +9,9 @@ from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
 from modelmeter.layers.base import require_divisible
 from modelmeter.layers.merge import ConvProjector, MergeProjector
-from modelmeter.layers.navit import AxialRotary, NavitBlock, NavitTower, VisionAttention
+from modelmeter.layers.navit import NavitBlock, NavitTower, VisionAttention
 from modelmeter.layers.norm import Norm
+from modelmeter.layers.rotary import AxialRotary
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
 

@@ -16,15 +16,14 @@ from modelmeter.errors import InputError
 from modelmeter.graph.ops import Op, copy
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer
-from modelmeter.layers.decoder import CausalLM
+from modelmeter.layers.decoder import CausalLM, crosses, in_steps
 from modelmeter.layers.merge import Merger, tokens_of
 from modelmeter.layers.mlp import MlpProjector
 from modelmeter.layers.navit import NavitTower, kind_names
-from modelmeter.layers.scan import in_steps
 from modelmeter.models.model import BaseModel, Model, Stage
 from modelmeter.models.planner import Planner
-from modelmeter.sizes import Size, below, ratio
-from modelmeter.workload import Workload
+from modelmeter.sizes import Size, below, differ, ratio
+from modelmeter.workload import View, Workload
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,9 @@ Place = tuple[str, Size | None, Size | None, bool]
 class VisionStage(BaseLayer):
     """Each view through tower and projector, then all of them joined; images of all pages share the batch axis.
 
-    A tower at native resolution takes the images of all sizes in one call. Omits: that PaddleOCR-VL's code projects
-    them one by one.
+    A tower at native resolution takes the images of all sizes in one call. Without a projector, or without a join (one
+    view, which cross attention reads), nothing is there, no copy either. Omits: that PaddleOCR-VL's code projects the
+    images of a call one by one.
     Axes: b pages; of each view its images a page (count), its patches (rows, columns) and its tokens; image tokens
     in all. Vendor: DeepseekOCRForCausalLM in deepseek_ocr.py.
 
@@ -105,13 +105,17 @@ class VisionStage(BaseLayer):
     """
 
     tower: BaseLayer
-    projector: MlpProjector | Merger
-    join: Join
+    projector: MlpProjector | Merger | None
+    join: Join | None
     views: tuple[Place, ...]
 
     @property
     def inputs(self) -> str:  # type: ignore[override]
         return "pixels" if isinstance(self.tower, NavitTower) else " ".join(f"pixels_{view}" for view, *_ in self.views)
+
+    def check(self) -> None:
+        if self.join is None and len(self.views) != 1:
+            raise InputError(f"VisionStage: without a join there is one view, not {len(self.views)}")
 
     @property
     def sizes(self) -> str:  # type: ignore[override]
@@ -137,9 +141,14 @@ class VisionStage(BaseLayer):
         for view, b, u, v in self._images(n):
             s = tokens_of(self.projector, tower.features(u, v))
             held = {name: f"{name}_{view}" for name in f"{tower.keeps} {tower.buffers}".split()}
-            yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=f"features_{view}", **held)
-            yield from self.projector.at(n, "projector", b=b, s=s, x=f"features_{view}", y=f"projected_{view}")
+            made = "y" if self.join is None else f"projected_{view}"
+            seen = made if self.projector is None else f"features_{view}"
+            yield from tower.at(n, "", b=b, u=u, v=v, x=f"pixels_{view}", y=seen, **held)
+            if self.projector is not None:
+                yield from self.projector.at(n, "projector", b=b, s=s, x=seen, y=made)
             patches[f"patches_{view}"] = ratio(b, n.b) * s
+        if self.join is None:
+            return
         join = replace(self.join, views=tuple(view for view, *_ in self.views))
         projected = {f"of_{view}": f"projected_{view}" for view in join.views}
         yield from join.at(n, "join", y="y", **projected, **patches)
@@ -149,33 +158,42 @@ class VisionStage(BaseLayer):
         for (_, *found), of_kind in zip(self._images(n), names, strict=True):
             sizes |= dict(zip(of_kind, found, strict=True))
             patches.append(prod(found))
-        yield from tower.of_kinds(len(names)).at(n, "", x="pixels", y="features", **sizes)
-        s = tokens_of(self.projector, sum(patches))
-        yield from self.projector.at(n, "projector", b=1, s=s, x="features", y="projected")
-        page = {"tokens_global": n.image, "patches_global": ratio(s, n.b)}
-        yield from replace(self.join, views=("global",)).at(n, "join", y="y", of_global="projected", **page)
+        made = "y" if self.join is None else "projected"
+        seen, s = made if self.projector is None else "features", tokens_of(self.projector, sum(patches))
+        yield from tower.of_kinds(len(names)).at(n, "", x="pixels", y=seen, **sizes)
+        if self.projector is not None:
+            yield from self.projector.at(n, "projector", b=1, s=s, x=seen, y=made)
+        if self.join is not None:
+            page = {"tokens_global": n.image, "patches_global": ratio(s, n.b)}
+            yield from replace(self.join, views=("global",)).at(n, "join", y="y", of_global=made, **page)
 
 
 @final
 @dataclass(frozen=True)
 class VLM(BaseModel):
-    """A vision-language model from its components. Raises InputError where their widths do not fit."""
+    """A vision-language model from its components; without a join the decoder reads features by cross attention.
+
+    Raises InputError where their widths do not fit.
+    """
 
     name: str
     planner: Planner
     tower: BaseLayer
-    projector: MlpProjector | Merger
-    join: Join
+    projector: MlpProjector | Merger | None
+    join: Join | None
     decoder: CausalLM
     positions = property(attrgetter("decoder.positions"))
+    beside = property(lambda self: self.join is None)
 
     def __post_init__(self) -> None:
         tower: Any = self.tower
-        leaving = self.projector.leaving
+        if self.beside != crosses(self.decoder):
+            raise InputError(f"{self.name}: a decoder with cross attention, and no other, goes without a join")
+        entering, leaving = (self.projector.c, self.projector.leaving) if self.projector else (tower.d, tower.d)
         for what, a, b in (
-            ("projector inputs and the tower's features", self.projector.c, tower.d),
+            ("projector inputs and the tower's features", entering, tower.d),
             ("projector outputs and decoder hidden size", leaving, self.decoder.d),
-            ("projector outputs and the width of image tokens", leaving, self.join.d),
+            ("projector outputs and the width of image tokens", leaving, self.join.d if self.join else leaving),
             ("the tower's patch and the planner's", tower.patch, self.planner.patch),
         ):
             if a != b:
@@ -196,10 +214,20 @@ class VLM(BaseModel):
                     f"{self.name}: a view of {v.width}x{v.height} pixels has no whole patches of {patch}; "
                     f"make the workload with this model"
                 )
+            if self.beside and known:
+                self._require_features(v)
             varies, one = self.planner.varies, type(v.count) is int and v.count == 1
             sides = (v.height // patch, v.width // patch) if known and not varies else (None, None)
             found.append((v.name, *sides, (known or varies) and one))
         return tuple(found)
+
+    def _require_features(self, v: View) -> None:
+        """Raise InputError unless the planner tells of as many tokens as there are features to be read."""
+        tower: Any = self.tower
+        made = tokens_of(self.projector, tower.features(v.height // self.planner.patch, v.width // self.planner.patch))
+        if differ(v.tokens, made * v.count):
+            told = f"the planner tells of {v.tokens} tokens"
+            raise InputError(f"{self.name}: cross attention reads {made * v.count} features of a view, and {told}")
 
     def _vision_sizes(self, work: Workload) -> dict[str, Size]:
         sizes: dict[str, Size] = {"b": work.batch, "image": work.image.tokens}
@@ -212,16 +240,25 @@ class VLM(BaseModel):
 
 def _context(work: Workload) -> Size:
     if below(work.context_tokens, 1):
-        raise InputError("prompt_tokens must be at least 1 where there is no image")
+        where = "no image token enters the decoder's sequence" if work.image.beside else "there is no image"
+        raise InputError(f"prompt_tokens must be at least 1 where {where}")
     return work.context_tokens
 
 
+def _read(decoder: BaseLayer, work: Workload) -> dict[str, Size]:
+    """The sequences, and how many features of each cross attention reads, if the decoder has it."""
+    if crosses(decoder) != work.image.beside:
+        lacks = "the workload has no image for its" if crosses(decoder) else "its decoder has no"
+        raise InputError(f"{lacks} cross attention; make the workload by this model's `workload`")
+    return {"b": work.batch} | ({"source": work.image.tokens} if crosses(decoder) else {})
+
+
 def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
-    """Prefill and decode of a decoder that has the sizes b, s and t."""
+    """Prefill and decode of a decoder that has the sizes b, s and t, and source if it has cross attention."""
     return (
-        Stage("prefill", decoder, lambda w: {"b": w.batch, "s": _context(w)}, same={"t": "s"}),
+        Stage("prefill", decoder, lambda w: _read(decoder, w) | {"s": _context(w)}, same={"t": "s"}),
         Stage(
-            "decode", in_steps(decoder), lambda w: {"b": w.batch, "s": 1, "t": w.context_tokens + 1},
+            "decode", in_steps(decoder), lambda w: _read(decoder, w) | {"s": 1, "t": w.context_tokens + 1},
             steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1},
         ),
     )  # fmt: skip

@@ -53,7 +53,7 @@ def _stages(figure: Figure, axes: Axes, model: BaseModel, work: Workload) -> Non
     figure.set_size_inches(WIDTH, 0.8 + 0.4 * tallest)
     for column, (stage, components) in enumerate(parts.items()):
         _column(axes, column * step, stage_title(model, stage, work), components, whole, COLOURS[column])
-    flows = [f"{work.image.tokens}\nimage\ntokens", f"{work.context_tokens}\ntokens of\nKV cache"][1 - len(parts) :]
+    flows = [f"{work.image.tokens}\nimage\ntokens", f"{work.kept_tokens}\ntokens of\nKV cache"][1 - len(parts) :]
     for column, text in enumerate(flows):
         x, arrow = column * step + _WIDTH, {"arrowstyle": "->", "linewidth": 1.2}
         axes.annotate("", (x + _APART - 0.05, -0.3), (x + 0.05, -0.3), arrowprops=arrow)
