@@ -64,7 +64,7 @@ def _plan(model: BaseModel, size: tuple[int, int]) -> ImagePlan:
     """An image as the model reads it: in the mode whose one view it is, if there is one, else in the default mode."""
     planner = require_images(model)
     mode = next((mode for mode in planner.modes if _is_view(planner, mode, size)), None)
-    return planner.plan(mode, size, None)
+    return model.workload(image_size=size, mode=mode).image
 
 
 def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
