@@ -213,11 +213,11 @@ def _text(v):
     scaled = mm.TokenEmbedding(v("V", 11), d, scaled=True), mm.LMHead(v("V", 11), d, True, True, True)
     near = mm.ResidualBlock(mm.CausalAttention(*heads, window=v("window", 4)), mm.GatedMLP(d, f), rms)
     read = v("h", 2), v("e", 3)
-    alone = mm.CausalAttention(read[0] * read[1], read[0], 1, read[1], rotation="none", bias="qkvo", wide=False)
-    crosses = [mm.CrossAttention(alone.d, *read, filled) for filled in (False, True)]
-    decoders = [mm.CrossBlock(alone, part, mm.MLP(alone.d, f), mm.LayerNorm(alone.d)) for part in crosses]
-    learned = mm.LearnedPositions(v("n", 30), mm.LayerNorm(alone.d))
-    words = mm.TokenEmbedding(v("V", 11), alone.d, scaled=True), mm.LMHead(v("V", 11), alone.d)
+    causal = mm.CausalAttention(read[0] * read[1], read[0], 1, read[1], rotation="none", bias="qkvo", wide=False)
+    crosses = [mm.CrossAttention(causal.d, *read, filled) for filled in (False, True)]
+    decoders = [mm.CrossBlock(causal, part, mm.MLP(causal.d, f), mm.LayerNorm(causal.d)) for part in crosses]
+    learned = mm.LearnedPositions(v("n", 30), mm.LayerNorm(causal.d))
+    words = mm.TokenEmbedding(v("V", 11), causal.d, scaled=True), mm.LMHead(v("V", 11), causal.d)
     mbarts = [
         mm.CausalLM(words[0], (mm.Repeat(part, v("l", 2)),), learned.norm, words[1], learned=learned)
         for part in decoders

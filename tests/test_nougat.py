@@ -12,6 +12,7 @@ from transformers.models.donut.configuration_donut_swin import DonutSwinConfig
 
 import modelmeter
 from examples import RUNTIMES
+from modelmeter import config
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
 from modelmeter.layers.attention import with_heads
@@ -19,6 +20,8 @@ from modelmeter.layers.decoder import in_steps
 from modelmeter.models.families import mbart
 from modelmeter.models.planner import FixedSize
 from modelmeter.models.vlm import VLM, Join
+from modelmeter.publish import sweep_tables
+from modelmeter.sweep.registry import findings
 from modelmeter.validate.case import compare
 from modelmeter.validate.counters import tensor_core_flops
 from modelmeter.validate.cross import call_case, called, config_of, empty_cache, mbart_cases, module_of, unmasked
@@ -166,6 +169,17 @@ def test_a_page_of_a_thousand_tokens(base, prompt):
     work = base.workload(image_size="1700x2200", **options)
     assert (work.image.tokens, work.context_tokens, work.kept_tokens) == (588, prompt, 588 + prompt)
     assert f"{base.request(work).tensor_core_flops / 1e12:.2f}" == "0.78" and "cross attention" in work.image.describe()
+
+
+def test_a_sweep_tells_of_the_cache_of_each_token_that_is_kept(base):
+    table, *_ = sweep_tables(
+        "e2e_vision_prefill", base, config.compose("run_sweep", ["sweep@_global_=e2e_vision_prefill"])
+    )
+    told = dict(findings(table))["kv"]
+    assert told["each"] == f"{2 * 10 * 1024 * 2:,}"
+    assert {row["context_tokens"] for row in table.rows} == {10} and {row["image_tokens"] for row in table.rows} == {
+        588
+    }
 
 
 def test_positions_are_those_of_the_decoders_sequence_alone(base):

@@ -35,7 +35,8 @@ def _findings(table: Table) -> Iterator[Finding]:
         yield from ranges("vision_share", [100 * flops_of(a) / flops_of(b) for a, b in zip(vision, rows, strict=True)])
     yield from execution(table, component=TOTAL)
     batch = table.settings.get("batch", 1)
-    kept = rows[0]["image_tokens"] + table.settings["prompt_tokens"]  # of which cross attention may read the image's
+    both = rows[0]["image_tokens"] + table.settings.get("prompt_tokens", 0)  # kept, where cross attention reads one
+    kept = max(rows[0]["context_tokens"], both)
     each = rows[0]["kv_cache_bytes"] / kept / batch
     yield from ranges("kv", [row["kv_cache_bytes"] for row in rows], 1e6, each=f"{each:,.0f}", batch=batch)
 
