@@ -357,7 +357,7 @@ def encoders(model):
 
 
 def test_a_row_of_the_sweep_is_what_the_model_says(encoders):
-    assert len(encoders.rows) == 9 * 4 * 4
+    assert len(encoders.rows) == 12 * 4 * 4
     model = modelmeter.load_model("qwen2_5_vl_7b")
     options = {"causal": "exact", "logits": "last", "prompt_tokens": 20, "decode_steps": 1000}
     for runtime in ("eager", "compulsory"):

@@ -130,20 +130,26 @@ class VisionAttention(BaseLayer):
         turning = {"x": names["q"], "keys": names["k"], "cos": "cos", "sin": "sin"}
         yield from AxialRotation(n.h, n.e).at(n, "turn", y="q", z="k", **turning)
         seen = list[str]()
-        for many, u, v in (map(n.__getattr__, kind) for kind in kind_names(self.kinds)):
-            index = f"{len(seen) + 1}" if self.kinds > 1 else ""
-            seen.append(f"o{index}[b of{index} h e]")
-            n = n.bind(**{f"of{index}": many * u * v})
+        for place, (many, u, v) in enumerate(map(n.__getattr__, kind) for kind in kind_names(self.kinds)):
+            of = _numbered(place + 1)
+            seen.append(f"o{of}[b same{of} h e]")
+            n = n.bind(**{f"same{of}": many * u * v})
             of_kind = {"u": u, "v": v, "S": n.s, "same": many * u * v}
-            to = {"seen": f"o{index}"} | ({"p": f"p{index}"} if self.kept else {})
-            yield from core.at(n, f"image{index}", times=many, b=1, **of_kind, **given, **to)
+            to = {"seen": f"o{of}"} | ({"p": f"p{of}"} if self.kept else {})
+            yield from core.at(n, f"image{of}", times=many, b=1, **of_kind, **given, **to)
         yield copy(f"seen[b s h e] = {' * '.join(seen)}", n)  # the images of a call behind each other
         yield matmul("y[b s d] = seen[b s h e] * W_out[h e d] + W_bout[d]", n)
 
 
+def _numbered(kind: int) -> str:
+    """What the names of a kind of images end with."""
+    return f"_{kind}" if kind > 1 else ""
+
+
 def kind_names(kinds: int) -> list[tuple[str, str, str]]:
     """What the sizes of a call are called: of each kind of image how many there are, their rows and columns."""
-    return [("images", "u", "v"), *((f"images_{i}", f"u_{i}", f"v_{i}") for i in range(2, kinds + 1))]
+    ends = map(_numbered, range(1, kinds + 1))
+    return [(f"images{end}", f"u{end}", f"v{end}") for end in ends]
 
 
 def kinds_of(kinds: int) -> str:
