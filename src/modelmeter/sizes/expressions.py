@@ -54,7 +54,7 @@ def exact(value: Any) -> Any:
     """A number as an int where it is whole, else as the Fraction that it is."""
     if type(value) is int:
         return value
-    value = Fraction(value)
+    value = value if type(value) is Fraction else Fraction(value)
     return value.numerator if value.denominator == 1 else value
 
 

@@ -80,7 +80,9 @@ def below(a: Size, b: Size) -> bool:
 
 def whole(value: Size) -> Size:
     """A Fraction or a float that is a whole number as an int; anything else as it is."""
-    return int(value) if isinstance(value, (Fraction, float)) and value % 1 == 0 else value
+    if type(value) is Fraction:
+        return value.numerator if value.denominator == 1 else value
+    return int(value) if isinstance(value, float) and value % 1 == 0 else value
 
 
 def never_negative(value: Size) -> bool:
@@ -156,6 +158,8 @@ def _rounded_up_once(a: Size, b: Size) -> Size | None:
 
 
 def _ratio(a: Any, b: Any) -> Any:
+    if type(a) is int and type(b) is int:
+        return Fraction(a, b) if a % b else a // b
     exact = isinstance(a, (int, Fraction)) and isinstance(b, (int, Fraction))
     return whole(Fraction(a) / b) if exact else a / b
 
