@@ -192,7 +192,7 @@ def nougat():
 def test_nougats_encoder_is_transformers_to_the_last_count(nougat):
     work = nougat.workload(image_size="1700x2200")
     (view,) = work.image.views
-    (case,) = CASES["nougat"](nougat, view.height // 4, view.width // 4)
+    (case,) = CASES["nougat_base"](nougat, view.height // 4, view.width // 4)
     found = compare(case)
     assert found.equal and found.measured["parameters"] == 74_120_824
     assert (work.image.tokens, nougat.tower.d, f"{found.measured['tensor_core_flops'] / 1e12:.3f}") == (
@@ -204,7 +204,7 @@ def test_nougats_encoder_is_transformers_to_the_last_count(nougat):
 
 def test_nougats_peak_is_its_live_storages_and_the_masks_of_later_stages(nougat):
     u, v, w = 224, 168, 7
-    (case,) = CASES["nougat"](nougat, u, v)
+    (case,) = CASES["nougat_base"](nougat, u, v)
     with torch.device("meta"):
         module, inputs = case.build()
     weights = [*module.parameters(), *module.buffers()]
@@ -419,11 +419,11 @@ def ragged_case(name, attention):
     """The first case of a model on RAGGED."""
     model = modelmeter.load_model(name, SHALLOW[name][0] if name in SHALLOW else ["tower.layers=3"])
     case, *_ = CASES[name](model, *RAGGED[0], attention)
-    pixels, patches = case.inputs[0], sum(u * v for u, v in RAGGED)
-    shape = (1, patches, *pixels.shape[2:]) if pixels.ndim > 2 else (patches, *pixels.shape[1:])
-    inputs = tuple(
-        like(*size, dtype=given.dtype) for size, given in zip((shape, (patches, 2)), case.inputs, strict=True)
+    side, patches = model.tower.patch, sum(u * v for u, v in RAGGED)
+    packed = (
+        (1, patches, 3, side, side) if name == "paddleocr_vl" else (patches, model.tower.patch_embedding.c * side**2)
     )
+    inputs = like(*packed), like(patches, 2, dtype=torch.long)
     grid = torch.tensor([[1, u, v] for u, v in RAGGED], device="cpu")
 
     def run(module, pixels, positions):

@@ -18,7 +18,7 @@ from modelmeter import layers as mm  # noqa: E402
 from modelmeter.layers.base import walk  # noqa: E402
 from modelmeter.models.families import deepencoder, deepseek  # noqa: E402
 from modelmeter.validate import registry  # noqa: E402
-from modelmeter.validate.case import Case, Comparison, LayerAt, compare  # noqa: E402
+from modelmeter.validate.case import Case, Comparison, LayerAt, compare, like  # noqa: E402
 from modelmeter.validate.counters import OperandBytes, ScalarOperations  # noqa: E402
 from modelmeter.validate.deepseek_ocr import OVERRIDES, At, cached, config, layer_cases  # noqa: E402
 from modelmeter.validate.deepseek_ocr import ocr as reference  # noqa: E402
@@ -164,7 +164,7 @@ def test_experts_read_by_real_routing_are_the_ones_counted():
 def test_a_comparison_with_nothing_counted_fails():
     """Where the counter goes blind, 0 must not pass as equal."""
     norm = LayerAt(mm.LayerNorm(8), {"b": 1, "s": 2})
-    blind = Case("x", "norm", norm, lambda: torch.nn.LayerNorm(8), (torch.zeros(1, 2, 8),))
+    blind = Case("x", "norm", norm, lambda: torch.nn.LayerNorm(8), (like(1, 2, 8),))
     assert not compare(blind).equal
     assert compare(blind).difference["tensor_core_flops"] == 0
     nothing = Comparison(blind, {"tensor_core_flops": 0}, {"tensor_core_flops": 0})

@@ -62,12 +62,12 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
     settings = config.read_yaml(config_dir() / "report" / f"{name}.yaml")
     of = settings.get("model", name)
     model = config.load_model(of)
-    compared = _compared(name) if validation and settings.get("compared", True) else None
+    proofs = _proofs(of) if validation and settings.get("compared", True) else None
     ran = {sweep: _run(sweep, model, settings["page"]) for sweep in settings["sweeps"]}
     first = {table.name: sweep for sweep in reversed(ran) for table in ran[sweep]}
     once = {sweep: [table for table in found if first[table.name] == sweep] for sweep, found in ran.items()}
     work = model.workload(**settings["page"])
-    report = Report(model, work, command, settings, once, catalogue.dims_with_sources(of), compared)
+    report = Report(model, work, command, settings, once, catalogue.dims_with_sources(of), *(proofs or (None, ())))
     contents: dict[str, str | bytes] = {f"{name}/{file}": text for file, text in report.pages().items()}
     drawn = page_pictures(model, work, formats)
     for table in {table.name: table for table in chain(*ran.values())}.values():
@@ -84,9 +84,13 @@ def _run(sweep: str, model: BaseModel, page: Mapping[str, Any], *overrides: str)
     return sweep_tables(sweep, model, settings | {key: value for key, value in page.items() if key in settings})
 
 
-def _compared(name: str) -> list[dict[str, Any]]:
+def _proofs(name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """A model beside its reference modules, at full size and for all sizes."""
     try:
-        return list(references().comparison_rows(name))
+        compared = list(references().comparison_rows(name))
+        from modelmeter.validate import symbolic
+
+        return compared, symbolic.rows(name)
     except InputError as error:
         raise InputError(f"{error}, or leave the comparison out with validation=false") from None
 

@@ -5,6 +5,7 @@ A traced formula holds in its domain; outside of it a cost is refused with the c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -135,6 +136,11 @@ class TracedModel(BaseModel):
         pieces = ((stage["name"], piece["domain"]) for stage in self.content["stages"] for piece in stage["pieces"])
         found = ((name, " and ".join(text for text, _ in domain)) for name, domain in pieces)
         return [f"{name}: holds where {conditions or 'sizes are any'}" for name, conditions in found]
+
+    def fixed(self) -> dict[str, int]:
+        """The named sizes that the code turned into numbers, in whatever stage."""
+        texts = (text for stage in self.content["stages"] for piece in stage["pieces"] for text, _ in piece["domain"])
+        return {found[1]: int(found[2]) for text in texts if (found := re.fullmatch(r"(\w+) == (\d+)", text))}
 
     def layer(self, stage: str = "forward") -> TracedLayer:
         """A stage as a layer: costs, formulas and kernels at its own sizes. Raises InputError if there is none."""

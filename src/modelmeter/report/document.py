@@ -51,7 +51,8 @@ class Report:
     """What a report is made of; the templates read what stands below, in the language `t`.
 
     `settings` has the title and the prose by language, `tables` the tables of each sweep, `dims` the model's numbers
-    with their sources, `validation` rows of `validate.run.comparison_rows` (None: left out).
+    with their sources, `validation` rows of `validate.registry.comparison_rows` (None: left out), `identities` those of
+    `validate.symbolic.rows`.
     """
 
     model: BaseModel
@@ -61,6 +62,7 @@ class Report:
     tables: Mapping[str, Sequence[Table]]
     dims: Sequence[tuple[str, str, str]]
     validation: Sequence[Mapping[str, Any]] | None
+    identities: Sequence[Mapping[str, Any]] = ()
 
     def pages(self) -> dict[str, str]:
         """Every page by file name: `architecture.md`, `architecture.zh.md` and so on."""
@@ -105,6 +107,17 @@ class Report:
             rows += [{"stage": t.word(stage), "component": name} | costs(part) for name, part in parts.items()]
         page = {"stage": t.word("page"), "component": t.word("total")} | costs(self.model.request(self.work))
         return markdown([*rows, page], ["stage", "component"], t.word)
+
+    def identity_table(self, t: Language) -> str:
+        """Ours less the traced module, layer by layer: what is zero for all sizes, what is not, and why."""
+        rows = []
+        for of in self.identities:
+            others = [f"{t.word(quantity)} `{term}`: {t.word(reason)}" for quantity, term, reason in of["others"]]
+            refused = [t.word("no identity") + t.word(", ") + of["refused"]] * bool(of["refused"])
+            zero = t.word(", ").join(map(t.word, of["zero"]))
+            cells = (of["layer"], zero, "; ".join([*others, *refused]), of["where"])
+            rows.append(dict(zip(("layer", "ours - traced = 0", "ours - traced", "for all"), cells, strict=True)))
+        return markdown(rows, list(rows[0]), t.word)
 
     def rows(self, table: Table) -> list[Row]:
         """The rows of a table that are shown: one execution's, or all where what binds depends on the execution."""

@@ -7,5 +7,6 @@ from modelmeter.sizes.functions import *  # noqa: F403
 from modelmeter.sizes.source import Evaluator as Evaluator
 from modelmeter.sizes.source import evaluated as evaluated
 from modelmeter.sizes.sums import largest as largest
+from modelmeter.sizes.sums import rounded_down as rounded_down
 from modelmeter.sizes.sums import substituted as substituted
 from modelmeter.sizes.sums import summed as summed

@@ -63,6 +63,26 @@ def _as_quotient(atom: Atom) -> Any:
     return floor_div(n + c - 1, c) if atom.name == "ceil_div" else n - c * floor_div(n - 1, c)
 
 
+def rounded_down(expression: Size) -> Size:
+    """The same with one form for all that is rounded: down, whole parts apart.
+
+    >>> from modelmeter.sizes import ceil_div
+    >>> u = symbol("u")
+    >>> rounded_down(ceil_div(u, 2) - floor_div(u - 1, 2))
+    1
+    """
+    return rewritten(rewritten(expression, _as_quotient), _apart)
+
+
+def _apart(atom: Atom) -> Any:
+    """A quotient rounded down with the terms outside that are whole by themselves."""
+    if atom.name != "floor_div" or not isinstance(atom.arguments[1], int):
+        return None
+    n, c = atom.arguments
+    whole = Expr.of({m: k // c for m, k in terms_of(n) or () if isinstance(k, int) and (k % c == 0 or not m)})
+    return whole + floor_div(n - whole * c, c)
+
+
 def _product(factors: Monomial, name: str, first: Size, last: Size) -> Size:
     """The sum of one product: cut where an extreme changes sides, the innermost first."""
     functions = {a for a in factors if a.arguments}

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from modelmeter.errors import InputError, choose
 from modelmeter.models.trace_json import FORMAT, VERSION, checked_trace
 from modelmeter.models.traced import TracedModel
+from modelmeter.sizes import Expr, Size, evaluated, symbol
 from modelmeter.tracing import causal
 from modelmeter.tracing.proof import proven
 from modelmeter.tracing.records import Run
@@ -32,21 +34,44 @@ _KINDS = {"int64": torch.int64, "int32": torch.int32, "fp32": torch.float32, "bf
           "fp16": torch.float16, "fp64": torch.float64}  # fmt: skip
 
 
+@dataclass(frozen=True)
 class Input:
-    """An input as text: `x[b 3 u v]`, `ids:int64[b s]`; without a format it has that of the module's parameters."""
+    """A tensor that a module is given: its axes are numbers, names or expressions of named sizes.
 
-    def __init__(self, text: str) -> None:
+    Without a format it has that of the module's parameters.
+
+    >>> Input.of("ids:int64[b s]").axes, Input.of("x[b 3 u v]").shape({"b": 2, "u": 5, "v": 7})
+    ((b, s), [2, 3, 5, 7])
+    """
+
+    name: str
+    axes: tuple[Size, ...]
+    dtype: torch.dtype | None = None
+
+    @classmethod
+    def of(cls, text: str) -> Input:
+        """An input as text: `x[b 3 u v]`, `ids:int64[b s]`."""
         found = _INPUT.fullmatch(text)
         if not found:
             raise InputError(f"an input is NAME[AXES], such as 'x[b 3 u v]' or 'ids:int64[b s]', not {text!r}")
-        self.name, kind, axes = found.groups()
+        name, kind, axes = found.groups()
         if kind is not None and kind not in _KINDS:
             raise InputError(f"unknown format {kind!r} of input {text!r}; valid: {', '.join(_KINDS)}")
-        self.dtype, self.axes = _KINDS.get(kind or ""), axes.split()
+        sizes = (int(axis) if axis.isdigit() else symbol(axis) for axis in axes.split())
+        return cls(name, tuple(sizes), _KINDS.get(kind or ""))
+
+    @property
+    def names(self) -> list[str]:
+        """The named sizes of its axes, in order."""
+        return [name for axis in self.axes if isinstance(axis, Expr) for name in axis.names]
+
+    def shape(self, sizes: Mapping[str, Any]) -> list[Any]:
+        """Its shape where the named sizes have these values, numbers of torch's included."""
+        return list(evaluated(self.axes, sizes))
 
 
 def trace(
-    module: torch.nn.Module, *inputs: str, hints: Mapping[str, int] | None = None, name: str | None = None,
+    module: torch.nn.Module, *inputs: str | Input, hints: Mapping[str, int] | None = None, name: str | None = None,
     method: Callable[..., Any] | None = None,
 ) -> TracedModel:  # fmt: skip
     """A model from a module, run once without data. `inputs` are its tensors with named axes: "x[b 3 u v]".
@@ -56,7 +81,7 @@ def trace(
     `forward`. Raises InputError for a module that cannot be traced, naming module and operator.
     """
     called = name or type(module).__name__
-    given = [Input(text) for text in inputs]
+    given = [one if isinstance(one, Input) else Input.of(one) for one in inputs]
     if not given and not hasattr(module, "get_output_embeddings"):
         raise InputError(f"{called} is no causal language model: name its inputs, such as 'x[b 3 u v]'")
     at = dict(hints or {})
@@ -88,11 +113,13 @@ def _stage(
         tracer = Tracer(module, name, concrete=concrete)
         sizes = {axis: tracer.session.size(axis, value) for axis, value in values.items()}
         tensors = [_tensor(tracer, given, sizes) for given in inputs]
-        out = tracer.call(lambda m: method(m, *tensors) if method else m(*tensors))
+        with causal.known_to_transformers(tracer):
+            out = tracer.call(lambda m: method(m, *tensors) if method else m(*tensors))
         run = tracer.result(tuple(sizes))
         del out
         return run
 
+    causal.set_experts(module)
     with evaluating(module):
         return [("forward", [proven(name, make, _with_hints(_hints(inputs), hints))])]
 
@@ -105,18 +132,18 @@ def _with_hints(values: Mapping[str, int], hints: Mapping[str, int]) -> dict[str
 
 
 def _hints(inputs: Sequence[Input]) -> dict[str, int]:
-    """Values of the named axes: large ones for the sides of images."""
+    """Values of the named sizes: large ones for the sides of images."""
     found: dict[str, int] = {}
     for given in inputs:
-        sides = given.axes[-2:] if len(given.axes) > 3 else []
-        for axis in (axis for axis in given.axes if not axis.isdigit()):
-            found.setdefault(axis, SIDES[sides.index(axis)] if axis in sides else HINTS[len(found)])
+        sides = [str(axis) for axis in given.axes[-2:]] if len(given.axes) > 3 else []
+        for name in given.names:
+            found.setdefault(name, SIDES[sides.index(name)] if name in sides else HINTS[len(found)])
     return found
 
 
 def _tensor(tracer: Tracer, given: Input, sizes: Mapping[str, Any]) -> torch.Tensor:
-    shape = [int(axis) if axis.isdigit() else sizes[axis] for axis in given.axes]
-    return tracer.input(given.name, tracer.session.tensor(shape, given.dtype or tracer.session.dtype))
+    made = tracer.session.tensor(given.shape(sizes), given.dtype or tracer.session.dtype)
+    return tracer.input(given.name, made)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ moe.ALL_EXPERTS_FUNCTIONS.register(EXPERTS, _experts)
 
 
 @contextmanager
-def _known_to_transformers(tracer: Tracer, plain: bool) -> Iterator[None]:
+def known_to_transformers(tracer: Tracer, plain: bool = False) -> Iterator[None]:
     """Stubs, experts, and positions of rotary tables, which belong to the request."""
     recorder = tracer.recorder
 
@@ -91,7 +91,7 @@ def _uncached(module: Any, name: str, hints: Mapping[str, int], plain: bool, con
     set_experts(module)
     tracer = Tracer(module, name, concrete=concrete)
     b, s = (tracer.session.size(axis, hints[axis]) for axis in "bs")
-    with _known_to_transformers(tracer, plain):
+    with known_to_transformers(tracer, plain):
         ids = tracer.input("input_ids", tracer.session.tensor((b, s), torch.int64))
         out = tracer.call(lambda m: m(input_ids=ids, use_cache=False))
     run = tracer.result(("b", "s"))
@@ -121,7 +121,7 @@ def _run(module: Any, hints: Mapping[str, int], name: str, plain: bool, concrete
     session = tracer.session
     b = session.size("b", hints["b"])
     cache = DynamicCache(config=module.config)
-    with _known_to_transformers(tracer, plain):
+    with known_to_transformers(tracer, plain):
         if decode:
             p = session.size("p", hints["p"], symbol("t") - 1)
             past = session.tensor((b, p), torch.int64)

@@ -231,7 +231,9 @@ class Recorder:
         axes |= {"n": extra[0].touched} if extra else {}
         scores, weights = (Operand(self.watch.make(w, pairs), "b g r s t", pairs) for w in ("scores", "weights"))
         cuda = attention_flops(queries, t, bool(mask) and mask[0].dtype is not torch.bool)
+        parts = {o.storage: o.touched for o in self._reads((query, key, value), _Axes())}  # of one storage, together
         given = [self._operand(x, o) for x, o in ((query, "b g r s e"), (key, "b g t e"), (value, "b g t o"))]
+        given = [o._replace(touched=parts[o.storage]) for o in given]
         out = self._written(seen.made[0], axes="b g r s o")
         first, last = 2 * pairs * axes["e"], 2 * pairs * axes["o"]
         return [

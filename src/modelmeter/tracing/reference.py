@@ -6,7 +6,7 @@ of products, since what they do otherwise depends on the values of tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -77,12 +77,5 @@ def forward_flops(module: torch.nn.Module, *inputs: str, method: Any = None, **s
     """FLOPs of a module at some sizes of its named inputs."""
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     with _as_it_runs(module):
-        tensors = [
-            torch.zeros([_side(axis, sizes) for axis in given.axes], dtype=given.dtype or dtype)
-            for given in map(Input, inputs)
-        ]
+        tensors = [torch.zeros(given.shape(sizes), dtype=given.dtype or dtype) for given in map(Input.of, inputs)]
         return _counted(lambda: method(module, *tensors) if method else module(*tensors))
-
-
-def _side(axis: str, sizes: Mapping[str, int]) -> int:
-    return int(axis) if axis.isdigit() else sizes[axis]

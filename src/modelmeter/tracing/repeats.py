@@ -171,7 +171,10 @@ class _Fold:
         return replace(record, path=name + record.path[len(own) :], times=record.times * times, loop=loop)
 
     def _carried(self, first: int) -> tuple[int, int] | None:
-        """What enters the first block, and what of it enters the next: storages, if there is one such pair."""
+        """What enters the first block and is held in the next, and what enters that: storages, if there is one pair.
+
+        What is gone by then has a name that the caller binds anew in each round.
+        """
         places = {place: storage for storage, place in self.made[first].items()}
         pairs = set()
         for one, other in zip(self._signature(first), self._signature(first + 1), strict=True):
@@ -179,7 +182,10 @@ class _Fold:
                 if theirs[0] == "before":
                     entering = source[1] if source[0] == "outside" else -1
                     pairs.add((entering, places[theirs[1:]]))
-        return pairs.pop() if len(pairs) == 1 else None
+        entering, leaving = pairs.pop() if len(pairs) == 1 else (-1, -1)
+        dies = self.run.storages[entering].dies if entering >= 0 else None
+        gone = dies is not None and dies <= self.run.records[self.blocks[first][1] - 1].number
+        return None if leaving < 0 or gone else (entering, leaving)
 
     def _lives(self, first: int, last: int, renamed: dict[int, int]) -> dict[int, int | None]:
         """When storages end, by the records that stay: those of later blocks end where the first one's do."""

@@ -13,6 +13,8 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
 from modelmeter.programs.kernels import Kernel
+from modelmeter.sizes import Size, added, evaluated
+from modelmeter.tracing.api import Input
 from modelmeter.validate.counters import ScalarOperations, tensor_core_flops
 from modelmeter.workload import Workload
 
@@ -21,11 +23,20 @@ MIXTURE_IO = {"kernel_io_bytes": "batched_mm gathers one copy of an expert's wei
 
 
 class LayerAt(NamedTuple):
-    """A layer at sizes, counted by options."""
+    """A layer at sizes, counted by options.
+
+    `given` are the sizes of the layer: numbers, or expressions of the named sizes that have the values `at`.
+    """
 
     layer: BaseLayer
-    sizes: Mapping[str, int]
+    given: Mapping[str, Size]
     options: Mapping[str, Any] = {}
+    at: Mapping[str, int] = {}
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """The sizes of the layer; an expression where names have no value."""
+        return dict(zip(self.given, evaluated(list(self.given.values()), self.at), strict=True))
 
     def cost(self) -> StageCost:
         return self.layer.cost(**self.sizes, **self.options)
@@ -40,6 +51,7 @@ class StageAt(NamedTuple):
     model: BaseModel
     stage: str
     work: Workload
+    at: Mapping[str, int] = {}
 
     def cost(self) -> StageCost:
         return self.model.cost(self.stage, self.work)
@@ -48,19 +60,28 @@ class StageAt(NamedTuple):
         return self.model.kernels(self.stage, self.work)
 
 
-def like(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    """A tensor that says what an input is like and holds nothing."""
-    return torch.empty(shape, dtype=dtype, device="meta")
+def counts(ours: LayerAt | StageAt) -> dict[str, Size]:
+    """What is counted of a layer or stage, and the bytes of its matmuls, convolutions and attention kernels."""
+    products = (k for k in ours.kernels() if k.loops)
+    return ours.cost().as_dict() | {"kernel_io_bytes": added(k.io_bytes * k.runs for k in products)}
+
+
+def like(*shape: Size, dtype: torch.dtype | None = None) -> Input:
+    """What an input is like, by numbers or by expressions of named sizes; without a format it is that of the module."""
+    return Input("x", shape, dtype)
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make` makes the module (None where a function is compared), `inputs` are like what `run` gives it.
+    """`make` makes the module (None where a function is compared), `inputs` are like what `run` gives it: the statement
+    of points and of symbols alike.
 
     `unseen` says that torch's counter sees no FLOPs by nature (norms, lookups): then the scalar
     operations are what is compared. `known` is by how much the reference differs for a stated reason;
     `skip` names quantities that the reference computes otherwise, with the reason: without scalar operations
-    (`cuda_core_flops`) no operator is watched. `device` is where its operators are counted.
+    (`cuda_core_flops`) no operator is watched. `device` is where its operators are counted. `steps` are those of sizes
+    that code looks at, such as the side of squares that it merges; 0 where it turns a size into a number. `traced` is
+    why quantities of the traced module are not ours for all sizes.
     """
 
     group: str
@@ -71,19 +92,21 @@ class Case:
     reference: str = ""
     run: Callable[..., Any] = lambda module, *inputs: module(*inputs)
     unseen: bool = False
-    known: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    known: Mapping[str, tuple[Size, str]] = field(default_factory=dict)
     skip: Mapping[str, str] = field(default_factory=dict)
     device: str = "meta"
+    steps: Mapping[str, int] = field(default_factory=dict)
+    traced: Mapping[str, str] = field(default_factory=dict)
 
     def build(self, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.nn.Module | None, tuple[Any, ...]]:
         """The module and its inputs on torch's default device; whole numbers are zeros."""
 
-        def made(tensor: torch.Tensor) -> torch.Tensor:
-            real = tensor.is_floating_point()
-            return torch.randn(tensor.shape, dtype=dtype) if real else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        def made(given: Input) -> torch.Tensor:
+            shape = given.shape(self.ours.at)
+            return torch.randn(shape, dtype=dtype) if given.dtype is None else torch.zeros(shape, dtype=given.dtype)
 
         module = self.make()
-        inputs = tree_map_only(torch.Tensor, made, self.inputs)
+        inputs = tree_map_only(Input, made, self.inputs)
         return module if module is None else module.to(dtype).eval(), inputs
 
 
@@ -111,6 +134,11 @@ class Comparison:
         return "cuda_core_flops" if self.case.unseen else "tensor_core_flops"
 
 
+def known(case: Case) -> dict[str, Size]:
+    """By how much the reference of a case is known to differ, at the values of its named sizes."""
+    return dict(zip(case.known, evaluated([amount for amount, _ in case.known.values()], case.ours.at), strict=True))
+
+
 def compare(case: Case) -> Comparison:
     """Run the real module under each counter and our counts beside it."""
     with torch.device(case.device):
@@ -120,8 +148,7 @@ def compare(case: Case) -> Comparison:
         with torch.no_grad():
             case.run(module, *inputs)
 
-    products = (k for k in case.ours.kernels() if k.loops)  # matmuls, convolutions and flash attention
-    theoretical = case.ours.cost().as_dict() | {"kernel_io_bytes": sum(k.io_bytes * k.runs for k in products)}
+    theoretical = counts(case.ours)
     measured = {"tensor_core_flops": tensor_core_flops(run)}
     if "cuda_core_flops" not in case.skip:
         with ScalarOperations(inputs) as seen:
@@ -130,6 +157,6 @@ def compare(case: Case) -> Comparison:
     measured = {quantity: count for quantity, count in measured.items() if quantity not in case.skip}
     if module is not None and isinstance(case.ours, LayerAt):
         measured["parameters"] = sum(p.numel() for p in module.parameters())
-    for quantity, (amount, _) in case.known.items():
+    for quantity, amount in known(case).items():
         theoretical[quantity] += amount
     return Comparison(case, measured, theoretical)

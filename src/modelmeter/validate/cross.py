@@ -64,20 +64,20 @@ def call_case(decoder: Any, batch: int, tokens: int, source: int, past: int = 0,
     layer = in_steps(decoder) if past else decoder
     options = {"runtime": "flash" if attention == "sdpa" else "eager"}
     ours = LayerAt(layer, {"b": batch, "s": tokens, "t": past + tokens, "source": source}, options)
-    features, ids = like(batch, source, decoder.d), like(batch, tokens, dtype=torch.long)
+    features, ids = (batch, source, decoder.d), like(batch, tokens, dtype=torch.long)
 
     def make() -> Any:
         module = module_of(decoder, attention)
         module.held = empty_cache()
         if past:
-            given = torch.zeros(features.shape, dtype=features.dtype), torch.zeros(batch, past, dtype=torch.long)
+            given = torch.zeros(features, dtype=torch.bfloat16), torch.zeros(batch, past, dtype=torch.long)
             with torch.no_grad():
                 called(module, *given, module.held)
         return module
 
     label = f"{'step' if past else 'prefill'}, batch {batch}, {past + tokens} tokens, {source} features"
     run = lambda module, features, ids: called(module, features, ids, deepcopy(module.held))
-    return Case("decoder", label, ours, make, (features, ids), "MBartForCausalLM", run)
+    return Case("decoder", label, ours, make, (like(*features), ids), "MBartForCausalLM", run)
 
 
 def mbart_cases(decoder: Any, *sizes: tuple[int, int, int], attention: str = "sdpa") -> Iterator[Case]:

@@ -14,12 +14,45 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from modelmeter.config import as_it_stands, load_model
 from modelmeter.errors import InputError
+from modelmeter.layers.base import BaseLayer
+from modelmeter.models.config_json import read_config
 from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 
 WRITTEN_OUT = ("gemma2", "gpt_oss")
 """Types whose scores are capped or have sinks, which torch's attention kernel has not: they run written out."""
+transformers.logging.set_verbosity_error()  # it warns of fields that its own classes write
 _MASKS = ("create_causal_mask", "create_sliding_window_causal_mask")
+
+
+_LLAMA = {
+    "hidden": "hidden_size", "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_width": "head_dim",
+    "mlp": "intermediate_size", "layers": "num_hidden_layers", "vocabulary": "vocab_size",
+    "positions": "max_position_embeddings", "tied": "tie_word_embeddings", "window": "",
+}  # fmt: skip
+"""The numbers of the family llama by the names of a config.json."""
+
+
+def fields_of(name: str) -> Mapping[str, Any] | None:
+    """The fields of a config.json that a model's decoder is made of, or would be; None where there are none."""
+    model: Any = load_model(name)
+    if getattr(model, "config", None) is not None:
+        return dict(model.config)
+    numbers = as_it_stands(name)["decoder"]
+    family, numbers = numbers.get("family"), {key: value for key, value in numbers.items() if key != "family"}
+    if family == "config_json":
+        return numbers["config"] if isinstance(numbers["config"], Mapping) else read_config(str(numbers["config"]))
+    if family != "llama" or numbers["window"] is not None:
+        return None
+    return {"model_type": "llama", "hidden_act": "silu"} | {
+        _LLAMA[key]: value for key, value in numbers.items() if _LLAMA[key]
+    }
+
+
+def runtime_of(fields: Mapping[str, Any]) -> str:
+    """The runtime of the attention that transformers' module of these fields has here."""
+    return "eager" if fields["model_type"] in WRITTEN_OUT else "flash"
 
 
 def module_of(fields: Mapping[str, Any], attention: str | None = None) -> Any:
@@ -36,7 +69,7 @@ def module_of(fields: Mapping[str, Any], attention: str | None = None) -> Any:
 
 def _module_of(kind: str, fields: Mapping[str, Any], attention: str | None) -> Any:
     config = CONFIG_MAPPING[kind](**{key: value for key, value in fields.items() if key != "model_type"})
-    config._attn_implementation = attention or ("eager" if kind in WRITTEN_OUT else "sdpa")
+    config._attn_implementation = attention or {"eager": "eager", "flash": "sdpa"}[runtime_of(fields)]
     known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     module = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16) if known else TextPart(config)
     module.eval()
@@ -62,6 +95,9 @@ class TextPart(nn.Module):
     def forward(self, **given: Any) -> Any:
         return self.lm_head(self.model(**given).last_hidden_state)
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
 
 def cache_of(module: Any) -> Any:
     """An empty cache as the module's layers want it, windows included."""
@@ -81,17 +117,20 @@ def forward(module: Any, batch: int, tokens: int, cache: Any = None) -> Any:
 
 
 def layer_cases(model: Any) -> Iterator[Case]:
+    """The cases of a decoder alone."""
+    yield from decoder_cases(model.config, model.stages[0].layer)
+
+
+def decoder_cases(fields: Mapping[str, Any], decoder: BaseLayer) -> Iterator[Case]:
     """Calls on an empty cache at two sizes, and a step after each, parameters included."""
     for batch, tokens in ((1, 9), (2, 33)):
-        yield call_case(model, batch, tokens)
-        yield call_case(model, batch, 1, past=tokens)
+        yield call_case(fields, decoder, batch, tokens)
+        yield call_case(fields, decoder, batch, 1, past=tokens)
 
 
-def call_case(model: Any, batch: int, tokens: int, past: int = 0) -> Case:
+def call_case(fields: Mapping[str, Any], decoder: BaseLayer, batch: int, tokens: int, past: int = 0) -> Case:
     """A call of the whole decoder on `tokens` more of each sequence."""
-    fields, decoder = model.config, model.stages[0].layer
-    options = {"runtime": "eager" if fields["model_type"] in WRITTEN_OUT else "flash"}
-    ours = LayerAt(decoder, {"b": batch, "s": tokens, "t": past + tokens}, options)
+    ours = LayerAt(decoder, {"b": batch, "s": tokens, "t": past + tokens}, {"runtime": runtime_of(fields)})
 
     def make() -> Any:
         module = module_of(fields)

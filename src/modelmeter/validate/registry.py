@@ -13,43 +13,80 @@ import torch
 
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
+from modelmeter.folders import config_names
 from modelmeter.models.model import BaseModel
 from modelmeter.report.tables import align, si
 from modelmeter.validate import decoders, deepseek_ocr, deepseek_ocr_stages, deepseek_ocr_vendor
 from modelmeter.validate.case import Case, Comparison, compare
 from modelmeter.validate.counters import tensor_core_flops
+from modelmeter.validate.cross import mbart_cases
+from modelmeter.validate.towers import CASES
 from modelmeter.validate.vendor import found_cases
 from modelmeter.workload import NO_IMAGE, View, Workload
+
+Cases = Callable[[Any], Iterable[Case]]
 
 
 @dataclass(frozen=True)
 class Reference:
     """What a model is compared with: cases of its layers and stages, one of a workload's vision, vendor's classes.
 
-    `overrides` are those under which our model has the kernels of the reference modules.
+    `overrides` are those under which our model has the kernels of the reference modules; `symbolic` are the cases that
+    are proven for all sizes, `missing` says what is not compared, and why.
     """
 
     overrides: tuple[str, ...]
-    layers: Callable[[Any], Iterable[Case]]
-    stages: Callable[[Any], Iterable[Case]]
+    layers: Cases
+    stages: Cases
     vision: Callable[[Any, Workload], Case]
-    vendor: Callable[[Any], Iterable[Case]]
+    vendor: Cases
+    symbolic: Cases
+    missing: Callable[[Any], Sequence[str]] = lambda model: ()
+
+
+def _no_vision(model: Any, work: Workload) -> Case:
+    raise InputError(f"{model.name} has no vision stage as one module to compare with")
+
+
+def _nothing(model: Any) -> tuple[Case, ...]:
+    return ()
+
+
+PAGE = "640x480"
+"""The image whose view the towers see."""
+
+
+def _with_tower(name: str) -> Reference:
+    """The reference of a vision-language model: its tower and projector on a view of a page, its decoder."""
+
+    def seen(model: Any) -> Iterable[Case]:
+        view, patch = model.workload(image_size=PAGE).image.views[0], model.planner.patch
+        return CASES[name](model, view.height // patch, view.width // patch)
+
+    def layers(model: Any) -> Iterable[Case]:
+        if model.join is None:
+            return [*seen(model), *mbart_cases(model.decoder, (1, 1, 588), (2, 33, 588))]
+        fields = decoders.fields_of(name)
+        return [*seen(model), *(decoders.decoder_cases(fields, model.decoder) if fields else ())]
+
+    def missing(model: Any) -> list[str]:
+        if model.join is None:
+            return []
+        join = f"{type(model.join).__name__}: not compared: it copies the image's tokens and no module does so alone"
+        decoder = "decoder: not compared: transformers has no module of its numbers"
+        return [join, *([decoder] if decoders.fields_of(name) is None else [])]
+
+    return Reference((), layers, _nothing, _no_vision, _nothing, seen, missing)
 
 
 REFERENCES: dict[str, Reference] = {
     "deepseek_ocr": Reference(
         deepseek_ocr.OVERRIDES, deepseek_ocr.layer_cases, deepseek_ocr_stages.stage_cases,
-        deepseek_ocr_stages.vision_case, deepseek_ocr_vendor.vendor_cases,
+        deepseek_ocr_stages.vision_case, deepseek_ocr_vendor.vendor_cases, deepseek_ocr.identity_cases,
     ),
-}  # fmt: skip
-"""The references by the names of models."""
-
-
-def _no_images(model: Any, work: Workload) -> Case:
-    raise InputError(f"{model.name} takes no image, so there is no vision stage to compare")
-
-
-CONFIG_JSON = Reference((), decoders.layer_cases, lambda model: (), _no_images, lambda model: ())
+} | {name: _with_tower(name) for name in CASES if name in config_names("model")}  # fmt: skip
+"""The references by the names of models; a vision-language model has one as soon as `towers.py` has its cases."""
+CONFIG_JSON = Reference((), decoders.layer_cases, _nothing, _no_vision, _nothing, _nothing)
 """The reference of every model that is made of a config.json."""
 
 
@@ -111,11 +148,12 @@ def run(name: str, *, vendor: str | None = None, device: str = "meta", layers_on
     """
     if device not in ("meta", "cpu") and not (device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"--device {device!r} is not available; valid: meta, cpu, cuda on a machine that has it")
-    compared, lacking = cases(name, layers_only), list[str]()
+    compared, lacking = cases(name, layers_only), list(reference(name).missing(load_model(name)))
     results = [compare(case) for case in compared]
     if vendor is not None:
         theirs = list(reference(name).vendor(load_model(name)))
-        found, lacking = found_cases(vendor, theirs)
+        found, absent = found_cases(vendor, theirs)
+        lacking += absent
         layers = dict.fromkeys(case.layer.partition(" (")[0] for case in compared if case.group != "stage")
         others = [layer for layer in layers if layer not in {case.layer for case in theirs}]
         lacking.append(f"no class of the vendor's files: {', '.join(others)}")
@@ -154,8 +192,10 @@ def _table(results: Sequence[Comparison], device: str) -> str:
 def _allowances(results: Iterable[Comparison]) -> list[str]:
     """Which quantities are compared with an allowance or not at all."""
     layers: dict[str, list[str]] = {}
-    for case in (result.case for result in results):
-        reasons = [f"{quantity} adjusted: {reason}" for quantity, (_, reason) in case.known.items()]
+    for case, counted in ((result.case, result.measured) for result in results):
+        reasons = [
+            f"{quantity} adjusted: {reason}" for quantity, (_, reason) in case.known.items() if quantity in counted
+        ]
         for reason in (*reasons, *(f"{quantity} not compared: {reason}" for quantity, reason in case.skip.items())):
             layers.setdefault(reason, []).append(case.layer)
     return [f"{reason} ({', '.join(some)})" for reason, some in layers.items()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelmeter.sizes import Size
+
 
 def sam_numbers(sam: Any) -> dict[str, Any]:
     """SAM's sizes by the names of its configuration."""
@@ -17,7 +19,7 @@ def sam_numbers(sam: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def two_norms(model: Any, pixels: int) -> dict[str, tuple[int, str]]:
+def two_norms(model: Any, pixels: Size) -> dict[str, tuple[Size, str]]:
     """The neck's two norms subtract the mean once in transformers, twice in the vendor's code."""
     fewer = -2 * model.tower.sam.neck_norm.c * pixels
     return {"cuda_core_flops": (fewer, "transformers' LayerNorm2d subtracts the mean once")}

@@ -6,12 +6,14 @@ computes of shapes alone (positions, windows, resampling) it is given, as it tak
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.models.deepseek_ocr2 import modeling_deepseek_ocr2 as ocr2
 from transformers.models.deepseek_ocr2.configuration_deepseek_ocr2 import DeepseekOcr2VisionConfig
@@ -33,8 +35,16 @@ from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionCon
 from modelmeter.layers.base import BaseLayer
 from modelmeter.layers.merge import tokens_of
 from modelmeter.layers.navit import Projected
+from modelmeter.sizes import Size, ceil_div, floor_div, symbol
 from modelmeter.validate.case import Case, LayerAt, like
 from modelmeter.validate.sam import sam_numbers, two_norms
+
+B, U, V = map(symbol, "buv")
+"""Images, rows and columns of patches: the named sizes of the cases."""
+EAGER = {"runtime": "eager"}
+PEAK = "peak_activation_bytes"
+WHOLE = {"u": 0, "v": 0}
+"""Code that makes numbers of the rows and columns."""
 
 
 def paddleocr_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -50,16 +60,20 @@ def paddleocr_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iter
     taps = 4  # of bilinear resampling
 
     def run(module: Any, pixels: Any, positions: Any) -> Any:
-        place = {"device": pixels.device}
-        indices, weights = torch.zeros(u * v, taps, dtype=torch.long, **place), torch.zeros(u * v, taps, **place)
-        given = {"position_ids": positions, "interp_indices": indices, "interp_weights": weights}
-        return module(pixels, grid_thw=_grid(u, v), **given).last_hidden_state
+        many, place = pixels.shape[1], {"device": pixels.device}
+        indices, weights = torch.zeros(many, taps, dtype=torch.long, **place), torch.zeros(many, taps, **place)
+        given = _packed(positions) | {"interp_indices": indices, "interp_weights": weights}
+        return module(pixels, **given).last_hidden_state
 
-    patches = like(1, u * v, 3, tower.patch, tower.patch), like(u * v, 2, dtype=torch.long)
-    yield _case("NavitTower", partial(paddle.PaddleOCRVisionModel, config.vision_config), tower, u, v, patches, run)
-    merging = lambda module, features: module(features, _grid(u, v))
-    projector = partial(paddle.PaddleOCRProjector, config)
-    yield _case("MergeProjector", projector, merge, u, v, (like(u * v, tower.d),), merging)
+    patches = like(1, U * V, 3, tower.patch, tower.patch), like(U, V, 2, dtype=torch.long)
+    resampled = {
+        PEAK: (U * V * taps * (8 + 4) - _frequencies(tower), "taps of positions, and their weights, are made first")
+    }
+    yield _case("NavitTower", partial(paddle.PaddleOCRVisionModel, config.vision_config), tower, u, v, patches, run,
+                resampled)  # fmt: skip
+    merging = lambda module, features: module(features.flatten(0, 1), _packed(features)["grid_thw"])
+    projector, given = partial(paddle.PaddleOCRProjector, config), (like(U, V, tower.d),)
+    yield _case("MergeProjector", projector, merge, u, v, given, merging, steps=dict.fromkeys("uv", merge.side))
 
 
 def qwen_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -79,7 +93,8 @@ def qwen_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
         given |= dict(embed_dim=tower.d, hidden_size=merge.d, mlp_ratio=block.mlp.f // tower.d)
         config, kind = Qwen2VLVisionConfig(**given), qwen2.Qwen2VisionTransformerPretrainedModel
     config._attn_implementation = attention
-    yield _pooled("NavitTower and MergeProjector", partial(kind, config), tower, merge, u, v)
+    steps = dict.fromkeys("uv", 0 if tower.windows else merge.side)  # windows are visited by a loop
+    yield _pooled("NavitTower and MergeProjector", partial(kind, config), tower, merge, u, v, steps)
 
 
 def glm_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -91,7 +106,8 @@ def glm_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[C
         temporal_patch_size=tower.patch_embedding.c // 3, spatial_merge_size=merge.side, out_hidden_size=merge.d,
     )  # fmt: skip
     config._attn_implementation = attention
-    yield _pooled("NavitTower and ConvProjector", partial(glm.GlmOcrVisionModel, config), tower, merge, u, v)
+    squares = dict.fromkeys("uv", merge.side)
+    yield _pooled("NavitTower and ConvProjector", partial(glm.GlmOcrVisionModel, config), tower, merge, u, v, squares)
 
 
 def internvl_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -107,12 +123,15 @@ def internvl_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Itera
     )  # fmt: skip
     config = InternVLConfig(vision_config=vision, text_config={"model_type": "qwen2", "hidden_size": merge.d})
     config.vision_config._attn_implementation = attention
-    pixels = like(1, 3, u * tower.patch, v * tower.patch)
-    features = like(1, u * v // merge.square, merge.c * merge.square)
+    pixels = like(B, 3, U * tower.patch, V * tower.patch)
+    features = like(B, U * V, merge.c * merge.square)
     yield _case("ClassTower", partial(internvl.InternVLVisionModel, config.vision_config), tower, u, v, (pixels,),
-                lambda module, x: module(x).last_hidden_state[:, 1:])  # fmt: skip
+                lambda module, x: module(x).last_hidden_state[:, 1:],
+                traced={PEAK: "positions that are resampled are a constant of the shape"})  # fmt: skip
     projector = partial(internvl.InternVLMultiModalProjector, config)
-    yield _case("MergeProjector", projector, merge, u, v, (features,), lambda module, x: module(x))
+    merged = {PEAK: (B * U * V * -2 * merge.c * merge.square, "squares of features are merged before this module")}
+    yield _case("MergeProjector", projector, merge, u // merge.side, v // merge.side, (features,),
+                lambda module, x: module(x), merged, sizes={"b": B, "s": U * V})  # fmt: skip
 
 
 def got_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator[Case]:
@@ -132,20 +151,20 @@ def got_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator[
             made: torch.Tensor = self.projector(self.encoder(x).last_hidden_state)
             return made
 
-    pixels = like(1, 3, u * sam.patch.p, v * sam.patch.p)
-    eager = {"kernel_io_bytes": "its attention is eager, ours one kernel"}
-    known = {"cuda_core_flops": (_fewer_scalings(sam, u, v), "eager attention scales the queries, not the scores")}
+    pixels = like(B, 3, U * sam.patch.p, V * sam.patch.p)
+    known = {"cuda_core_flops": (_fewer_scalings(sam), "eager attention scales the queries, not the scores"),
+             "kernel_io_bytes": (-2 * linear.d, "the projector's bias is added apart, as its input is permuted")}  # fmt: skip
     yield _case("SamTower and projector", Both, Projected(model.tower, linear), u, v, (pixels,), lambda m, x: m(x), known,
-                eager)  # fmt: skip
+                options=EAGER, steps=WHOLE)  # fmt: skip
 
 
-def _fewer_scalings(sam: Any, u: int, v: int) -> int:
+def _fewer_scalings(sam: Any) -> Size:
     """Queries less scores, in all blocks; and the neck's two norms, which subtract the mean once."""
     windowed, full = (repeat.layer for repeat in sam.blocks)
     w, d, h = windowed.w, full.d, full.attention.h
-    many = -(-u // w) * -(-v // w)
-    scores = sam.blocks[0].l * many * (w**4 * h - w**2 * d) + sam.blocks[1].l * ((u * v) ** 2 * h - u * v * d)
-    return -scores + -2 * sam.neck_norm.c * u * v
+    many = ceil_div(U, w) * ceil_div(V, w)
+    scores = many * sam.blocks[0].l * (w**4 * h - w**2 * d) + sam.blocks[1].l * ((U * V) ** 2 * h - U * V * d)
+    return B * (scores + 2 * sam.neck_norm.c * U * V) * -1
 
 
 def swin_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator[Case]:
@@ -157,10 +176,12 @@ def swin_cases(model: Any, u: int, v: int, attention: str = "eager") -> Iterator
         depths=[2 * stage.l for stage in tower.stages], num_heads=[block.attention.h for block in blocks],
         window_size=blocks[0].attention.w, mlp_ratio=float(blocks[0].mlp.f // blocks[0].d),
     )  # fmt: skip
-    eager = {"kernel_io_bytes": "its attention is eager, ours one kernel"}
-    make = partial(DonutSwinModel, config, add_pooling_layer=False)
-    pixels = like(1, 3, u * tower.patch, v * tower.patch)
-    yield _case("SwinTower", make, tower, u, v, (pixels,), lambda m, x: m(x).last_hidden_state, skip=eager)
+    make, w = partial(DonutSwinModel, config, add_pooling_layer=False), blocks[0].attention.w
+    each = (floor_div(U * V, w * w * 4**stage) * w**4 for stage in range(1, len(blocks)))
+    masks = {PEAK: (sum(each) * -2, "masks of later stages are constants of the shape")}
+    pixels = like(B, 3, U * tower.patch, V * tower.patch)
+    yield _case("SwinTower", make, tower, u, v, (pixels,), lambda m, x: m(x).last_hidden_state, masks,
+                options=EAGER, steps=WHOLE)  # fmt: skip
 
 
 def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[Case]:
@@ -172,10 +193,10 @@ def clip_cases(model: Any, u: int, v: int, attention: str = "sdpa") -> Iterator[
     )  # fmt: skip
     config._attn_implementation = attention
     norm = {"parameters": (2 * tower.d, "post_layernorm is of the class token, which no decoder sees"),
-            "cuda_core_flops": (7 * tower.d + 2, "post_layernorm of the class token")}  # fmt: skip
-    pixels = like(1, 3, u * tower.patch, v * tower.patch)
+            "cuda_core_flops": (B * (7 * tower.d + 2), "post_layernorm of the class token")}  # fmt: skip
+    pixels = like(B, 3, U * tower.patch, V * tower.patch)
     yield _case("PatchTower", partial(CLIPVisionModel, config), tower, u, v, (pixels,),
-                lambda module, x: module(x).last_hidden_state[:, 1:], norm)  # fmt: skip
+                lambda module, x: module(x).last_hidden_state[:, 1:], norm, steps=WHOLE)  # fmt: skip
 
 
 def query_config(tower: Any, attention: str = "sdpa") -> Any:
@@ -218,31 +239,56 @@ def masked_bytes(tower: Any, tokens: int, batch: int = 1) -> int:
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "paddleocr_vl": paddleocr_cases, "qwen2_vl_7b": qwen_cases, "qwen2_5_vl_7b": qwen_cases,
     "internvl2_8b": internvl_cases, "internvl2_76b": internvl_cases, "got_ocr2": got_cases, "minimind2_v": clip_cases,
-    "nougat": swin_cases, "glm_ocr": glm_cases, "deepseek_ocr2": query_cases,
+    "nougat_base": swin_cases, "glm_ocr": glm_cases, "deepseek_ocr2": query_cases,
 }  # fmt: skip
 """The references of a model's vision stage, by its name: a function of model, rows and columns of patches."""
 
 
-def _grid(u: int, v: int) -> torch.Tensor:
-    """One image of u x v patches; on the host, where its shape is read."""
-    return torch.tensor([[1, u, v]], device="cpu")
+def _frequencies(tower: Any) -> int:
+    """Bytes of the frequencies of a tower's rotary positions."""
+    return 4 * (tower.rotary.e // 4)
 
 
-def _pooled(layer: str, make: Any, tower: Any, merge: BaseLayer, u: int, v: int) -> Case:
+class _Symbols(np.ndarray[Any, Any]):
+    """Whole numbers on the host of which some are symbols: what code asks of a tensor of them."""
+
+    def prod(self, dim: int) -> Any:  # type: ignore[override]
+        return super().prod(axis=dim)
+
+
+def _host(numbers: Any) -> Any:
+    """Numbers that code reads, as a tensor on the host, or where a trace has symbols for them as these."""
+    found = np.array(numbers, dtype=object)
+    if all(type(number) is int for number in found.flat):
+        return torch.tensor(numbers, device="cpu")
+    return found.view(_Symbols)
+
+
+def _packed(patches: torch.Tensor) -> dict[str, Any]:
+    """What says that patches lie in one image of so many rows and columns, as packed sequences are told."""
+    u, v = patches.shape[:2]
+    return {"grid_thw": _host([[1, u, v]]), "cu_seqlens": _host([0, u * v]), "position_ids": patches.flatten(0, 1)}
+
+
+def _pooled(layer: str, make: Any, tower: Any, merge: BaseLayer, u: int, v: int, steps: Mapping[str, int]) -> Case:
     """A tower that is given patches and their positions, and merges them itself."""
-
-    def run(module: Any, pixels: Any, positions: Any) -> Any:
-        return module(pixels, grid_thw=_grid(u, v), position_ids=positions).pooler_output
-
-    patches = like(u * v, tower.patch_embedding.c * tower.patch**2), like(u * v, 2, dtype=torch.long)
-    return _case(layer, make, Projected(tower, merge), u, v, patches, run)
+    run = lambda module, pixels, positions: module(pixels, **_packed(positions)).pooler_output
+    patches = like(U * V, tower.patch_embedding.c * tower.patch**2), like(U, V, 2, dtype=torch.long)
+    buffer = {PEAK: (-_frequencies(tower), "frequencies are an input of ours, a buffer of theirs")}
+    return _case(layer, make, Projected(tower, merge), u, v, patches, run, buffer, steps=steps)
 
 
 def _case(
     layer: str, make: Any, ours: BaseLayer, u: int, v: int, inputs: tuple[Any, ...], run: Any, known: Any = None,
-    skip: Any = None,
+    skip: Any = None, sizes: Any = None, options: Any = None, **others: Any,
 ) -> Case:  # fmt: skip
-    one, *_ = ours.sizes.split()
-    sizes = {one: 1} | ({"s": tokens_of(ours, u * v)} if ours.sizes == "b s" else {"u": u, "v": v})
+    """A case on one image of u x v patches; what its inputs do not name is a number."""
+    at = dict(b=1, u=u, v=v)
+    named = {name for given in tree_leaves(inputs) for name in given.names}
+    b, rows, columns = (symbol(name) if name in named else value for name, value in at.items())
+    own = {"s": tokens_of(ours, rows * columns)} if ours.sizes == "b s" else {"u": rows, "v": columns}
+    many, *_ = ours.sizes.split()
+    there = {name: value for name, value in at.items() if name in named}
+    placed = LayerAt(ours, sizes or {many: b, **own}, options or {}, there)
     reference = getattr(make, "func", make).__name__
-    return Case("vision", layer, LayerAt(ours, sizes), make, inputs, reference, run, known=known or {}, skip=skip or {})
+    return Case("vision", layer, placed, make, inputs, reference, run, known=known or {}, skip=skip or {}, **others)
