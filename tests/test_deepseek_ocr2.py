@@ -22,7 +22,7 @@ from modelmeter.errors import InputError
 from modelmeter.layers.queries import PrefixAttention, QueryTower
 from modelmeter.models.families import query_tower
 from modelmeter.models.vlm import VLM, SeparatedJoin
-from modelmeter.validate.case import MIXTURE_IO, Case, StageAt, compare, like
+from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, StageAt, compare, like
 from modelmeter.validate.deepseek_ocr import cached, text_numbers
 from modelmeter.validate.sam import two_norms
 from modelmeter.validate.towers import masked_bytes, query_cases, query_config
@@ -181,13 +181,14 @@ def test_a_layer_of_the_encoder_kernel_by_kernel(shallow, batch, tokens):
     config = query_config(shallow.tower, "eager").encoder_config
     with torch.device("meta"), torch.no_grad():
         module = theirs.DeepseekOcr2VisionEncoderLayer(config, 0).to(torch.bfloat16)
-        x, mask, *tables = like(batch, tokens, layer.d), like(batch, 1, tokens, tokens), *[like(1, tokens, e)] * 2
+        shapes = (batch, tokens, layer.d), (batch, 1, tokens, tokens), (1, tokens, e), (1, tokens, e)
+        x, mask, *tables = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
         run = lambda: module(x, attention_mask=mask, position_embeddings=tables)
         assert_same_kernels(layer, {"b": batch, "s": tokens}, module, x, mask, tables, run=run)
 
 
 def peak(kind, config, run, *given):
-    case = Case("vision", "", None, partial(kind, config), given)
+    case = Case("vision", "", LayerAt(mm.LayerNorm(1), {}), partial(kind, config), given)
     with torch.device("meta"):
         module, inputs = case.build()
     weights = [*module.parameters(), *module.buffers()]

@@ -392,7 +392,8 @@ def test_the_papers_claims_are_judged_by_the_rows(encoders):
     peaks = {
         row["model"]: row["peak_activation_bytes"] for row in encoders.select(pixels="1024x1024", execution="flash")
     }
-    others = [peaks[name] / peaks["deepseek_ocr"] for name in CASES if name in peaks and name != "got_ocr2"]
+    fixed = ("got_ocr2", "minimind2_v", "nougat_base")
+    others = [peaks[name] / peaks["deepseek_ocr"] for name in CASES if name in peaks and name not in fixed]
     given = told["encoders_peak_activation_bytes", "1024x1024"]["range"]
     assert given == tuple(f"{ratio:.3g}" for ratio in (min(others), max(others)))
     for code in LANGUAGES:

@@ -39,7 +39,7 @@ def fields_of(name: str) -> Mapping[str, Any] | None:
     model: Any = load_model(name)
     if getattr(model, "config", None) is not None:
         return dict(model.config)
-    numbers = as_it_stands(name)["decoder"]
+    numbers = as_it_stands(name).get("decoder", {})
     family, numbers = numbers.get("family"), {key: value for key, value in numbers.items() if key != "family"}
     if family == "config_json":
         return numbers["config"] if isinstance(numbers["config"], Mapping) else read_config(str(numbers["config"]))

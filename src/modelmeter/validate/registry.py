@@ -72,9 +72,12 @@ def _with_tower(name: str) -> Reference:
     def missing(model: Any) -> list[str]:
         if model.join is None:
             return []
-        join = f"{type(model.join).__name__}: not compared: it copies the image's tokens and no module does so alone"
         decoder = "decoder: not compared: transformers has no module of its numbers"
-        return [join, *([decoder] if decoders.fields_of(name) is None else [])]
+        return [
+            "join: not compared: it copies the image's tokens, and no module does so alone",
+            *([decoder] if decoders.fields_of(name) is None else []),
+            f"vision is the first view of an image of {PAGE} pixels",
+        ]
 
     return Reference((), layers, _nothing, _no_vision, _nothing, seen, missing)
 
