@@ -281,14 +281,15 @@ def _cached_cases(model: Any, at: At, cfg: Any, told: str = "") -> Iterator[Case
 def _rotary_cases(decoder: Any, at: At, cfg: Any) -> Iterator[Case]:
     e, text, positions = inner(decoder.layers)[0].attention.e, dict(b=B, s=S), like(B, S, dtype=torch.long)
     theirs, given = partial(ocr.UnlimitedOcrTextRotaryEmbedding, cfg), (like(B, S, decoder.d), positions)
-    angles = (B * S - 1) * (e // 2 * 4)
+    frequencies, each = -(e // 2 * 4), "ours reads the frequencies for each sequence, a view is one row in memory"
+    cast = f"{each}; ours has both tables in fp32 before it casts them"
     yield from _cases(
         "llama", dict(b=at.b, s=at.s),
         ("LlamaRotaryEmbedding (transformers)", theirs, RotaryEmbedding(e), text, given,
-         UNSEEN | {"known": {PEAK: (angles, "frequencies are an input of ours; the angles are held to the end")}}),
+         UNSEEN | {"known": {PEAK: (frequencies, "frequencies are an input of ours, a buffer of theirs")}}),
         ("LlamaRotaryEmbedding (vendor)", partial(lambda: None), LlamaRotaryEmbedding(e), text, (like(e // 2), positions),
-         {"reference": "inv_freq @ positions", "run": _vendor_rotary, "traced": dict.fromkeys(
-             ("kernel_io_bytes", PEAK), "ours reads the frequencies for each sequence, a view is one row in memory")}),
+         {"reference": "inv_freq @ positions", "run": _vendor_rotary,
+          "traced": {"kernel_io_bytes": each, PEAK: cast}}),
     )  # fmt: skip
 
 
