@@ -86,8 +86,8 @@ class BaseModel:
     @final
     def stage(self, name: str) -> Stage:
         """The stage of this name. Raises InputError if there is none."""
-        found = {stage.name: stage for stage in self.stages}
-        return found[choose("stage", name, found)]
+        found = next((stage for stage in self.stages if stage.name == name), None)
+        return found or self.stage(choose("stage", name, [stage.name for stage in self.stages]))
 
     @final
     def is_beyond(self, tokens: Size) -> bool:
@@ -166,7 +166,8 @@ class BaseModel:
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:
         """The StageCost of a stage; decode is the exact sum over its K steps."""
-        return self.breakdown(stage, work, 0).get("", StageCost(basis=work.basis))
+        found = self.breakdown(stage, work, 0)
+        return found[""] if found else StageCost(basis=work.basis)
 
     @final
     def breakdown(self, stage: str, work: Workload, depth: int = 1) -> dict[str, StageCost]:

@@ -245,20 +245,21 @@ def _context(work: Workload) -> Size:
     return work.context_tokens
 
 
-def _read(decoder: BaseLayer, work: Workload) -> dict[str, Size]:
+def _read(cross: bool, work: Workload) -> dict[str, Size]:
     """The sequences, and how many features of each cross attention reads, if the decoder has it."""
-    if crosses(decoder) != work.image.beside:
-        lacks = "the workload has no image for its" if crosses(decoder) else "its decoder has no"
+    if cross != work.image.beside:
+        lacks = "the workload has no image for its" if cross else "its decoder has no"
         raise InputError(f"{lacks} cross attention; make the workload by this model's `workload`")
-    return {"b": work.batch} | ({"source": work.image.tokens} if crosses(decoder) else {})
+    return {"b": work.batch, "source": work.image.tokens} if cross else {"b": work.batch}
 
 
 def language_stages(decoder: BaseLayer) -> tuple[Stage, Stage]:
     """Prefill and decode of a decoder that has the sizes b, s and t, and source if it has cross attention."""
+    cross = crosses(decoder)
     return (
-        Stage("prefill", decoder, lambda w: _read(decoder, w) | {"s": _context(w)}, same={"t": "s"}),
+        Stage("prefill", decoder, lambda w: _read(cross, w) | {"s": _context(w)}, same={"t": "s"}),
         Stage(
-            "decode", in_steps(decoder), lambda w: _read(decoder, w) | {"s": 1, "t": w.context_tokens + 1},
+            "decode", in_steps(decoder), lambda w: _read(cross, w) | {"s": 1, "t": w.context_tokens + 1},
             steps=lambda w: w.decode_steps, grows="t", fixed={"s": 1},
         ),
     )  # fmt: skip
