@@ -75,7 +75,8 @@ def test_towers_and_projectors_are_transformers_to_the_last_count(name):
 
 @pytest.mark.parametrize(("name", "attention"), [
     ("qwen2_vl_7b", "sdpa"), ("qwen2_vl_7b", "eager"), ("qwen2_5_vl_7b", "sdpa"), ("qwen2_5_vl_7b", "eager"),
-    ("internvl2_8b", "sdpa"), ("internvl2_76b", "sdpa"), ("got_ocr2", "eager"),
+    ("internvl2_8b", "sdpa"), ("internvl2_76b", "sdpa"), ("internvl2_8b", "eager"), ("internvl2_76b", "eager"),
+    ("got_ocr2", "eager"),
     ("glm_ocr", "sdpa"), ("glm_ocr", "eager"),
 ])  # fmt: skip
 def test_peaks_are_live_storages_but_for_constants_of_the_shape(name, attention):

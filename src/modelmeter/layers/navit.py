@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, cast, final
 
 from modelmeter.errors import InputError
-from modelmeter.graph.forms import ADD, MUL, SOFTMAX, SOFTMAX_IN_FP32
+from modelmeter.graph.forms import ADD, MUL, NARROW_SOFTMAX, SOFTMAX_IN_FP32
 from modelmeter.graph.ops import Op, composite, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, rebuild, width_of
@@ -55,7 +55,7 @@ class ImageAttention(BaseLayer):
         weights = "p[rounds:b h s t]" if self.kept else "p[b h s t]"
         scores = matmul("a[b h s t] = queries[b S:s h e] * keys[b S:t h e]", n)
         scaled = pointwise("a[b h s t] = a[b h s t]", MUL, n)
-        shares = softmax(f"{weights} = a[b h s t]", n, row="t", form=SOFTMAX_IN_FP32 if self.wide else SOFTMAX)
+        shares = softmax(f"{weights} = a[b h s t]", n, row="t", form=SOFTMAX_IN_FP32 if self.wide else NARROW_SOFTMAX)
         seen = matmul(f"seen[b same:s h e] = {weights} * values[b S:t h e]", n)
         patches = scores.reads[0].touched  # all of the image, of which each query sees t
         read = (_reading(scores, patches), scaled, shares, _reading(seen, patches))
