@@ -73,7 +73,7 @@ def _table() -> dict[str, Format]:
     import yaml
 
     text = Path(__file__).with_name("formats.yaml").read_bytes()
-    found = {}
+    found: dict[str, Format] = {}
     for name, line in yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))["formats"].items():
         also = line.pop("alias", "").split()
         size, work = Fraction(str(line.pop("bytes"))), _sum(line.pop("work", 0))

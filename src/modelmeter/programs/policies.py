@@ -97,64 +97,70 @@ def tensors_of(graph: Graph, policy: str) -> list[Stored]:
 
 def slots_of(graph: Graph) -> list[Slot]:
     """The tensors of a decoder as llama.cpp names them. Raises InputError for one that it has no name for."""
-    weights = [w for name, w in weights_of(graph).items() if _DECODER.match(name) and _name(w)]
-    places = _places(graph, weights)
     found: list[Slot] = []
-    for (frame, together), group in groupby(weights, lambda w: (_frame(w), w.one)):
-        members = list(group)
+    for (together, layers), group in groupby(placed(graph), lambda p: (p.weight.one, p.layers)):
+        members = [p for p in group if _name(p)]
         for name, shape, parts in _merged(members) if together else chain.from_iterable(map(_slots, members)):
-            found += [Slot(name.format(i), i, shape, parts) for i in places[frame]]
+            found += [Slot(name.format(i), i, shape, parts) for i in layers]
     return found
 
 
-def _frame(weight: Weight) -> str:
-    """The layer that a weight is in ("": none)."""
-    inside = _LAYER.fullmatch(weight.name)
-    return inside[1] if inside else ""
+class Placed(NamedTuple):
+    """A weight or a buffer of a decoder, its name inside of its layer, the numbers of its layers ((0,): of none)."""
+
+    weight: Weight
+    own: str
+    layers: tuple[int, ...]
 
 
-def _places(graph: Graph, weights: Iterable[Weight]) -> dict[str, Iterable[int]]:
-    """The numbers of the layers that a repeated one stands for; those of the graph, or one after the other."""
-    found: dict[str, Iterable[int]] = {"": (0,)}
-    following = 0
-    for weight in weights:
-        frame, times = _frame(weight), weight.times
-        if not all(isinstance(size, int) for size in (*weight.shape, times)):
-            raise InputError(f"a policy of weights needs sizes that are whole numbers, and {weight.name} has others")
-        if frame not in found:
-            found[frame] = graph.root.places.get(frame, range(following, following + times))
-            following += times
+def placed(graph: Graph) -> list[Placed]:
+    """The weights and buffers of a decoder where they stand: layers as the graph says, or one after the other.
+
+    Raises InputError for sizes that are no whole numbers.
+    """
+    layers: dict[str, tuple[int, ...]] = {"": (0,)}
+    following, found = 0, []
+    for name, weight in weights_of(graph).items():
+        if not _DECODER.match(name):
+            continue
+        inside = _LAYER.fullmatch(name)
+        frame, own = (inside[1], inside[2]) if inside else ("", name)
+        if "W_" in own and not all(isinstance(size, int) for size in (*weight.shape, weight.times)):
+            raise InputError(f"a policy of weights needs sizes that are whole numbers, and {name} has others")
+        if frame not in layers:
+            there = tuple(range(following, following + weight.times))
+            layers[frame], following = graph.root.places.get(frame, there), following + weight.times
+        found.append(Placed(weight, own, layers[frame]))
     return found
 
 
 _Named = tuple[str, tuple[int, ...], Mapping[str, int]]
 
 
-def _name(weight: Weight) -> str:
+def _name(p: Placed) -> str:
     """What a file calls a weight; nothing of a buffer that it does not hold."""
-    inside = _LAYER.fullmatch(weight.name)
-    known, own = _table()["names"], inside[2] if inside else weight.name
-    if own not in known and "W_" in own:
-        raise InputError(f"llama.cpp has no name here for {weight.name!r}, so no policy of its says how it is stored")
-    return str(known.get(own, ""))
+    known = _table()["names"]
+    if p.own not in known and "W_" in p.own:
+        raise InputError(f"llama.cpp has no name here for {p.weight.name!r}, so no policy of its says how it is stored")
+    return str(known.get(p.own, ""))
 
 
-def _slots(weight: Weight) -> Iterator[_Named]:
+def _slots(p: Placed) -> Iterator[_Named]:
     """The names, shapes and parts of a weight's tensors."""
-    for name, axes in re.findall(r"([^\s\[]+)(?:\[([^]]*)\])?", _name(weight)):
-        shape = tuple(weight.n.elements((axis,)) for axis in axes.split()) or weight.shape
-        yield name, shape, {weight.name: prod(shape)}
+    for name, axes in re.findall(r"([^\s\[]+)(?:\[([^]]*)\])?", _name(p)):
+        shape = tuple(p.weight.n.elements((axis,)) for axis in axes.split()) or p.weight.shape
+        yield name, shape, {p.weight.name: prod(shape)}
 
 
-def _merged(weights: list[Weight]) -> Iterator[_Named]:
+def _merged(members: Iterable[Placed]) -> Iterator[_Named]:
     """The tensors of weights that are one matrix: their rows one below the other."""
-    parts = {w.name.removeprefix(f"{_frame(w)}."): w for w in weights}
+    parts = {p.own: p for p in members}
     for names, to in _table()["merged"].items():
-        members = [parts.pop(name) for name in names.split() if name in parts]
-        if members:
-            several = {w.name: prod(w.shape) for w in members}
-            matrix = len(members[0].shape) > 1
-            yield to, (members[0].columns, sum(w.rows for w in members)) if matrix else (sum(several.values()),), several
+        one = [parts.pop(name).weight for name in names.split() if name in parts]
+        if one:
+            several = {w.name: prod(w.shape) for w in one}
+            matrix = len(one[0].shape) > 1
+            yield to, (one[0].columns, sum(w.rows for w in one)) if matrix else (sum(several.values()),), several
     yield from chain.from_iterable(map(_slots, parts.values()))
 
 

@@ -24,8 +24,8 @@ ROLES = {"weight": "weights", "activation": "activations", "kv": "kv"}
 class Precision:
     """Formats or bits per element by role, with overrides by tensor name.
 
-    `weights` may be a policy of llama.cpp (q4_k_m): a format for each tensor of a decoder; all that is none of its, such
-    as a vision tower, is stored as activations are.
+    `weights` may be a policy of llama.cpp (q4_k_m): a format for each tensor of a decoder; all that is none of its,
+    such as a vision tower, is stored as activations are.
 
     >>> Precision(weights="int8", overrides={"*.W_norm": "fp32"}).override("head.W_norm").bits
     Fraction(32, 1)

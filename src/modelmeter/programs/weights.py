@@ -60,5 +60,6 @@ def _shape(op: Op, tensor: Tensor) -> tuple[Size, ...]:
         along = {a for a in axes if a not in out} if product else set(op.row.split()) & set(axes) or set(axes)
         apart = set() if op.kind == "conv2d" else {a for a in axes if a not in out | beside} & {*axes[:1]}
         kinds = ["matrices" if a in apart else "columns" if a in along else "rows" for a in axes]
-    parts = [tuple(a for a, k in zip(axes, kinds, strict=True) if k == kind) for kind in ("columns", "rows", "matrices")]
+    wanted = ("columns", "rows", "matrices")
+    parts = [tuple(a for a, k in zip(axes, kinds, strict=True) if k == kind) for kind in wanted]
     return (op.n.elements(parts[0]), *(op.n.elements(part) for part in parts[1:] if part))
