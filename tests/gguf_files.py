@@ -21,7 +21,21 @@ CONFIGS = {
     "gemma2": {**SMALL, "model_type": "gemma2", "head_dim": 32, "sliding_window": 16},
     "gemma3": {**SMALL, "model_type": "gemma3_text", "head_dim": 32, "sliding_window": 16},
 }  # fmt: skip
-ARCHITECTURES = {"gemma3_text": "gemma3"}
+ONES = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+OTHERS = {
+    "phi3": {**SMALL, **ONES, "tie_word_embeddings": False, "partial_rotary_factor": 1.0, "sliding_window": None},
+    "glm4": {**SMALL, **ONES, "head_dim": 32, "attention_bias": True, "tie_word_embeddings": False},
+    "olmo2": {**SMALL, "tie_word_embeddings": False},
+    "starcoder2": {**SMALL, "tie_word_embeddings": True, "use_bias": True, "sliding_window": None},
+    "smollm3": {**SMALL, **ONES, "tie_word_embeddings": True},
+    "granite": {**SMALL, "tie_word_embeddings": True},
+    "gpt_neox": {**SMALL, **ONES, "tie_word_embeddings": False, "rotary_pct": 0.25},
+    "phi": {**SMALL, **ONES, "tie_word_embeddings": False, "partial_rotary_factor": 0.5},
+    "cohere": {**SMALL, **ONES, "tie_word_embeddings": True, "use_qk_norm": False},
+}  # fmt: skip
+"""Further types, of which the names and shapes alone are compared."""
+del OTHERS["gpt_neox"]["num_key_value_heads"]
+ARCHITECTURES = {"gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2", "cohere": "command-r"}
 MIXTURE = {
     "family": "deepseek", "hidden": 256, "heads": 4, "kv_heads": 4, "dense_mlp": 320, "dense_layers": 1, "moe_layers": 9,
     "experts": 8, "active": 2, "expert_mlp": 896, "shared_mlp": 1792, "gate_up": "split", "rotary": "model",

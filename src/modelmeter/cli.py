@@ -1,6 +1,7 @@
-"""The command line: sweep, cost, report, trace, gguf, inspect, validate. Bad input ends with a sentence on stderr and status 2.
+"""The command line: sweep, cost, report, trace, gguf, inspect, validate.
 
-A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
+Bad input ends with a sentence on stderr and status 2. A command imports what it needs
+itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
 
 from __future__ import annotations
@@ -294,29 +295,21 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
     return status
 
 
-def _gguf(_: str, arguments: list[str], usage: str) -> None:
-    parser = _parser(usage, "gguf")
-    parser.add_argument("model", help="a model, or where its config.json is")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="other components or numbers of the model")
-    parser.add_argument("--quant", default="q4_k_m", metavar="NAME", help="how llama.cpp stores it (default: q4_k_m)")
-    parser.add_argument("--others", default="fp16", metavar="FORMAT", help="format of what is not of the decoder")
-    parser.add_argument("--metadata-bytes", metavar="N", help="bytes of metadata, tokenizer included")
-    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+def _gguf(_: str, arguments: list[str], usage: str) -> int:
     from modelmeter.checkpoints import commands
 
-    print(commands.gguf(parser.parse_args(arguments)))
+    return _told(commands.gguf(_parser(usage, "gguf"), arguments))
 
 
 def _inspect(_: str, arguments: list[str], usage: str) -> int:
-    parser = _parser(usage, "inspect")
-    parser.add_argument("file", help="a .gguf, a .safetensors, its index.json or the folder of such")
-    parser.add_argument("model", nargs="?", help="what to compare with; the file's own metadata by default")
-    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="other components or numbers of the model")
     from modelmeter.checkpoints import commands
 
-    text, equal = commands.inspect(parser.parse_args(arguments))
-    print(text)
-    return 0 if equal else 1
+    return _told(commands.inspect(_parser(usage, "inspect"), arguments))
+
+
+def _told(answer: tuple[str, int]) -> int:
+    print(answer[0])
+    return answer[1]
 
 
 class Command(NamedTuple):

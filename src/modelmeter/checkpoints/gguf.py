@@ -50,7 +50,7 @@ def file_bytes(tensors: Iterable[FileTensor], metadata_bytes: int) -> tuple[int,
 
 
 def read_gguf(path: Path) -> Header:
-    """The header of a GGUF file. Raises InputError, naming file and key or tensor, for one that is cut short or lies."""
+    """The header of a GGUF file. Raises InputError, with key or tensor, for one that is cut short or lies."""
     with Bytes(path) as file:
         if file.take(4, "the magic number") != MAGIC:
             raise file.wrong("it is no GGUF file: it does not begin with GGUF")

@@ -17,7 +17,7 @@ INDEX = ".safetensors.index.json"
 
 
 def read_safetensors(path: Path) -> Header:
-    """The header of a safetensors file. Raises InputError, naming file and tensor, for one that is cut short or lies."""
+    """The header of a safetensors file. Raises InputError, with the tensor, for one that is cut short or lies."""
     with Bytes(path) as file:
         length = file.number("Q", "the length of the header")
         if length > MOST_BYTES:

@@ -89,7 +89,11 @@ def _near(v: SimpleNamespace) -> list[bool]:
 class Apart(nn.Repeat):
     """Layers of one kind that stand at `places` among all layers of a decoder, others between them.
 
-    y = layer(...layer(x)); what is counted is that of Repeat. Axes: those of the layer.
+    y = layer(...layer(x)); what is counted is that of Repeat. Vendor: the layer_types of a Gemma3Config in
+    transformers. Axes: those of the layer.
+
+    >>> Apart(nn.RMSNorm(4), 2, (0, 2)).cost(b=1, s=3) == nn.Repeat(nn.RMSNorm(4), 2).cost(b=1, s=3)
+    True
     """
 
     places: tuple[int, ...] = ()

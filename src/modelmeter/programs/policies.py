@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from functools import cache
 from itertools import chain, groupby
 from math import prod

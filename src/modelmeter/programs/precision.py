@@ -74,7 +74,8 @@ class Precision:
         """Raise InputError for an override that matches none of these tensors, or a policy that is of none."""
         known = list(names) if self.names_tensors else []
         if self.policy and not of_decoder(known):
-            raise InputError(f"{self.policy} is how a decoder's weights are stored, and there is no decoder here")
+            how = "an override of '*W_*' gives all weights one format"
+            raise InputError(f"{self.policy} is how llama.cpp stores a decoder, and there is none here; {how}")
         for pattern in self.overrides:
             if not any(fnmatchcase(name, pattern) for name in known):
                 weight = next((name for name in reversed(known) if "W_" in name), known[-1])

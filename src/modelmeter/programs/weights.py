@@ -62,4 +62,5 @@ def _shape(op: Op, tensor: Tensor) -> tuple[Size, ...]:
         kinds = ["matrices" if a in apart else "columns" if a in along else "rows" for a in axes]
     wanted = ("columns", "rows", "matrices")
     parts = [tuple(a for a, k in zip(axes, kinds, strict=True) if k == kind) for kind in wanted]
-    return (op.n.elements(parts[0]), *(op.n.elements(part) for part in parts[1:] if part))
+    sides = [op.n.elements(part) for part in parts[1:] if part]
+    return (op.n.elements(parts[0]), *(side for side in sides if op.kind != "norm" or side != 1))
