@@ -33,7 +33,19 @@ OTHERS = {
     "phi": {**SMALL, **ONES, "tie_word_embeddings": False, "partial_rotary_factor": 0.5},
     "cohere": {**SMALL, **ONES, "tie_word_embeddings": True, "use_qk_norm": False},
 }  # fmt: skip
-"""Further types, of which the names and shapes alone are compared."""
+"""Further types: biases, other norms, q, k and v in one matrix, gate and up in one."""
+LARGE = {
+    f"{name}_80": CONFIGS[name] | {"num_hidden_layers": 80, "intermediate_size": 256} for name in ("llama", "qwen2")
+}
+"""As many layers as a 70B has."""
+EPSILON = {"attention.layer_norm_epsilon": 1e-5}
+SCALES = ("attention.scale", "embedding_scale", "residual_scale", "logit_scale")
+EXTRA = {
+    "phi": EPSILON, "starcoder2": EPSILON, "cohere": EPSILON | {"logit_scale": 1.0}, "glm4": {"rope.dimension_count": 16},
+    "gpt_neox": EPSILON | {"use_parallel_residual": True, "rope.dimension_count": 8},
+    "granite": dict.fromkeys(SCALES, 1.0) | {"rope.dimension_count": 32},
+}  # fmt: skip
+"""What llama.cpp also reads of a type."""
 del OTHERS["gpt_neox"]["num_key_value_heads"]
 ARCHITECTURES = {"gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2", "cohere": "command-r"}
 MIXTURE = {
@@ -41,7 +53,11 @@ MIXTURE = {
     "experts": 8, "active": 2, "expert_mlp": 896, "shared_mlp": 1792, "gate_up": "split", "rotary": "model",
     "vocabulary": 320, "positions": 128, "tied": False,
 }  # fmt: skip
-"""A decoder as DeepSeek-OCR's, its experts of as many columns."""
+MIXTURES = {
+    "mixture": MIXTURE,
+    "mixture_16": MIXTURE | {"experts": 16, "expert_mlp": 96, "shared_mlp": 192, "kv_heads": 2},
+}
+"""Decoders as DeepSeek-OCR's: experts of as many columns, of which 8 have rules of their own; and 16, heads shared."""
 
 
 def module(config):
@@ -64,6 +80,7 @@ def tensors(config):
 def mixture_tensors(m=MIXTURE):
     """The same of a mixture as DeepSeek-OCR's, whose code transformers has not: by the names of the package gguf."""
     d, t = m["hidden"], gguf.MODEL_TENSOR
+    keys = d * m["kv_heads"] // m["heads"]
     name = lambda tensor, i=0: f"{gguf.TENSOR_NAMES[tensor].format(bid=i)}.weight"
     yield from (
         (name(t.TOKEN_EMBD), (d, m["vocabulary"])),
@@ -71,7 +88,8 @@ def mixture_tensors(m=MIXTURE):
         (name(t.OUTPUT), (d, m["vocabulary"])),
     )
     for i in range(m["dense_layers"] + m["moe_layers"]):
-        yield from ((name(kind, i), (d, d)) for kind in (t.ATTN_Q, t.ATTN_K, t.ATTN_V, t.ATTN_OUT))
+        yield from ((name(kind, i), (d, d)) for kind in (t.ATTN_Q, t.ATTN_OUT))
+        yield from ((name(kind, i), (d, keys)) for kind in (t.ATTN_K, t.ATTN_V))
         yield from ((name(kind, i), (d,)) for kind in (t.ATTN_NORM, t.FFN_NORM))
         if i < m["dense_layers"]:
             yield from _gated(name, (t.FFN_GATE, t.FFN_UP, t.FFN_DOWN), i, d, m["dense_mlp"])
@@ -104,10 +122,11 @@ def metadata(config):
         found = {
             "block_count": config["num_hidden_layers"], "embedding_length": config["hidden_size"],
             "feed_forward_length": config["intermediate_size"], "attention.head_count": heads,
-            "attention.head_count_kv": config["num_key_value_heads"], "context_length": 128,
+            "attention.head_count_kv": config.get("num_key_value_heads", heads), "context_length": 128,
             "vocab_size": config["vocab_size"], "attention.key_length": config.get("head_dim", config["hidden_size"] // heads),
         }  # fmt: skip
-        found |= {"attention.sliding_window": 16} if "sliding_window" in config else {}
+        found |= {"attention.sliding_window": 16} if config.get("sliding_window") else {}
+        found |= EXTRA.get(config["model_type"], {})
     found["attention.layer_norm_rms_epsilon"] = 1e-5
     return a, {f"{a}.{key}": value for key, value in found.items()}
 
@@ -124,7 +143,13 @@ def write(path, config, given, file_type=1, more=()):
     architecture, pairs = metadata(config)
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in {**pairs, "general.file_type": file_type, **dict(more)}.items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
         add[type(value)](key, value)
     for name, shape, form in given:
         kind = gguf.GGMLQuantizationType[form]

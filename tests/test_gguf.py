@@ -9,7 +9,6 @@ import os
 import random
 import tracemalloc
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -30,15 +29,15 @@ gguf = pytest.importorskip("gguf")
 safetensors = pytest.importorskip("safetensors.numpy")
 files = pytest.importorskip("gguf_files")
 
-MODELS = (*files.CONFIGS, "mixture")
+MODELS = (*files.CONFIGS, *files.MIXTURES)
 QUANTISED = [name for name in POLICIES if POLICIES[name]["file_type"] > 1 and name != "mostly_bf16"]
 
 
 def made(name):
     """A small model, its fields, and the tensors that its file has."""
-    if name == "mixture":
-        return text_model(name, component("decoder", files.MIXTURE)), files.MIXTURE, list(files.mixture_tensors())
-    config = files.CONFIGS.get(name) or files.OTHERS[name] | {"model_type": name}
+    if mixture := files.MIXTURES.get(name):
+        return text_model(name, component("decoder", mixture)), mixture, list(files.mixture_tensors(mixture))
+    config = (files.CONFIGS | files.LARGE).get(name) or files.OTHERS[name] | {"model_type": name}
     return model_of(config, name), config, list(files.tensors(config))
 
 
@@ -244,25 +243,25 @@ def library():
     return pytest.importorskip("llama_cpp")
 
 
-@pytest.mark.parametrize("policy", QUANTISED)
-@pytest.mark.parametrize("name", MODELS)
-def test_formats_are_those_of_llama_cpps_own_quantiser(name, policy, tmp_path):
+@pytest.mark.parametrize("name", [*MODELS, *files.OTHERS, *files.LARGE])
+def test_formats_are_those_of_llama_cpps_own_quantiser(name, tmp_path):
     llama = library()
     model, config, given = made(name)
-    try:
-        layout = layout_of(model, policy)
-    except InputError:
-        layout = SimpleNamespace(tensors=())
-    source = files.write(tmp_path / "f16.gguf", config, files.formats(given))
-    params = llama.llama_model_quantize_default_params()
-    params.ftype, params.nthread = POLICIES[policy]["file_type"], 1
-    to = tmp_path / "quantised.gguf"
-    status = llama.llama_model_quantize(os.fsencode(source), os.fsencode(to), ctypes.byref(params))
-    assert (status != 0) == (not layout.tensors)
-    if not status:
-        header = read_header(str(to))
-        assert by_name(layout.tensors) == by_name(header.tensors.values())
-        assert layout.file(header.metadata_bytes)[1] == to.stat().st_size
+    source, to = tmp_path / "f16.gguf", tmp_path / "quantised.gguf"
+    files.write(source, config, files.formats(given))
+    stored = 0
+    for policy in QUANTISED:
+        params = llama.llama_model_quantize_default_params()
+        params.ftype, params.nthread = POLICIES[policy]["file_type"], 1
+        if llama.llama_model_quantize(os.fsencode(source), os.fsencode(to), ctypes.byref(params)):
+            with pytest.raises(InputError, match="has no other format for it"):
+                layout_of(model, policy)
+            continue
+        stored += 1
+        layout, header = layout_of(model, policy), read_header(str(to))
+        assert by_name(layout.tensors) == by_name(header.tensors.values()), policy
+        assert layout.file(header.metadata_bytes)[1] == to.stat().st_size, policy
+    assert stored == len(QUANTISED)
 
 
 # Seed 000's table
@@ -340,6 +339,13 @@ def test_inspect_names_what_differs(tmp_path, capsys):
     assert cli.main(["inspect", str(path), str(tmp_path / "config.json")]) == 0
     assert cli.main(["inspect", str(path)]) == 0
     assert "every tensor of the decoder is as in the model" in capsys.readouterr().out
+
+
+def test_a_part_of_a_split_file_is_refused(tmp_path):
+    config, _ = small_gguf(tmp_path)
+    path = files.write(tmp_path / "part.gguf", config, files.formats(files.tensors(config)), more={"split.count": 3})
+    with pytest.raises(InputError, match="is one of 3 parts of a file; join them first"):
+        read_header(str(path))
 
 
 def test_inspect_names_a_tensor_of_another_format(tmp_path):

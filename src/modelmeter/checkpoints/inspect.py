@@ -50,7 +50,11 @@ def read_header(name: str) -> Header:
         return read_safetensors(path)
     if path.suffix != ".gguf":
         raise InputError(f"{name!r} must be a .gguf, a .safetensors, a {INDEX[1:]} or a folder of such")
-    return read_gguf(path)
+    header = read_gguf(path)
+    parts = header.metadata.get("split.count", 1)
+    if parts not in (0, 1):
+        raise InputError(f"{name!r} is one of {parts!r:.80} parts of a file; join them first, as with llama-gguf-split")
+    return header
 
 
 def policy_of(header: Header) -> str:

@@ -179,8 +179,8 @@ class _Facts:
         for slot in slots:
             first.setdefault(slot.kind, slot)
         experts = first["ffn_down_exps"].shape[-1] if "ffn_down_exps" in first else 0
-        keys, queries = first.get("attn_k"), first.get("attn_q")
-        grouped = queries.shape[-1] // keys.shape[-1] if keys and queries else 1
+        parts = {name.rpartition(".")[2]: many for slot in first.values() for name, many in slot.parts.items()}
+        grouped = parts["W_q"] // parts["W_k"] if parts.keys() >= {"W_q", "W_k"} else 1
         return cls(max((slot.layer for slot in slots), default=0) + 1, experts, grouped, "output" not in first)
 
 
