@@ -1,6 +1,7 @@
-"""The command line: sweep, cost, report, trace, validate. Bad input ends with a sentence on stderr and status 2.
+"""The command line: sweep, cost, report, trace, gguf, inspect, validate.
 
-A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
+Bad input ends with a sentence on stderr and status 2. A command imports what it needs
+itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
 
 from __future__ import annotations
@@ -294,6 +295,23 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
     return status
 
 
+def _gguf(_: str, arguments: list[str], usage: str) -> int:
+    from modelmeter.checkpoints import commands
+
+    return _told(commands.gguf(_parser(usage, "gguf"), arguments))
+
+
+def _inspect(_: str, arguments: list[str], usage: str) -> int:
+    from modelmeter.checkpoints import commands
+
+    return _told(commands.inspect(_parser(usage, "inspect"), arguments))
+
+
+def _told(answer: tuple[str, int]) -> int:
+    print(answer[0])
+    return answer[1]
+
+
 class Command(NamedTuple):
     """A command: `run` and `help` are given what is named first, a `kind` of thing that is a file of `group`."""
 
@@ -311,5 +329,7 @@ COMMANDS = {
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
                       _report, "model with a report", "report", _report_help),
     "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),
+    "gguf": Command("the GGUF file of a model's decoder, predicted by part and in total", _gguf),
+    "inspect": Command("a .gguf or .safetensors file, compared with a model", _inspect),
     "validate": Command("the proof: counts of the real modules beside ours (needs the extra `validation`)", _validate),
 }  # fmt: skip
