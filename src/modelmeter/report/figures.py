@@ -45,7 +45,7 @@ FILLS = ("full", "none")
 _AWAY = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
 _LETTERS, _HANDLE, _HIGH = 84, 5, 36
 """Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
-_GRID_LABELS, _MARKS, DOTS_PER_INCH = 8, 50, 240
+_GRID_LABELS, _MARKS, DOTS_PER_INCH = 8, 150, 240
 """Labels of grids and marks of points that a curve has at most."""
 
 
