@@ -17,6 +17,7 @@ from modelmeter.errors import InputError
 from modelmeter.models.trace_json import checked_trace, size_of
 from modelmeter.sizes import ceil_div, floor_div, minimum, ratio, substituted, symbol
 from modelmeter.tracing.capture import Session
+from modelmeter.tracing.known import Known
 from modelmeter.tracing.records import Run
 from modelmeter.tracing.reference import decode_flops, forward_flops, prefill_flops
 from modelmeter.tracing.repeats import folded
@@ -331,6 +332,25 @@ def test_what_tracing_relies_on_of_torch():
     assert [c.text for c in session.conditions() if not c.least] == ["a < 7"]
     assert int(b) == 5
     assert session.fixed() == {"b": 5}
+
+
+def test_an_operator_that_is_remembered_makes_what_torch_makes():
+    """Sizes, strides and formats, and a storage that is the first argument's for a view, a new one else."""
+    session, aten = Session(torch.device("meta"), torch.float32), torch.ops.aten
+    known, shape = Known(session.fakes), [session.size("a", 5), 7, session.size("b", 11)]
+    x, y = (session.tensor(shape, torch.float32) for _ in range(2))
+    calls = {
+        aten.add.Tensor: (x, y), aten.permute.default: (x, [2, 0, 1]), aten.cat.default: ([x, y], 1),
+        aten.split.Tensor: (x, 3, 1), aten.sum.dim_IntList: (x, [2]), aten.topk.default: (x, 2, 1),
+        aten._to_copy.default: (x,), aten.add_.Tensor: (x, y),
+    }  # fmt: skip
+    for func, args in calls.items():
+        with session.mode:
+            runs = [known.run(func, args, {}, known.key(func, args, {})) for _ in range(2)]
+        for first, again in zip(*(run if isinstance(run, (list, tuple)) else [run] for run in runs), strict=True):
+            assert (again.shape, again.stride(), again.dtype) == (first.shape, first.stride(), first.dtype)
+            stores = [t.untyped_storage()._cdata for t in (x, first, again)]
+            assert (stores[0] == stores[2]) == (stores[0] == stores[1]) == (stores[1] == stores[2])
 
 
 def test_a_run_without_lists_stays_as_it_is():

@@ -1,4 +1,4 @@
-"""One run of a torch module with fake tensors and symbolic sizes: the only module that leans on private parts of torch.
+"""One run of a torch module with fake tensors and symbolic sizes. Like `known.py`, it leans on private parts of torch.
 
 `ShapeEnv` gives sizes without values, `FakeTensorMode` tensors without memory, a dispatch mode sees every operator.
 What an operator is to the graph is told in `operators.py`. tests/test_trace.py holds what is relied upon.
@@ -17,19 +17,20 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from modelmeter.errors import InputError
 from modelmeter.sizes import Size, symbol
+from modelmeter.tracing.known import Known, Sizes
 from modelmeter.tracing.records import Storage
 from modelmeter.tracing.symbols import Condition, Reader
 
@@ -44,10 +45,13 @@ class Session:
     """Sizes, symbolic or concrete, and the fake tensors that have them; `names` say what each is in sizes of ours."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, *, concrete: bool = False) -> None:
-        self.env = ShapeEnv(duck_shape=False)
+        self.env = Sizes()
         self.concrete = concrete
         fake = not concrete or device.type != "meta"  # numbers need no fakes where tensors hold nothing anyway
-        self.mode: Any = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True) if fake else nullcontext()
+        self.fakes = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True) if fake else None
+        if self.fakes is not None:
+            self.fakes.cache_enabled = False  # `Known` remembers more, for less
+        self.mode: Any = nullcontext() if self.fakes is None else self.fakes
         self.device, self.dtype = device, dtype
         self.names: dict[str, Size] = {}
         self.symbols: dict[str, Any] = {}
@@ -107,14 +111,18 @@ def _equation(left: Any, right: Any) -> Any:
 class Seen:
     """What an operator was given and made, as tensors; operators.py makes records of it."""
 
-    def __init__(self, name: str, args: Any, kwargs: Any, out: Any, mutable: bool) -> None:
-        self.name, self.args, self.kwargs, self.mutable = name, args, kwargs or {}, mutable
+    def __init__(self, name: str, args: Any, kwargs: Any, out: Any, mutable: bool, key: Any = None) -> None:
+        self.name, self.args, self.kwargs, self.mutable, self.key = name, args, kwargs or {}, mutable, key
         self.given, self.made = tensors_in((args, kwargs)), tensors_in(out)
         self.tensor_flops: Any = 0
 
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    """The tensors of nested lists, tuples and mappings, in order."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    inner = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [tensor for part in inner for tensor in tensors_in(part)]
 
 
 class Watch(TorchDispatchMode):
@@ -123,10 +131,16 @@ class Watch(TorchDispatchMode):
     def __init__(self, session: Session, tell: Callable[[Seen], None]) -> None:
         super().__init__()
         self.session, self.tell = session, tell
+        self.known = Known(session.fakes)
         self.storages: list[Storage] = []
         self.path: list[str] = [""]
         self.operator, self.count, self.on = "", 0, True
         self._known: dict[int, tuple[int, StorageWeakRef]] = {}
+        self._mortal: dict[int, None] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
     def index(self, tensor: torch.Tensor, **given: Any) -> int:
         """The number of the storage of a tensor, which is entered where it is new."""
@@ -139,6 +153,8 @@ class Watch(TorchDispatchMode):
         bits = 0 if tensor.dtype == self.session.dtype else tensor.element_size() * 8
         made = Storage(elements=size, bits=bits, path=self.path[-1], **values)
         self.storages.append(made)
+        if made.role != "weight" and not made.buffer:  # those are held by whoever runs the module
+            self._mortal[storage._cdata] = None
         self._known[storage._cdata] = (len(self.storages) - 1, StorageWeakRef(storage))
         return len(self.storages) - 1
 
@@ -146,6 +162,7 @@ class Watch(TorchDispatchMode):
         """Take the storage of a tensor for one that is known."""
         storage = tensor.untyped_storage()
         self._known[storage._cdata] = (index, StorageWeakRef(storage))
+        self._mortal[storage._cdata] = None
 
     def make(self, name: str, elements: Size) -> int:
         """A storage that a kernel keeps on chip."""
@@ -155,25 +172,30 @@ class Watch(TorchDispatchMode):
 
     def bury(self) -> None:
         """Note which storages are gone."""
-        for key in [key for key, (_, alive) in self._known.items() if alive.expired()]:
+        expired = torch.UntypedStorage._expired  # StorageWeakRef's own, without what it calls in between
+        for key in [key for key in self._mortal if expired(self._known[key][1].cdata)]:
+            del self._mortal[key]
             gone = self.storages[self._known.pop(key)[0]]
             if gone.role == "activation":
                 gone.dies = self.count - 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func.overloadpacket.__name__)
+        name, kwargs = str(func.overloadpacket.__name__), kwargs or {}
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
+        key = self.known.key(func, args, kwargs)
         self.operator = "item" if name == "_local_scalar_dense" else name
         if not self.on:
-            return func(*args, **(kwargs or {}))
+            return self.known.run(func, args, kwargs, key)
         self.bury()
-        out = func(*args, **(kwargs or {}))
-        seen = Seen(name, args, kwargs, out, func._schema.is_mutable)
+        out = self.known.run(func, args, kwargs, key)
+        seen = Seen(name, args, kwargs, out, func._schema.is_mutable, key)
         if not seen.made or func.is_view:
             return out
         owners = {t.untyped_storage()._cdata for t in seen.given}
         if seen.mutable or any(t.untyped_storage()._cdata not in owners for t in seen.made):
             if func._overloadpacket in flop_registry:
-                seen.tensor_flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+                seen.tensor_flops = flop_registry[func._overloadpacket](*args, **kwargs, out_val=out)
             self.tell(seen)
         return out
 

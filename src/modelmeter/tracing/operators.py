@@ -52,6 +52,7 @@ class Recorder:
         self.learned: set[int] = set()
         self._experts: tuple[Size, Size, Size] | None = None
         self._selected: dict[int, Size] = {}
+        self._known: dict[Any, tuple[list[int], list[Record]]] = {}
 
     def enter(self, name: str, tensor: torch.Tensor, **given: Any) -> int:
         """A tensor that is there before the run: a weight, a buffer or an input."""
@@ -85,14 +86,14 @@ class Recorder:
             return
         made = name.startswith("new_") or name.endswith("_like")
         given = [] if made else seen.given[1:] if name in _WRITES_ONLY else seen.given
-        given = [t for t in given if not isinstance(t.numel(), int) or t.numel()]
+        given = [t for t in given if not any(isinstance(side, int) and side == 0 for side in t.shape)]
         sources = [self.watch.index(t) for t in given]
         reached = any(index in self.reached for index in sources)
         if not reached and isinstance(seen.tensor_flops, int) and not seen.tensor_flops and name != "attention":
             writes = tuple(self._written(t, 0) for t in seen.made)
             self._add(Record(name, "constant", "", (), writes, {}, grad=False))
             return
-        for record in self._records(seen, given):
+        for record in self._remembered(seen, given, sources):
             self._add(record)
         written = {self.watch.index(t): t for t in seen.made}
         learned = any(index in self.learned for index in sources)
@@ -106,6 +107,23 @@ class Recorder:
         self.watch.count = count + 1
         grad = record.grad and (learned or bool(record.label))
         self.records.append(replace(record, path=path, grad=grad, number=count))
+
+    def _remembered(self, seen: Seen, given: Sequence[torch.Tensor], sources: list[int]) -> Sequence[Record]:
+        """The records of an operator: where it was seen on tensors alike, those of then, with its own storages."""
+        if seen.key is None or any(self._chosen(t) is not None for t in given):
+            return self._records(seen, given)
+        storages = [*sources, *map(self.watch.index, seen.made)]
+        key = (seen.key, tuple(map(storages.index, storages)))
+        if key not in self._known:
+            self._known[key] = storages, self._records(seen, given)
+            return self._known[key][1]
+        before, records = self._known[key]
+        own = dict(zip(before, storages, strict=True))
+
+        def moved(operands: tuple[Operand, ...]) -> tuple[Operand, ...]:
+            return tuple(Operand(own[o.storage], o.axes, o.touched) for o in operands)
+
+        return [replace(r, reads=moved(r.reads), writes=moved(r.writes)) for r in records]
 
     def _records(self, seen: Seen, given: Sequence[torch.Tensor]) -> list[Record]:
         if seen.name in _PRODUCTS:
@@ -131,8 +149,9 @@ class Recorder:
 
     def _chosen(self, tensor: torch.Tensor) -> Size | None:
         """Elements of the experts that a tensor stands for; None for any other."""
-        storage = tensor.untyped_storage()._cdata
-        return self._selected.get(storage) if self.watch.storages[self.watch.index(tensor)].role == "weight" else None
+        chosen = self._selected.get(tensor.untyped_storage()._cdata)
+        weight = chosen is not None and self.watch.storages[self.watch.index(tensor)].role == "weight"
+        return chosen if weight else None
 
     def _touched(self, tensor: torch.Tensor) -> Size:
         """Elements that a tensor has in memory: an axis without stride holds one."""
