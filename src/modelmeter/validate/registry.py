@@ -72,7 +72,7 @@ def _with_tower(name: str) -> Reference:
     def missing(model: Any) -> list[str]:
         if model.join is None:
             return []
-        decoder = "decoder: not compared: transformers has no module of its numbers"
+        decoder = "decoder: not compared here: its configuration is none of a causal model of transformers"
         return [
             "join: not compared: it copies the image's tokens, and no module does so alone",
             *([decoder] if decoders.fields_of(name) is None else []),
