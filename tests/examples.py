@@ -23,6 +23,7 @@ from modelmeter.layers.rotary import AxialRotary, AxialRotation
 from modelmeter.layers.sam_towers import SamTower, TwinTower
 from modelmeter.layers.scaled import ClassTower, ScaledBlock
 from modelmeter.layers.swin import GridMerge, SwinBlock, SwinTower, WindowAttention
+from modelmeter.models.decoders import Apart
 from modelmeter.models.vlm import Join, RowsJoin, SeparatedJoin, VisionStage
 from modelmeter.sizes import Size
 
@@ -74,6 +75,7 @@ def _parts(v):
         _Activated: [(_Activated(d), LINE)],
         mm.SideBySide: [(mm.SideBySide(d, v("o", 5)), {"b": 2, "s": 4, "S": 5})],
         mm.Repeat: [(mm.Repeat(gated, v("l", 2)), LINE)],
+        Apart: [(Apart(gated, v("l", 2), (0, 2)), LINE)],
         mm.Sequence: [(mm.Sequence((norm, mlp)), LINE)],
     }
 

@@ -13,6 +13,7 @@ from modelmeter.graph.ops import conv2d, matmul
 from modelmeter.graph.place import Root, Sizes
 from modelmeter.programs.kernels import kernels_of
 from modelmeter.programs.precision import Precision
+from modelmeter.programs.storage import Storage
 from modelmeter.sizes import evaluated
 
 TENSOR = re.compile(r"(\w+)(?::(\d+))?\[([^\]]*)\]")
@@ -215,6 +216,7 @@ def test_eager_code_copies_the_whole_cache_at_every_call():
 def test_bits_are_declared_by_role_and_by_tensor_name():
     n = Sizes({"b": 3, "d": 4, "f": 5})
     op = matmul("y[b f] = x[b d] * W_up[d f]", n)
-    (kernel,) = kernels_of(checked([op], ["x"], Root()), Precision("fp8", "fp32", overrides={"*W_*": 4.5}))
+    graph = checked([op], ["x"], Root())
+    (kernel,) = kernels_of(graph, Storage(graph, Precision("fp8", "fp32", overrides={"*W_*": 4.5})))
     assert kernel.read_bytes == {"activation": 3 * 4 * 4, "weight": 4 * 5 * 4.5 / 8}
     assert kernel.written_bytes == {"activation": 3 * 5 * 4}

@@ -130,10 +130,3 @@ def test_arrays_may_be_hyper_parameters():
     for place, (f, s) in enumerate(((3, 5), (8, 1))):
         for count, exact in MLP(4, f).cost(b=2, s=s).as_dict().items():
             assert np.broadcast_to(many[count], 2)[place] == pytest.approx(exact, rel=1e-15), count
-
-
-def test_the_name_of_a_format_says_its_bits():
-    from modelmeter.programs.precision import DTYPES
-
-    for name, bits in DTYPES.items():
-        assert bits == int("".join(c for c in name if c.isdigit())), name  # tf32 is stored in 32 bits

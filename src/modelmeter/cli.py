@@ -1,4 +1,4 @@
-"""The command line: sweep, cost, report, trace, validate. Bad input ends with a sentence on stderr and status 2.
+"""The command line: sweep, cost, report, trace, gguf, inspect, validate. Bad input ends with a sentence on stderr and status 2.
 
 A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
@@ -294,6 +294,31 @@ def _validate(_: str, arguments: list[str], usage: str) -> int:
     return status
 
 
+def _gguf(_: str, arguments: list[str], usage: str) -> None:
+    parser = _parser(usage, "gguf")
+    parser.add_argument("model", help="a model, or where its config.json is")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="other components or numbers of the model")
+    parser.add_argument("--quant", default="q4_k_m", metavar="NAME", help="how llama.cpp stores it (default: q4_k_m)")
+    parser.add_argument("--others", default="fp16", metavar="FORMAT", help="format of what is not of the decoder")
+    parser.add_argument("--metadata-bytes", metavar="N", help="bytes of metadata, tokenizer included")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    from modelmeter.checkpoints import commands
+
+    print(commands.gguf(parser.parse_args(arguments)))
+
+
+def _inspect(_: str, arguments: list[str], usage: str) -> int:
+    parser = _parser(usage, "inspect")
+    parser.add_argument("file", help="a .gguf, a .safetensors, its index.json or the folder of such")
+    parser.add_argument("model", nargs="?", help="what to compare with; the file's own metadata by default")
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="other components or numbers of the model")
+    from modelmeter.checkpoints import commands
+
+    text, equal = commands.inspect(parser.parse_args(arguments))
+    print(text)
+    return 0 if equal else 1
+
+
 class Command(NamedTuple):
     """A command: `run` and `help` are given what is named first, a `kind` of thing that is a file of `group`."""
 
@@ -311,5 +336,7 @@ COMMANDS = {
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
                       _report, "model with a report", "report", _report_help),
     "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),
+    "gguf": Command("the GGUF file of a model's decoder, predicted by part and in total", _gguf),
+    "inspect": Command("a .gguf or .safetensors file, compared with a model", _inspect),
     "validate": Command("the proof: counts of the real modules beside ours (needs the extra `validation`)", _validate),
 }  # fmt: skip

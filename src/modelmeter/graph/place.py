@@ -41,7 +41,9 @@ class Root:
     """What all `placed` layers of a graph share: how pairs are counted, `buffers`, inputs that they bring along.
 
     `choices` are those of a count that some layers alone have; `chosen` are those that one had.
-    `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes).
+    `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes). `places`
+    are where the rounds of a repeated layer stand among the layers of its model, by its path, if not one behind the
+    other.
     """
 
     causal: str = "full"
@@ -49,6 +51,7 @@ class Root:
     chosen: dict[str, str] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     requirements: dict[str, Size] = field(default_factory=dict)
+    places: dict[str, tuple[int, ...]] = field(default_factory=dict)
     placed: int = 0
 
     def choice(self, name: str) -> str:

@@ -5,13 +5,16 @@ The numbers are those of `decoders.yaml`, read from the fields of a config.json 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, final
 
 from modelmeter import layers as nn
 from modelmeter.errors import InputError, choose
+from modelmeter.graph.ops import Op
+from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
 from modelmeter.layers.norm import Norm
 
@@ -81,8 +84,23 @@ def _near(v: SimpleNamespace) -> list[bool]:
     return said
 
 
-def kinds(v: SimpleNamespace) -> Counter[Kind]:
-    """How many layers there are of each kind; their order changes no count."""
+@final
+@dataclass(frozen=True)
+class Apart(nn.Repeat):
+    """Layers of one kind that stand at `places` among all layers of a decoder, others between them.
+
+    y = layer(...layer(x)); what is counted is that of Repeat. Axes: those of the layer.
+    """
+
+    places: tuple[int, ...] = ()
+
+    def ops(self, n: Sizes) -> Iterator[Op]:
+        n.root.places[f"{n.node.path}.{self.scope}"] = self.places
+        yield from super().ops(n)
+
+
+def kinds(v: SimpleNamespace) -> dict[Kind, tuple[int, ...]]:
+    """Where the layers of each kind stand; their order changes no count, but how a policy stores them."""
     if v.layers > MOST_LAYERS:
         raise InputError(f"num_hidden_layers must be at most {MOST_LAYERS}, not {v.layers}")
     if v.unrotated is not None and len(v.unrotated) != v.layers:
@@ -90,7 +108,11 @@ def kinds(v: SimpleNamespace) -> Counter[Kind]:
     if v.dense == "first" and v.dense_layers > v.layers:
         raise InputError(f"first_k_dense_replace {v.dense_layers} exceeds num_hidden_layers {v.layers}")
     dense = DENSE["all" if v.experts is None else v.dense]
-    return Counter(Kind(near, _rotates(v, i), dense(v, i)) for i, near in enumerate(_near(v)))
+    found: dict[Kind, tuple[int, ...]] = {}
+    for i, near in enumerate(_near(v)):
+        kind = Kind(near, _rotates(v, i), dense(v, i))
+        found[kind] = (*found.get(kind, ()), i)
+    return found
 
 
 def _turned(v: SimpleNamespace, width: int) -> int:
@@ -162,10 +184,11 @@ def causal_lm(v: SimpleNamespace) -> nn.CausalLM:
     if v.parallel_residual is not None:
         parallel = "two" if v.parallel_residual else "none"
     layers, there = [], kinds(v)
-    for kind, many in there.items():
+    apart = sorted(chain(*there.values())) != list(chain(*there.values()))
+    for kind, places in there.items():
         attention, mlp = _attention(v, kind, width), _mlp(v, kind)
         block = nn.ResidualBlock(attention, mlp, norm, norms=v.norms, parallel=parallel, scaled=v.scaled_parts)
-        layers.append(nn.Repeat(block, many))
+        layers.append(Apart(block, len(places), places) if apart else nn.Repeat(block, len(places)))
     table = _table(v, _turned(v, v.rotated or width))
     both = len({kind.near for kind in there}) == 2
     return nn.CausalLM(

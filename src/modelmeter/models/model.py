@@ -22,6 +22,7 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.program import STEPS, Program, Steps, program_of
+from modelmeter.programs.storage import Storage
 from modelmeter.sizes import Expr, Size, added, as_size, below, evaluated, symbol
 from modelmeter.workload import NO_IMAGE, Workload, parse_pair, read_image_size, several
 
@@ -221,19 +222,21 @@ class BaseModel:
             structure = stage.structure(work) if work else stage.whole
             if structure == ():
                 continue
-            for op in self._graph(stage, structure, counting)[0].ops:
+            graph = self._graph(stage, structure, counting)[0]
+            storage = Storage(graph, counting.precision)
+            for op in graph.ops:
                 for r in (r for r in op.reads if r.role == "weight"):
                     stored = r.stored * op.times
-                    known, _ = found.setdefault(r.name, (stored, stored * counting.precision.bytes(r.name, r.role)))
+                    known, _ = found.setdefault(r.name, (stored, stored * storage.bytes(r)))
                     if known != stored:
                         raise InputError(f"{self.name}: two stages have a weight {r.name!r}, of {known} and {stored}")
         return found
 
     @final
     def require_tensors(self, precision: Any) -> None:
-        """Raise InputError for a precision override that matches no tensor of the model."""
+        """Raise InputError for a precision that names tensors which the model has not."""
         precision = Precision.of(precision)
-        if not precision.overrides:
+        if not precision.names_tensors:
             return
         graphs = [self._graph(stage, stage.whole, Counting())[0] for stage in self.stages]
         precision.require(name for graph in graphs for name in graph.tensors())

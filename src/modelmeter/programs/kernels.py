@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref
-from modelmeter.programs.precision import Precision
+from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import WHOLE_STAGE
 from modelmeter.sizes import Size, maximum, ratio
 
@@ -39,6 +39,8 @@ class Kernel:
     """One kernel of a stage, each count that of one run; `runs` is how often it runs.
 
     `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
+    `unpack_flops` are the CUDA-core operations that take the weights that it reads apart, by their format: what a
+    kernel that multiplies in another format does beside its FLOPs, in none of the sums.
     """
 
     path: str
@@ -49,6 +51,7 @@ class Kernel:
     cuda_flops: dict[str, Size]
     read_bytes: dict[str, Size]
     written_bytes: dict[str, Size]
+    unpack_flops: dict[str, Size]
 
     @property
     def io_bytes(self) -> Size:
@@ -61,7 +64,7 @@ class Kernel:
         return sum(self.tensor_flops.values()) + sum(self.cuda_flops.values())
 
 
-def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
+def groups(graph: Graph, storage: Storage) -> Iterator[Group]:
     """The kernels of a graph that a runtime has lowered, in the order of their first ops.
 
     One reads what others wrote and the cache, and writes what others read, or nobody.
@@ -79,43 +82,50 @@ def groups(graph: Graph, precision: Precision) -> Iterator[Group]:
         for i, op, often in ops:
             for r, writer in reads[i]:
                 if writer < 0 or labels[writer] != label or r.role == "kv":
-                    move = _move(i, r, often, precision)
+                    move = _move(i, r, often, storage)
                     known = read.get((r.name, writer), move)
                     read[r.name, writer] = known._replace(bytes=maximum(known.bytes, move.bytes))
             leaving = (w for w in op.writes if w.role == "kv" or users.get((w.name, i)) != {label})
-            written += (_move(i, w, often, precision, writes=True) for w in leaving)
+            written += (_move(i, w, often, storage, writes=True) for w in leaving)
         yield Group(ops, 1 if spans else ops[0][1].times, [*read.values(), *written])
 
 
-def _move(op: int, r: Ref, often: Size, precision: Precision, writes: bool = False) -> Move:
+def _move(op: int, r: Ref, often: Size, storage: Storage, writes: bool = False) -> Move:
     elements = r.touched * (1 if r.role == "activation" else often)
-    return Move(op, r.role, elements * bytes_of(r, precision), writes)
+    return Move(op, r.role, elements * storage.bytes(r), writes)
 
 
-def kernels_of(graph: Graph, precision: Precision) -> Iterator[Kernel]:
+def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
     """The kernels of a lowered graph, counts as expressions; unused weights and constants make none."""
-    for group in groups(graph, precision):
+    for group in groups(graph, storage):
         ops = [op for _, op, _ in group.ops]
         if all(op.kind in ("unused", "constant") for op in ops):
             continue
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
         texts = tuple(op.equation.text for op in ops)
-        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {})
+        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {})
         for move in group.moves:
             side = found.written_bytes if move.writes else found.read_bytes
             side[move.role] = side.get(move.role, 0) + move.bytes
         for _, op, often in group.ops:
             bits = max((r.bits for r in (*op.reads[:1], *op.writes[:1])), default=0)  # further ones may be indices
-            form = f"fp{bits}" if bits else str(precision.activations)
-            for work, engine in ((op.tensor, found.tensor_flops), (op.cuda, found.cuda_flops)):
+            plain = f"fp{bits}" if bits else str(storage.precision.activations)
+            product = plain if bits else storage.multiplied(op.reads)
+            for form, work, engine in ((product, op.tensor, found.tensor_flops), (plain, op.cuda, found.cuda_flops)):
                 if not isinstance(work, int) or work:
                     engine[form] = engine.get(form, 0) + work * often
+        _unpack(group, storage, found.unpack_flops)
         yield found
 
 
-def bytes_of(r: Ref, precision: Precision) -> Size:
-    """Bytes an element of a tensor: its declared bits, or those of its name and role."""
-    return ratio(r.bits, 8) if r.bits else precision.bytes(r.name, r.role)
+def _unpack(group: Group, storage: Storage, found: dict[str, Size]) -> None:
+    """Enter what taking the weights of a kernel apart costs, each once."""
+    weights = {r.name: (r, often) for _, op, often in group.ops for r in op.reads if r.role == "weight" and not r.bits}
+    for r, often in weights.values():
+        for part in storage.shares(r):
+            if part.format.work:
+                work = r.touched * often * part.share * part.format.work
+                found[part.format.name] = found.get(part.format.name, 0) + work
 
 
 def loops_of(op: Op) -> dict[str, Size]:

@@ -16,7 +16,8 @@ from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op
 from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
-from modelmeter.programs.kernels import Kernel, bytes_of, groups, kernels_of
+from modelmeter.programs.kernels import Kernel, groups, kernels_of
+from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.sizes import Evaluator, Expr, Size, added, as_size, below, evaluated, maximum, rivals
 from modelmeter.sizes.sums import largest, substituted, summed
@@ -45,6 +46,7 @@ class Program:
     counting: Counting
     costs: Mapping[str, StageCost]
     graph: Graph
+    storage: Storage
     steps: Steps | None = None
     requirements: Mapping[str, Size] = field(default_factory=dict)
 
@@ -77,8 +79,8 @@ class Program:
 
     def kernels(self, **sizes: Size) -> list[Kernel]:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
-        found = list(kernels_of(self.graph, self.counting.precision))
-        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes")
+        found = list(kernels_of(self.graph, self.storage))
+        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops")
         flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()))]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
         asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
@@ -128,11 +130,12 @@ def program_of(
     lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
     labels = [part(op) for op in lowered.ops]
     ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
-    _fill([ledgers[label] for label in labels], lowered, counting)
+    storage = Storage(graph, counting.precision)
+    _fill([ledgers[label] for label in labels], lowered, counting, storage)
     requirements = dict(_asked(lowered.root.requirements, steps))
     basis = _basis(counting, graph)
     costs = {label: StageCost(**_counts(ledger, steps), basis=basis) for label, ledger in ledgers.items()}
-    return Program(tuple(names), counting, costs, lowered, steps, requirements)
+    return Program(tuple(names), counting, costs, lowered, storage, steps, requirements)
 
 
 def _asked(requirements: Mapping[str, Size], steps: Steps | None) -> Iterator[tuple[str, Size]]:
@@ -150,13 +153,12 @@ def _asked(requirements: Mapping[str, Size], steps: Steps | None) -> Iterator[tu
             yield told if told != text else f"{text} ", substituted(size, steps.name, value)
 
 
-def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting) -> None:
+def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting, storage: Storage) -> None:
     """Enter what each op does, moves, stores and keeps alive into its ledger."""
-    precision = counting.precision
-    for number, (group, move) in enumerate((g, move) for g in groups(graph, precision) for move in g.moves):
+    for number, (group, move) in enumerate((g, move) for g in groups(graph, storage) for move in g.moves):
         ledgers[move.op][f"{move.role}_io_bytes"][number] = move.bytes * group.times
     stored = set()
-    alive = counting.runtime.lifetimes(graph, on_chip(graph), lambda r: r.stored * bytes_of(r, precision))
+    alive = counting.runtime.lifetimes(graph, on_chip(graph), lambda r: r.stored * storage.bytes(r))
     for index, (op, ledger, live) in enumerate(zip(graph.ops, ledgers, alive, strict=True)):
         ledger["tensor_core_flops"][index] = op.tensor * op.times
         ledger["cuda_core_flops"][index] = op.cuda * op.times
@@ -165,9 +167,9 @@ def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting) -> None:
             if r.role == "weight" and r.name not in stored:
                 stored.add(r.name)
                 ledger["parameters"][r.name] = r.stored * op.times
-                ledger["weight_bytes"][r.name] = r.stored * op.times * bytes_of(r, precision)
+                ledger["weight_bytes"][r.name] = r.stored * op.times * storage.bytes(r)
             elif r.role == "kv":
-                ledger[CACHE][r.name] = r.stored * op.times * bytes_of(r, precision)
+                ledger[CACHE][r.name] = r.stored * op.times * storage.bytes(r)
 
 
 def _counts(ledger: Ledger, steps: Steps | None) -> dict[str, Size]:

@@ -1,0 +1,127 @@
+"""GGUF files of small models, written with the package gguf from what transformers has, by that package's own names."""
+
+import gguf
+import numpy as np
+import torch
+import transformers as hf
+
+SMALL = {
+    "vocab_size": 320, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 10, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+ERNIE = {**SMALL, "model_type": "ernie4_5", "head_dim": 64, "use_bias": False}
+CONFIGS = {
+    "ernie_tied": {**ERNIE, "tie_word_embeddings": True},
+    "ernie": {**ERNIE, "tie_word_embeddings": False},
+    "llama": {**SMALL, "model_type": "llama", "tie_word_embeddings": False},
+    "llama_odd": {**SMALL, "model_type": "llama", "tie_word_embeddings": True, "hidden_size": 288, "intermediate_size": 544, "num_attention_heads": 9, "num_key_value_heads": 9},
+    "qwen2": {**SMALL, "model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {**SMALL, "model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": False},
+    "gemma": {**SMALL, "model_type": "gemma", "head_dim": 32},
+    "gemma2": {**SMALL, "model_type": "gemma2", "head_dim": 32, "sliding_window": 16},
+    "gemma3": {**SMALL, "model_type": "gemma3_text", "head_dim": 32, "sliding_window": 16},
+}  # fmt: skip
+ARCHITECTURES = {"gemma3_text": "gemma3"}
+MIXTURE = {
+    "family": "deepseek", "hidden": 256, "heads": 4, "kv_heads": 4, "dense_mlp": 320, "dense_layers": 1, "moe_layers": 9,
+    "experts": 8, "active": 2, "expert_mlp": 896, "shared_mlp": 1792, "gate_up": "split", "rotary": "model",
+    "vocabulary": 320, "positions": 128, "tied": False,
+}  # fmt: skip
+"""A decoder as DeepSeek-OCR's, its experts of as many columns."""
+
+
+def module(config):
+    """The causal model of transformers, on the meta device, with these fields."""
+    with torch.device("meta"):
+        return hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(**config))
+
+
+def tensors(config):
+    """(name, shape with the columns first) of each tensor that a converter writes of a model of transformers."""
+    architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
+    kind = next(k for k, v in gguf.MODEL_ARCH_NAMES.items() if v == architecture)
+    names = gguf.get_tensor_name_map(kind, config["num_hidden_layers"])
+    model = module(config)
+    for name, tensor in model.state_dict().items():
+        if not (model.config.tie_word_embeddings and name.startswith("lm_head")):
+            yield names.get_name(name, (".weight", ".bias")), tuple(reversed(tensor.shape))
+
+
+def mixture_tensors(m=MIXTURE):
+    """The same of a mixture as DeepSeek-OCR's, whose code transformers has not: by the names of the package gguf."""
+    d, t = m["hidden"], gguf.MODEL_TENSOR
+    name = lambda tensor, i=0: f"{gguf.TENSOR_NAMES[tensor].format(bid=i)}.weight"
+    yield from (
+        (name(t.TOKEN_EMBD), (d, m["vocabulary"])),
+        (name(t.OUTPUT_NORM), (d,)),
+        (name(t.OUTPUT), (d, m["vocabulary"])),
+    )
+    for i in range(m["dense_layers"] + m["moe_layers"]):
+        yield from ((name(kind, i), (d, d)) for kind in (t.ATTN_Q, t.ATTN_K, t.ATTN_V, t.ATTN_OUT))
+        yield from ((name(kind, i), (d,)) for kind in (t.ATTN_NORM, t.FFN_NORM))
+        if i < m["dense_layers"]:
+            yield from _gated(name, (t.FFN_GATE, t.FFN_UP, t.FFN_DOWN), i, d, m["dense_mlp"])
+            continue
+        yield name(t.FFN_GATE_INP, i), (d, m["experts"])
+        yield from _gated(name, (t.FFN_GATE_EXP, t.FFN_UP_EXP, t.FFN_DOWN_EXP), i, d, m["expert_mlp"], m["experts"])
+        yield from _gated(name, (t.FFN_GATE_SHEXP, t.FFN_UP_SHEXP, t.FFN_DOWN_SHEXP), i, d, m["shared_mlp"])
+
+
+def _gated(name, kinds, i, d, f, *experts):
+    for kind, shape in zip(kinds, ((d, f), (d, f), (f, d)), strict=True):
+        yield name(kind, i), (*shape, *experts)
+
+
+def metadata(config):
+    """What llama.cpp reads of a model before its tensors."""
+    if config.get("family") == "deepseek":
+        a = "deepseek2-ocr"
+        found = {
+            "block_count": config["dense_layers"] + config["moe_layers"], "embedding_length": config["hidden"],
+            "attention.head_count": config["heads"], "attention.head_count_kv": config["kv_heads"],
+            "feed_forward_length": config["dense_mlp"], "leading_dense_block_count": config["dense_layers"],
+            "expert_count": config["experts"], "expert_used_count": config["active"], "expert_shared_count": 2,
+            "expert_feed_forward_length": config["expert_mlp"], "context_length": config["positions"],
+            "vocab_size": config["vocabulary"], "expert_weights_scale": 1.0, "expert_gating_func": 1,
+        }  # fmt: skip
+    else:
+        a = ARCHITECTURES.get(config["model_type"], config["model_type"])
+        heads = config["num_attention_heads"]
+        found = {
+            "block_count": config["num_hidden_layers"], "embedding_length": config["hidden_size"],
+            "feed_forward_length": config["intermediate_size"], "attention.head_count": heads,
+            "attention.head_count_kv": config["num_key_value_heads"], "context_length": 128,
+            "vocab_size": config["vocab_size"], "attention.key_length": config.get("head_dim", config["hidden_size"] // heads),
+        }  # fmt: skip
+        found |= {"attention.sliding_window": 16} if "sliding_window" in config else {}
+    found["attention.layer_norm_rms_epsilon"] = 1e-5
+    return a, {f"{a}.{key}": value for key, value in found.items()}
+
+
+def formats(given):
+    """The format that a converter gives each tensor of a file in 16 bits."""
+    narrow = ("_norm.weight", ".bias", "ffn_gate_inp.weight")
+    for name, shape in given:
+        yield name, shape, "F32" if len(shape) < 2 or name.endswith(narrow) else "F16"
+
+
+def write(path, config, given, file_type=1, more=()):
+    """A file of these (name, shape, format), all zeros."""
+    architecture, pairs = metadata(config)
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in {**pairs, "general.file_type": file_type, **dict(more)}.items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](key, value)
+    for name, shape, form in given:
+        kind = gguf.GGMLQuantizationType[form]
+        if form in ("F16", "F32"):
+            writer.add_tensor(name, np.zeros(tuple(reversed(shape)), {"F16": np.float16, "F32": np.float32}[form]))
+        else:
+            writer.add_tensor(
+                name, np.zeros(gguf.quant_shape_to_byte_shape(tuple(reversed(shape)), kind), np.uint8), raw_dtype=kind
+            )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
