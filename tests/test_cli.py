@@ -255,7 +255,7 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["sweep", "vision_crops", "--multirun", "runtime=eager,fast"], "unknown runtime 'fast', did you mean 'flash'"),
     (["cost", "deepseek_ocr", "mode="], "unknown mode ''; valid: base"),
     (["cost", "deepseek_ocr", "image_size=5x99999999999"], "two whole numbers from 1 to 10**9"),
-    (["sweep", "batch=2"], "unknown sweep ''; valid: compression, e2e_decode, e2e_vision_prefill, encoders, profiles, sequence, targets, vision_crops"),
+    (["sweep", "batch=2"], "unknown sweep ''; valid: compare, compression, e2e_decode, e2e_vision_prefill, encoders, profiles, sequence, targets, vision_crops"),
     (["sweep", "e2e_decode", "decode_steps=0"], "decode_steps must be a whole number of at least 1, not 0"),
     (["sweep", "e2e_decode", "reference=true"], "reference=true is not available for e2e_decode"),
     (["sweep", "vision_crops", "runtime=[]"], "runtime must be one or more of compulsory, eager, flash, fused, each once, not []"),

@@ -291,7 +291,15 @@ def test_columns_and_measures_have_the_units_that_they_name():
         unit = next((u for u in units if re.search(rf"(^| ){u}( |$|,)", heading.replace(" a token", ""))), None)
         if unit and column != "grid_h":
             assert float(text({column: 2 * units[unit]})) == 2, (column, heading)
-    factors = {"TFLOP =": 1e12, "GB =": 1e9, "Tb =": 1e12 / 8, "TFLOP/s": 1e12, "(GB/s)": 1e9, "(%)": 0.01}
+    factors = {
+        "TFLOP =": 1e12,
+        "GB =": 1e9,
+        "Tb =": 1e12 / 8,
+        "TFLOP/s": 1e12,
+        "(GB/s)": 1e9,
+        "(%)": 0.01,
+        "thousands": 1e3,
+    }
     for name, measure in MEASURES.items():
         unit = next((factors[u] for u in factors if u in measure.label), 1)
         unit = 1 if name == "error_percent" else unit
@@ -299,7 +307,7 @@ def test_columns_and_measures_have_the_units_that_they_name():
             "io_bytes io_bytes_per_token peak_activation_bytes kv_cache_bytes required_flops_per_s required_bytes_per_s compression "
             "published_compression saved_prefill_flops saved_flops_less_vision saved_kv_cache_bytes error_percent tensor_core_share "
             "cuda_core_share memory_bandwidth_share arithmetic_intensity_flop_per_byte tensor_core_flops vision_tokens "
-            "page_flops".split(), 3 * unit,
+            "page_flops peak_memory_bytes stored_bytes kernels_launched".split(), 3 * unit,
         ) | {"cuda_core_flops": 3 * unit if name == "cuda_tflops" else 0}  # fmt: skip
         assert measure.value(row) == pytest.approx(3), name
 

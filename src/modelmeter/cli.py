@@ -1,7 +1,6 @@
-"""The command line: sweep, cost, report, trace, gguf, inspect, validate.
+"""The command line. Bad input ends with a sentence on stderr and status 2.
 
-Bad input ends with a sentence on stderr and status 2. A command imports what it needs
-itself, so that `--help` is instant and says what it says without Hydra or NumPy.
+A command imports what it needs itself, so that `--help` is instant and says what it says without Hydra or NumPy.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from modelmeter.errors import InputError, choose
 from modelmeter.folders import comment_of, commented_yaml, config_names, names_file
 
 if TYPE_CHECKING:
-    from modelmeter.models.model import BaseModel
     from modelmeter.settings import Setting
-    from modelmeter.workload import Workload
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "modelmeter") -> int:
@@ -120,7 +117,7 @@ def _sweep(named: str, given: list[str], usage: str) -> None:
 
 def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Path) -> None:
     from modelmeter import config, publish
-    from modelmeter.report.files import ENGLISH, obsolete_files, table_files, write_all
+    from modelmeter.report.files import ENGLISH, markdown_table, obsolete_files, table_files, write_all
     from modelmeter.report.tables import answer
 
     if settings["png"] and not settings["figures"]:
@@ -138,8 +135,11 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     write_all(folder, contents, obsolete_files(folder, tables[0].name, contents))
     print("\n".join(map(ENGLISH.finding, answer(tables))) + "\n")
     own = any(settings.get(key) is not None for key in ("image", "image_size", "grid"))
-    if "image" in settings and own:
-        print(_page(model, config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})) + "\n")
+    if tables[0].printed:
+        print(markdown_table(tables[0].shown) + "\n")
+    elif "image" in settings and own:
+        work = config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})
+        print(publish.page_text(model, work) + "\n")
     print(f"{len(tables[0].rows)} rows, {', '.join(contents)}\nin {folder}")
 
 
@@ -149,13 +149,16 @@ def _folder(out: str | None) -> Path:
     return Path("reports/sweep") / datetime.now().strftime("%Y%m%d-%H%M%S") if out is None else Path(out)
 
 
+def _model_help(usage: str, *keys: str) -> list[str]:
+    return [f"usage: {usage} MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}", *keys]
+
+
 def _cost_help(usage: str, named: str) -> list[str]:
     from modelmeter.catalogue import dims_with_sources
     from modelmeter.config import chosen
     from modelmeter.settings import CHOICES, COUNTING, DEPTH, REQUEST
 
-    lines = [f"usage: {usage} MODEL [key=value ...]", "", f"models: {', '.join(config_names('model'))}"]
-    lines += _keys((*CHOICES[1:], *REQUEST, *COUNTING, DEPTH), "page", "counting", "cost")
+    lines = _model_help(usage, *_keys((*CHOICES[1:], *REQUEST, *COUNTING, DEPTH), "page", "counting", "cost"))
     if not named or names_file(named):
         return [*lines, "", f"{usage} MODEL --help lists the numbers of a model of these and where they come from."]
     files = chosen(named)[0].items()
@@ -166,11 +169,10 @@ def _cost_help(usage: str, named: str) -> list[str]:
 
 def _cost(named: str, given: list[str], usage: str) -> None:
     from modelmeter import config
+    from modelmeter.publish import page_text
     from modelmeter.settings import COUNTING, DEPTH, REQUEST
 
-    _require_pairs(given, usage)
-    for argument in (argument for argument in given if argument.startswith("model=")):
-        raise InputError(f"give the model once, not {named} and {argument}")
+    _require_model(named, given, usage)
     own = _own_sizes(named)
     sizes = {key: value for key, _, value in (argument.partition("=") for argument in given) if key in own}
     others = [argument for argument in given if argument.partition("=")[0] not in own]
@@ -178,7 +180,7 @@ def _cost(named: str, given: list[str], usage: str) -> None:
     model = config.build_model(settings)
     depth = int(DEPTH.check(settings["depth"]))
     if not own:
-        return print(_page(model, config.build_workload(model, settings), depth))
+        return print(page_text(model, config.build_workload(model, settings), depth))
     from modelmeter.models.traced import TracedModel
     from modelmeter.report.tables import page_table
 
@@ -189,20 +191,49 @@ def _cost(named: str, given: list[str], usage: str) -> None:
         print(page_table(model, work, depth, head))
 
 
+def _require_model(named: str, given: Iterable[str], usage: str) -> None:
+    """Raise InputError for what is no key=value or another model."""
+    _require_pairs((argument for argument in given if not argument.startswith("-")), usage)
+    for argument in (argument for argument in given if argument.startswith("model=")):
+        raise InputError(f"give the model once, not {named} and {argument}")
+
+
+def _fits_help(usage: str, named: str) -> list[str]:
+    from modelmeter.settings import CHOICES, COUNTING, FITS, REQUEST
+
+    keys = _keys((*CHOICES[1:], *FITS, *REQUEST, *COUNTING), "page", "counting", "fits")
+    return [*_model_help(usage, *keys), "", f"devices: {', '.join(config_names('device'))}"]
+
+
+def _fits(named: str, given: list[str], usage: str) -> None:
+    from modelmeter.publish import fits_page
+
+    _require_model(named, given, usage)
+    print(fits_page(named, given))
+
+
+def _compare_help(usage: str, named: str) -> list[str]:
+    from modelmeter.publish import settings_of
+    from modelmeter.settings import CHOICES
+
+    files = "page", "counting", "output", "sweep/compare"
+    return _model_help(usage, *_keys((*CHOICES[1:], *settings_of("compare")), *files))
+
+
+def _compare(named: str, given: list[str], usage: str) -> None:
+    from modelmeter.config import listed
+
+    _require_model(named, given, usage)
+    keys = [f"model={named}", *listed(given, "runtime", "weights")]
+    _sweep("compare", keys, f"{usage.rpartition(' ')[0]} sweep")
+
+
 def _own_sizes(named: str) -> tuple[str, ...]:
     """The sizes of a traced module that is no language model."""
     from modelmeter.models.trace_json import is_trace
     from modelmeter.models.traced import traced_model
 
     return traced_model(named).sizes if names_file(named) and is_trace(named) else ()
-
-
-def _page(model: BaseModel, work: Workload, depth: int = 1) -> str:
-    """A page in five lines, then its table."""
-    from modelmeter.catalogue import load_devices
-    from modelmeter.report.tables import page_answer, page_table
-
-    return f"{page_answer(model, work, load_devices())}\n\n{page_table(model, work, depth)}"
 
 
 def _trace(_: str, arguments: list[str], usage: str) -> None:
@@ -326,6 +357,10 @@ COMMANDS = {
     "sweep": Command("a named sweep: tables and figures over a grid of workloads",
                      _sweep, "sweep", "sweep", _sweep_help),
     "cost": Command("the costs of one page by stage and component", _cost, "model", "model", _cost_help),
+    "fits": Command("whether a request fits into the memory of devices, with what batch and context at most",
+                    _fits, "model", "model", _fits_help),
+    "compare": Command("runtimes and formats of weights side by side: a table and a figure",
+                       _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
                       _report, "model with a report", "report", _report_help),
     "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),

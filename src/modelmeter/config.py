@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelmeter.errors import InputError, choose, near, unknown
 from modelmeter.folders import PARTS, config_dir, config_names, names_file
-from modelmeter.settings import CHOICES, COUNTING, IN_YAML, REQUEST, Setting, checked, options_of
+from modelmeter.settings import CHOICES, COUNTING, IN_YAML, REQUEST, SHORT, Setting, checked, options_of
 
 if TYPE_CHECKING:
     from modelmeter.models.model import BaseModel
@@ -30,7 +30,7 @@ LEFT_OUT = {"run_sweep": ("~text",)}
 """What no run is configured by: the `text` of a sweep, which sweep/columns.py reads."""
 
 
-def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting] = ()) -> dict[str, Any]:
+def compose(name: str, overrides: Sequence[str] = (), settings: Sequence[Setting] = ()) -> dict[str, Any]:
     """The resolved configuration `configs/<name>.yaml` with `key=value` overrides, as plain dicts.
 
     Overrides of `settings` are checked first. Raises InputError.
@@ -38,7 +38,7 @@ def compose(name: str, overrides: Sequence[str] = (), settings: Iterable[Setting
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    given = _checked([quoted(o) for o in with_files(overrides)], settings)
+    given = _checked([quoted(o, settings) for o in with_files(overrides)], settings)
     for several in (o for o in given if o.is_sweep_override()):
         raise InputError(f"{_as_given(several.input_line)}: only a sweep with --multirun takes several values")
     try:
@@ -74,20 +74,30 @@ def with_files(overrides: Iterable[str]) -> list[str]:
     return [f"model={FROM_FILE}", f"model.config={file}", *changes]
 
 
-def quoted(override: str) -> str:
-    """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise."""
+def quoted(override: str, settings: Iterable[Setting] = ()) -> str:
+    """An override as Hydra takes it: under its name in YAML, a path quoted where Hydra would read it otherwise.
+
+    A short name is one of `settings`, or stands for a longer one.
+    """
     key, equals, value = override.partition("=")
     bare = key.lstrip("+~")
     if bare in IN_YAML.values():
         raise InputError(f"unknown key {bare!r}, did you mean {_as_given(bare)!r}?")
-    key = key.removesuffix(bare) + IN_YAML.get(bare, bare)
+    own = any(setting.name == bare for setting in settings)
+    key = key.removesuffix(bare) + IN_YAML.get(bare, bare if own else SHORT.get(bare, bare))
     if (
-        key in ("image", "out", "model.config")
+        key in ("image", "out", "model.config", IN_YAML["device"])
         and re.search(r"[^\w./,:-]", value, re.ASCII)
         and value[:1] not in tuple("'\"[$")
     ):
         value = "'{}'".format(value.replace("\\", "\\\\").replace("'", "\\'"))
     return f"{key}{equals}{value}"
+
+
+def listed(overrides: Iterable[str], *keys: str) -> list[str]:
+    """Overrides, those of some keys with several values as a list: A,B as [A,B]."""
+    parts = ((override, *override.partition("=")[::2]) for override in overrides)
+    return [f"{k}=[{v}]" if k in keys and "," in v and v[:1] not in "[{'\"" else given for given, k, v in parts]
 
 
 def _as_given(override: str) -> str:
@@ -149,14 +159,15 @@ def _refused_key(name: str, overrides: Sequence[Any]) -> InputError | None:
         return None
     keys = list(_keys(known))
     for o, key in ((o, o.key_or_group) for o in overrides):
-        there, changed = key in (*keys, *IN_YAML.values()), o in changes and o not in choices
+        shown = _as_given(key)
+        there, changed = {key, shown} & {*keys}, o in changes and o not in choices
         if there and o.is_add():
             return InputError(f"{_as_given(o.input_line[1:])} goes without the plus sign: the key is there")
         if there and changed and isinstance(o.value(), dict) and not {f"{key}.{k}" for k in o.value()} <= {*keys}:
             return InputError(f"{key} takes new entries with a leading plus sign: '+{key}={{NAME:VALUE}}'")
         if changed and not there and not key.startswith("hydra"):
             beside = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
-            return unknown("key", key, {*(beside or known), *near(key, keys)})
+            return unknown("key", shown, {*(beside or known), *near(shown, keys)})
     return None
 
 
@@ -252,7 +263,7 @@ def _alternatives(override: Any) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in values]
 
 
-def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, settings: Iterable[Setting]) -> None:
+def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, settings: Sequence[Setting]) -> None:
     """Hand the command line to Hydra (--multirun, --cfg, other flags); a job calls `run(config, number, overrides)`.
 
     The number is "" outside a multirun. `fixed` are further overrides, `settings` those that values are checked
@@ -261,7 +272,7 @@ def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, 
     import hydra
 
     flags = [a for a in given if "=" not in a or a.startswith("-")]
-    overrides = [quoted(a) for a in with_files(a for a in given if a not in flags)]
+    overrides = [quoted(a, settings) for a in with_files(a for a in given if a not in flags)]
     for flag in (flag.partition("=")[0] for flag in flags if flag.startswith("-")):
         choose("option", flag, HYDRA_FLAGS)
     for chosen in product(*map(_alternatives, _checked(overrides, settings))):

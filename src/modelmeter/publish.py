@@ -1,22 +1,49 @@
-"""Sweeps and reports from their configuration: models, devices, profiles and published figures put together.
+"""Sweeps, reports and pages from their configuration: models, devices, profiles and published figures put together.
 
 `sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
+`page_text` and `fits_page` are what the commands `cost` and `fits` print.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from types import ModuleType
 from typing import Any
 
 from modelmeter import catalogue, config
 from modelmeter.errors import InputError
-from modelmeter.folders import config_dir
+from modelmeter.fits import Fits, request_of
+from modelmeter.folders import comment_of, commented_yaml, config_dir
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import OUTPUT, Setting, checked
+from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, Setting, checked, options_of
 from modelmeter.sweep.registry import SWEEPS
 from modelmeter.sweep.table import Table
+from modelmeter.workload import Workload
+
+
+def page_text(model: BaseModel, work: Workload, depth: int = 1) -> str:
+    """A page in five lines, then its table."""
+    from modelmeter.report.tables import page_answer, page_table
+
+    return f"{page_answer(model, work, catalogue.load_devices())}\n\n{page_table(model, work, depth)}"
+
+
+def fits_page(name: str, overrides: Sequence[str]) -> str:
+    """Whether a request to a model fits devices. Raises InputError."""
+    from modelmeter.report.fits import fits_text
+
+    given = {override.partition("=")[0] for override in overrides}
+    if {"context", "prompt_tokens"} <= given:
+        raise InputError("give only one of context and prompt_tokens: a prompt is what image and answer leave of it")
+    keys = (*FITS, *REQUEST, *COUNTING)
+    settings = config.compose("fits", [f"model={name}", *config.listed(overrides, "device")], keys)
+    values = checked(keys, settings)
+    devices = catalogue.load_devices(None if ALL in values["device"] else values["device"])
+    model = config.build_model(settings)
+    work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
+    source = "as given" if "overhead" in given else "; ".join(comment_of(commented_yaml("", "fits"), "overhead"))
+    return fits_text(Fits(model, work, values["overhead"]), devices, catalogue.load_devices(), source)
 
 
 def settings_of(sweep: str) -> tuple[Setting, ...]:

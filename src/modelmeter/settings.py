@@ -125,8 +125,10 @@ def _precision(key: str, value: Any) -> Any:
 FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
-IN_YAML = {"runtime": "runtimes"}
+IN_YAML = {"runtime": "runtimes", "device": "fits_on"}
 """Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
+SHORT = {"weights": "precision.weights"}
+"""Keys by a shorter name, where a command has no key of its own by it."""
 
 CHOICES = tuple(
     Setting(group, one_of(partial(config_names, group)), f"one of: {', '.join(config_names(group))}")
@@ -137,7 +139,7 @@ CHOICES = tuple(
 COUNTING = (
     *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else BITS, f.metadata["help"])
       for f in fields(Counting)),
-    Setting("precision.weights", BITS, "a dtype or bits per element"),
+    Setting("precision.weights", BITS, "a dtype, bits per element or a policy such as q4_k_m; weights= for short"),
     *(Setting(f"precision.{role}", BITS, "likewise") for role in ("activations", "kv")),
     Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
 )  # fmt: skip
@@ -174,6 +176,21 @@ def _or_list(kind: Kind) -> Kind:
 IMAGES = tuple(replace(s, kind=_or_list(s.kind), help=f"{s.help}, or a [list] of a prompt's") for s in PAGE[:2])
 REQUEST = joined(*PAGE, *IMAGES)
 """The same with one image or several."""
+
+ALL = "all"
+"""The name that stands for a whole catalogue."""
+_DEVICE = entry("device")
+FITS = (
+    Setting(
+        "device",
+        replace(_DEVICE, check=lambda key, name: name if name == ALL else _DEVICE.check(key, name)),
+        "of configs/device or YAML files, several as A,B; all: the whole catalogue",
+        several=True,
+    ),
+    Setting("context", whole(), "tokens of image, prompt and answer; null: as prompt_tokens says", nullable=True),
+    Setting("overhead", whole(0), "bytes that are held beside weights, KV cache and activations"),
+)
+"""What decides whether a request fits."""
 
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip

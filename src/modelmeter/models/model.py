@@ -181,10 +181,17 @@ class BaseModel:
         found = self.stage(stage)
         if found.structure(work) == ():
             return {}
-        program, sizes = self.program(stage, work, depth), dict(found.sizes(work))
-        if found.steps is not None:
-            sizes |= dict(zip(STEPS, (sizes[found.grows], found.steps(work)), strict=True))
-        return program.at([sizes[name] for name in program.names])
+        program = self.program(stage, work, depth)
+        return program.at(_values(found, work, program.names))
+
+    @final
+    def launches(self, stage: str, work: Workload) -> Size:
+        """How many kernels a stage runs, all its steps together."""
+        found = self.stage(stage)
+        if found.structure(work) == ():
+            return 0
+        program = self.program(stage, work)
+        return program.launches_at(_values(found, work, program.names))
 
     @final
     def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
@@ -243,10 +250,13 @@ class BaseModel:
         precision.require(name for graph in graphs for name in graph.tensors())
 
     @final
-    def storage(self, work: Workload | None = None) -> StageCost:
-        """Parameters and weight bytes of the whole model, each weight once; the rest is 0."""
+    def storage(self, work: Workload | None = None, whole: bool = False) -> StageCost:
+        """Parameters and weight bytes of the model, each weight once; the rest is 0.
+
+        They are those of the stages that a workload has, or counted like it but of the `whole` model.
+        """
         counting = work.counting if work else Counting()
-        found = self._weights(counting, work).values()
+        found = self._weights(counting, None if whole else work).values()
         parameters, weight_bytes = evaluated([added(pair[i] for pair in found) for i in (0, 1)], {})
         return StageCost(parameters=parameters, weight_bytes=weight_bytes)
 
@@ -263,6 +273,14 @@ class Model(BaseModel):
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
     """The fields of the config.json that it was made of."""
+
+
+def _values(stage: Stage, work: Workload, names: Iterable[str]) -> list[Size]:
+    """The sizes of a stage's program by name."""
+    sizes = dict(stage.sizes(work))
+    if stage.steps is not None:
+        sizes |= dict(zip(STEPS, (sizes[stage.grows], stage.steps(work)), strict=True))
+    return [sizes[name] for name in names]
 
 
 def _part(op: Op, depth: int) -> str:

@@ -77,6 +77,15 @@ class Program:
             _require(dict(asked), dict(zip(self.names, values, strict=True)))
         return {part: StageCost(*(*found[i * width : (i + 1) * width], basis)) for i, part in enumerate(self.costs)}
 
+    @cached_property
+    def _launches(self) -> Evaluator:
+        runs = added(kernel.runs for kernel in kernels_of(self.graph, self.storage))
+        return Evaluator(self.names, [summed(runs, *self.steps) if self.steps else runs])
+
+    def launches_at(self, values: Sequence[Size]) -> Size:
+        """How many kernels run, those of all steps together; sizes in the order of `names`."""
+        return self._launches(values)[0]
+
     def kernels(self, **sizes: Size) -> list[Kernel]:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
         found = list(kernels_of(self.graph, self.storage))

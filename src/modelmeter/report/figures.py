@@ -45,6 +45,8 @@ FILLS = ("full", "none")
 _AWAY = {"extrapolated": "extrapolated", "beyond_positions": "beyond the model's positions"}
 _LETTERS, _HANDLE, _HIGH = 84, 5, 36
 """Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
+_BAR = 0.16
+"""Inches that a bar beside others needs for the number above it."""
 _GRID_LABELS, _MARKS, DOTS_PER_INCH = 8, 150, 240
 """Labels of grids and marks of points that a curve has at most."""
 
@@ -92,11 +94,11 @@ def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | 
     for chart in table.charts:
         lines = _lines(table, chart)
         with picture(drawn, chart.name, formats, _title(table, chart)) as (figure, axes):
-            (_bars if chart.bars else _curves)(axes, table, chart, lines)
+            width = (_bars if chart.bars else _curves)(axes, table, chart, lines)
             axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
             axes.set_ylabel(_label(chart))
             if lines:
-                _legend(figure, axes)
+                _legend(figure, axes, width)
     return drawn
 
 
@@ -154,7 +156,8 @@ def _lines(table: Table, chart: Chart) -> list[_Line]:
     return list(found.values())
 
 
-def _curves(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> None:
+def _curves(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> float:
+    """Curves over x; gives the width of the figure."""
     for line in lines:
         _curve(axes, line)
     _scale(axes, chart, [y for line in lines for _, y, _ in line.points] or [0.0])
@@ -169,14 +172,15 @@ def _curves(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> N
     for hollow in sorted(fills) if True in fills else ():
         meaning = f"hollow: {away}" if hollow else "filled: within the model's own range"
         axes.plot([], [], "ko", markersize=4, fillstyle=FILLS[hollow], label=meaning)
+    return WIDTH
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, width: float) -> None:
     """Below the axes, in as many columns as fit, and a figure that is higher by its lines."""
     labels = axes.get_legend_handles_labels()[1]
     columns = max(1, min(4, _LETTERS // (max(map(len, labels)) + _HANDLE)))
     figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-    figure.set_size_inches(WIDTH, 3.1 + 0.13 * ceil(len(labels) / columns))
+    figure.set_size_inches(width, 3.1 + 0.13 * ceil(len(labels) / columns))
 
 
 def _scale(axes: Axes, chart: Chart, values: Sequence[float]) -> None:
@@ -250,8 +254,8 @@ def _mark(axes: Axes, table: Table, lines: Sequence[_Line]) -> None:
         axes.plot([x] * len(own), own, "o", color="k", markersize=8, fillstyle="none", label=label)
 
 
-def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> None:
-    """Bars over the values of x: the values of `by` stacked, or the measures side by side."""
+def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> float:
+    """Bars over the values of x: the values of `by` stacked, or the measures side by side; gives the figure's width."""
     names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
     heights = [{x: y for x, y, _ in line.points} for line in lines]
     if "y" in chart.log:
@@ -270,6 +274,7 @@ def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> Non
     labels = [textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names]
     axes.set_xticks(range(len(names)), labels)
     axes.grid(visible=False, axis="x")
+    return max(WIDTH, _BAR * len(names) * len(lines)) if beside else WIDTH
 
 
 def bar_look(index: int) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from fractions import Fraction
 from typing import Any, TypeAlias
 
 from modelmeter.errors import InputError
-from modelmeter.sizes.expressions import NUMBERS, Expr, call, divided, terms_of
+from modelmeter.sizes.expressions import NUMBERS, Atom, Expr, call, divided, terms_of
 
 __all__ = [
     "BUILDERS", "FUNCTIONS", "Size", "anywhere", "as_size", "below", "ceil_div", "differ", "expected_distinct",
-    "floor_div", "maximum", "minimum", "never_negative", "place_in", "ratio", "rivals", "whole",
+    "floor_div", "maximum", "minimum", "never_falls", "never_negative", "place_in", "ratio", "rivals", "whole",
 ]  # fmt: skip
 
 Size: TypeAlias = Any
@@ -92,6 +92,21 @@ def never_negative(value: Size) -> bool:
     rises = all(c >= 0 and not any(atom[0] == "~" for atom in monomial) for monomial, c in value.terms if monomial)
     least = sum(c for monomial, c in value.terms if not any(atom.arguments for atom in monomial))  # a function may be 0
     return rises and least >= 0
+
+
+def never_falls(value: Size) -> bool:
+    """Whether a size never falls where one of its named sizes grows, none of its atoms negative; False if that is not
+    certain."""
+    return not isinstance(value, Expr) or all(
+        c >= 0 and all(map(_never_falls, monomial)) for monomial, c in value.terms if monomial
+    )
+
+
+def _never_falls(atom: Atom) -> bool:
+    """Named sizes, extremes and quotients by numbers, of what never falls."""
+    divides = atom.name in ("ratio", "floor_div", "ceil_div") and not isinstance(atom.arguments[1], Expr)
+    grows = not atom.arguments or divides or atom.name in ("minimum", "maximum")
+    return grows and all(map(never_falls, atom.arguments))
 
 
 def rivals(values: Iterable[Size]) -> list[Size]:

@@ -48,7 +48,7 @@ class Table:
 
     `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of where there
     are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's own page that
-    a report begins with.
+    a report begins with. One that is `printed` is so short that the terminal shows it.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Table:
     kind: str = ""
     points: Points | None = None
     headline: tuple[str, dict[str, Any]] | None = None
+    printed: bool = False
 
     @property
     def shown(self) -> Sequence[Row]:
