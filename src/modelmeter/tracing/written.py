@@ -6,6 +6,7 @@ Sizes stand once, in a table; tensors, modules and operators name them by their 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -41,6 +42,11 @@ class _Written:
         self.tensors: dict[int, int] = {}
         self.entries: list[list[Any]] = []
         self.reads = self._last_reads()
+        self.numbers = [record.number for record in run.records]
+        self.places: dict[int, list[int]] = {}
+        for index, record in enumerate(run.records):
+            for storage in dict.fromkeys(o.storage for o in record.writes):
+                self.places.setdefault(storage, []).append(index)
         self.held: dict[int, list[int]] = {}
         self.frames = [self._frame(index) for index in range(len(run.storages))]
 
@@ -75,8 +81,8 @@ class _Written:
         s, records = self.run.storages[index], self.run.records
         if s.role != "activation" or s.born < 0 or s.dies is None:
             return ("", False)
-        places = [i for i, r in enumerate(records) if any(o.storage == index for o in r.writes)]
-        end = max((i for i, r in enumerate(records) if r.number <= s.dies), default=-1)
+        places = self.places.get(index, [])
+        end = bisect_right(self.numbers, s.dies) - 1
         last = self.reads.get(index, places[-1] if places else -1)
         if not places or end <= last:
             return ("", True)
