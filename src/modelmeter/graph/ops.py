@@ -48,6 +48,10 @@ class Composite(NamedTuple):
     returned: bool = True
 
 
+SILENT = frozenset({"unused", "constant", "view", "reserved"})
+"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for and leaves out."""
+
+
 class Op(NamedTuple):
     """One equation at its place; `tensor` and `cuda` FLOPs of one run; `kernel` is set by a runtime ("": its own).
 

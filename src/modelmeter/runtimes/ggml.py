@@ -1,0 +1,314 @@
+"""What llama.cpp runs: its graph of ggml's ops, views among them, all in 32 bits but for weights and cache.
+
+The reference is llama.cpp as of October 2026, of decoders with causal attention and gated MLPs, dense or routed; what
+each check of the engine found is told in docs/engines.md. Next: `planner.py`, where its tensors lie.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from modelmeter.errors import InputError
+from modelmeter.graph.equations import parse
+from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTER, TOP_K
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.ops import Op, Ref, build
+from modelmeter.graph.place import Sizes
+from modelmeter.sizes import Size, ceil_div, differ, floor_div
+
+CELLS = 256
+"""The cache, and what attention sees of it, is a multiple of so many cells."""
+_VIEWS = 6
+"""Views before attention: queries, keys and values, each cut out of its tensor and permuted."""
+_ORDER = {"q": 0, "v": 1, "k": 2}
+"""Queries, values and keys are made in this order."""
+_PART = 64
+"""Elements of a head that are rotated together, before it is put into a quantised cache."""
+_GIVEN = "ggml."
+"""Before the names of what the engine gives a graph."""
+_EMBEDDINGS, _MIXED = f"{_GIVEN}embeddings", "mixed"
+"""What stays to the end: no op reads them."""
+
+
+def ggml(graph: Graph) -> Graph:
+    """The graph that llama.cpp makes of a decoder. Attention is one kernel if it was one before.
+
+    Positions are read by the rotations, which make their angles themselves; masks and the places of new tokens in the
+    cache are inputs. Attention is computed over whole cells, masked or not: `causal: exact` saves nothing. Beside the
+    embeddings of tokens are those of a batch that has embeddings too, which are reserved and not computed.
+    Omits: that the last layer's MLP runs for the positions alone whose logits are wanted.
+    """
+    ops = list(_Writer(graph).ops())
+    given = {r.name: _idle(r) for op in ops for r in op.reads if r.name.startswith(_GIVEN)}
+    start = ops[0]._replace(kind="constant", reads=(), writes=tuple(given.values()), tensor=0, cuda=0)
+    known = {r.name: r for op in ops for r in (*op.reads, *op.writes)}
+    held = (_unread(known[name]) for name in (_EMBEDDINGS, _MIXED) if name in known)
+    ops[-1] = ops[-1]._replace(reads=(*ops[-1].reads, *held))
+    return graph.with_ops(map(_wide, [start] * bool(given) + ops))
+
+
+def _wide(op: Op) -> Op:
+    def wide(r: Ref) -> Ref:
+        return r._replace(bits=32) if r.role == "activation" and not r.bits else r
+
+    return op._replace(reads=tuple(map(wide, op.reads)), writes=tuple(map(wide, op.writes)))
+
+
+def _idle(r: Ref) -> Ref:
+    """A tensor that is there, without traffic."""
+    return r._replace(touched=0)
+
+
+def _unread(r: Ref) -> Ref:
+    """A tensor that is alive."""
+    return r._replace(stored=0, touched=0)
+
+
+def _given(name: str, bits: int, elements: Size) -> Ref:
+    return Ref(_GIVEN + name, "", False, "activation", bits, elements, elements)
+
+
+def _view(op: Op, r: Ref, many: int = 1) -> Iterator[Op]:
+    """Views of a tensor: nodes that run nothing."""
+    for _ in range(many):
+        yield op._replace(kind="view", reads=(_unread(r),), writes=(), tensor=0, cuda=0, kernel="", composite=None)
+
+
+@dataclass
+class _Writer:
+    """The ops of a graph, rewritten one by one; `other` are the tensors that stand for others, by name."""
+
+    graph: Graph
+    other: dict[str, Ref] = field(default_factory=dict)
+    saved: dict[str, Size] = field(default_factory=dict)
+    """FLOPs that a later op does, by the tensor that it reads."""
+    sorted: list[Ref] = field(default_factory=list)
+    """The experts of each token, by their scores."""
+
+    def __post_init__(self) -> None:
+        cores = [op for op in self.graph.ops if op.composite and op.composite.kind == "attention"]
+        self.flash = {op.node.serial: bool(op.kernel) for op in cores}
+        self.end = {op.composite: op for op in cores}
+        self.begin = {op.composite: op for op in reversed(cores)}
+        users = self.graph.users(range(len(self.graph.ops)))
+        reads = zip(self.graph.ops, self.graph.reads, strict=True)
+        self.shared = {(id(op), r.name) for op, found in reads for r, at in found if len(users[r.name, at]) > 1}
+
+    def ops(self) -> Iterator[Op]:
+        """The ops in ggml's order."""
+        tables = {op.node.serial: op for op in self.graph.ops if op.equation.outputs[-1].name == "sin"}
+        angles: Size = sum((op.cuda for op in self.graph.ops if op.node.serial in tables), start=0)
+        rest = (op for op in self.graph.ops if op.node.serial not in tables)
+        for projecting, group in groupby(rest, self._projects):
+            for op in sorted(group, key=lambda o: _ORDER[_last(o)]) if projecting else group:
+                known = op._replace(reads=tuple(self.other.get(r.name, r) for r in op.reads))
+                yield from self._op(op, known, angles)
+
+    def _projects(self, op: Op) -> bool:
+        """Whether an op makes queries, keys or values, or works on them before attention."""
+        return bool(self.flash) and _last(op) in _ORDER and op.writes[0].role == "activation"
+
+    def _op(self, was: Op, op: Op, angles: Size) -> Iterator[Op]:
+        names = [r.name.rpartition(".")[2] for r in op.reads]
+        if op.kind == "lookup" and names[0] == "W_tok":
+            yield from _embedding(op)
+        elif op.kind == "norm":
+            yield from _norm(op)
+        elif names[-1:] in (["sin"], ["local_sin"]):
+            at = _given("positions", 32, op.n.elements(("b", "s")))
+            yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
+        elif op.writes and op.writes[0].role == "kv":
+            yield from self._cached(op)
+        elif op.composite and op.composite.kind == "attention":
+            yield from self._attention(was, op)
+        elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or _casts(op)):
+            self.other[op.writes[0].name] = op.reads[0]
+        elif op.kind == "copy" and "l" in op.output.stored:
+            yield from (op._replace(reads=(*op.reads, _given("wanted", 32, op.n.elements(("b", "l"))))) for _ in "xh")
+        elif op.kind == "matmul":
+            yield from self._matmul(op)
+        elif op.kind == "pointwise":
+            yield from self._pointwise(was, op)
+        else:
+            yield op
+
+    def _matmul(self, op: Op) -> Iterator[Op]:
+        factors, out = op.equation.factors, op.output
+        experts = any(t.role == "weight" and t.stored != t.touched for t in factors)
+        plain = parse(f"{out} = {' * '.join(map(str, factors))}")
+        reads = (*op.reads[: len(factors)], *(self.sorted if experts else ()))
+        yield op._replace(equation=plain, reads=reads, cuda=0)
+        for addend in op.equation.addends:
+            yield build("pointwise", f"{out} = {out} + {addend}", op.n, ADD)
+        if op.node.serial in self.flash and out.name in _ORDER:
+            yield from _view(op, op.writes[0])
+
+    def _pointwise(self, was: Op, op: Op) -> Iterator[Op]:
+        alone = len(op.reads) == 1 and op.reads[0].name == op.writes[0].name
+        if alone and op.output.name == "_g":  # the activation of a gate runs with the product
+            self.saved[op.writes[0].name] = op.cuda
+        elif op.reads[0].name in self.saved:
+            yield op._replace(kind="apart", cuda=op.cuda + self.saved.pop(op.reads[0].name))
+        elif op.form is TOP_K:
+            yield from self._chosen(op)
+        elif alone and op.form is MUL and self.sorted and op.output.stored[-1:] == ("k",):
+            return  # the scale of routed experts, which is 1
+        elif op.form is COMBINE:
+            yield from _combined(op)
+        else:
+            parts = sorted(op.reads, key=lambda r: (id(was), r.name) in self.shared)
+            yield op._replace(reads=tuple(parts)) if op.form is ADD else op
+
+    def _chosen(self, op: Op) -> Iterator[Op]:
+        """The experts of each token: all are sorted, the first are taken."""
+        probabilities, out = op.equation.factors[0], op.output
+        yield from _view(op, op.reads[0])
+        order = build("copy", f"_sorted:32{_axes(probabilities.stored)} = {probabilities}", op.n)
+        self.sorted = [_idle(order.writes[0])]
+        yield order._replace(cuda=op.cuda)
+        yield from _view(op, order.writes[0])
+        taken = build("copy", f"{out} = {probabilities}", op.n)
+        yield taken._replace(reads=(taken.reads[0]._replace(touched=taken.writes[0].stored), *self.sorted))
+        yield from _view(op, op.reads[0])
+
+    def _cached(self, op: Op) -> Iterator[Op]:
+        """New keys or values are put into the cache, in the format of which it is; their places are given."""
+        new, n, flash = op.reads[0], op.n, self.flash.get(op.node.serial, True)
+        values = not flash and _last(op) == "C_v"  # lie transposed, so that each element has a place
+        yield from _view(op, new, 3 if values else 1)
+        places = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
+        made = build(op.kind, op.equation.text, _in_cells(n), op.form, op.over, op.row, op.grad)
+        yield made._replace(reads=(*op.reads, _given(places[0], 64, places[1])))
+
+    def _attention(self, was: Op, op: Op) -> Iterator[Op]:
+        """Scores over whole cells, scaled and masked with the softmax."""
+        assert op.composite is not None
+        flash, n = self.flash[op.node.serial], _in_cells(op.n)
+        cached = n is not op.n
+        if was is self.begin[op.composite]:
+            yield from (view for r in op.reads[:2] for view in _view(op, r, _VIEWS // 2))
+        if op.kind == "pointwise" and op.form is MUL:
+            self.saved[op.composite.name] = build(op.kind, op.equation.text, n, op.form, _all(op.over)).cuda
+            return
+        made = build(op.kind, op.equation.text, n, op.form, _all(op.over), op.row, op.grad)
+        made = made._replace(composite=op.composite, kernel=op.kernel)
+        if op.kind == "softmax" and cached:
+            mask = _given("mask", 16 if flash else 32, n.elements(("b", "s", "t")))
+            more = self.saved.pop(op.composite.name, 0) + n.elements(made.output.stored)
+            made = made._replace(reads=(*made.reads, mask), cuda=made.cuda + more)
+        if was is not self.end[op.composite]:
+            yield made
+            return
+        query = _unread(self.begin[op.composite].reads[0])
+        yield made._replace(reads=(*made.reads, query)) if flash else made
+        yield from _view(op, op.writes[0])
+        if not flash:
+            yield build("copy", f"{op.output} = {op.output}", op.n)
+
+
+def _last(op: Op) -> str:
+    return op.writes[0].name.rpartition(".")[2] if op.writes else ""
+
+
+def _axes(axes: Iterable[str]) -> str:
+    return f"[{' '.join(axes)}]"
+
+
+def _all(over: str) -> str:
+    """Loops over all pairs."""
+    return over.replace("P", "s t")
+
+
+def _casts(op: Op) -> bool:
+    """Whether a copy changes nothing but the format."""
+    given, made = op.equation.operands[0], op.output
+    return len(op.reads) == 1 and given.stored == made.stored == given.touched and given.name != made.name
+
+
+def _in_cells(n: Sizes) -> Sizes:
+    """A place whose context is whole cells; the same where it has no cache."""
+    if "t" not in n.axes or "m" not in n.axes:
+        return n
+    return n.bind(**{axis: ceil_div(n.axes[axis], CELLS) * CELLS for axis in ("t", "m")})
+
+
+def _embedding(op: Op) -> Iterator[Op]:
+    """Rows of the table; beside them what a batch needs that has embeddings, or some of them: reserved, not run."""
+    n, out = op.n, op.writes[0]
+    many = n.elements(("b", "s"))
+    embeddings = _given("embeddings", 32, out.stored)
+    yield op._replace(reads=(*op.reads, _given("tokens", 32, many), _idle(embeddings)))
+    rows, mixed = (_idle(out._replace(name=name, frame="")) for name in ("rows", _MIXED))
+    reserved = op._replace(kind="reserved", tensor=0, cuda=0)
+    yield reserved._replace(reads=(_idle(_given("mixed.tokens", 32, many)),), writes=(rows,))
+    yield reserved._replace(reads=(_idle(_given("mixed.embeddings", 32, out.stored)),), writes=(mixed,))
+    yield reserved._replace(reads=(rows, _idle(_given("mixed.slots", 64, many))), writes=())
+
+
+def _norm(op: Op) -> Iterator[Op]:
+    """The norm, then its weight and its bias."""
+    out, weights = op.output, op.equation.operands[1:]
+    each = op.n.elements(out.touched)
+    kind = "apart" if op.form is LAYER_NORM else "norm"  # of which ggml runs one in place
+    plain = parse(f"{out} = {op.equation.operands[0]}")
+    yield op._replace(kind=kind, equation=plain, reads=op.reads[:1], cuda=op.cuda - each * len(weights))
+    for weight, form in zip(weights, (MUL, ADD), strict=False):
+        yield build("pointwise", f"{out} = {out} * {weight}", op.n, form)
+
+
+def _combined(op: Op) -> Iterator[Op]:
+    """The results of a token's experts, added one by one."""
+    many, out = op.n.axes.get("k"), op.output
+    if not isinstance(many, int):
+        raise InputError(f"{op.node.layer}: llama.cpp adds the results of k experts one by one: k must be a number")
+    yield from _view(op, op.reads[0], many)
+    for index in range(many - 1):
+        more = (op.writes[0],) if index else ()
+        share = op.reads[0]._replace(touched=op.writes[0].stored * (1 if index else 2))
+        made = build("pointwise", f"{out} = {op.equation.operands[0]}", op.n, ADD)
+        yield made._replace(reads=(*more, share))
+
+
+def nodes(graph: Graph) -> Size:
+    """The nodes of a graph as the engine counts them: kernels, views and what is reserved, each as often as it runs."""
+    kernels = {
+        label: op for label, op in zip(graph.labels, graph.ops, strict=True) if op.kind not in ("constant", "unused")
+    }
+    return sum((op.times for op in kernels.values()), start=0)
+
+
+def rotated_cache(graph: Graph, which: str) -> Graph:
+    """A cache of keys (`which`: k), values (v) or both in quantised blocks, which holds them rotated.
+
+    A product with an orthogonal matrix spreads outliers: of the queries too, where keys are rotated, and back again of
+    what attention gives, where values are. Heads of keys are rotated in parts as wide as the largest power of two that
+    divides them, of values in parts of 64; heads that 64 does not divide are not.
+    """
+    made = {"k": ("q", "k"), "v": ("v", "o")}
+    sides = {name: letter for letter in which for name in made[letter]}
+    first, *ops = (new for at, op in enumerate(graph.ops) for new in (op, *_rotated(graph, at, sides)))
+    turns = {r.name: _idle(r) for op in ops for r in op.reads if r.name.startswith(f"{_GIVEN}turn")}
+    return graph.with_ops([first._replace(writes=(*first.writes, *turns.values())), *ops])
+
+
+def _rotated(graph: Graph, at: int, sides: Mapping[str, str]) -> Iterator[Op]:
+    """What follows an op that rotates positions of queries or keys, or the view of new values or of a result."""
+    op = graph.ops[at]
+    placed = any(r.name == f"{_GIVEN}positions" for r in op.reads)
+    seen = op.kind == "view" and graph.ops[at - 1].kind == "matmul"
+    tensor = op.output if placed else graph.ops[at - 1].output
+    if tensor.name not in sides or not (placed or seen) or placed != (tensor.name in "qk"):
+        return
+    side, e, r = sides[tensor.name], op.n.e, op.writes[0] if placed else op.reads[0]
+    width = _PART
+    while side == "k" and not differ(e, 2 * width * floor_div(e, 2 * width)):
+        width *= 2
+    if differ(e, width * floor_div(e, width)):
+        return
+    yield from _view(op, r)
+    n, axes = op.n.bind(i=width, j=width, parts=floor_div(e, width)), " ".join(tensor.stored[:-1])
+    product = build("matmul", f"{tensor.name}[{axes} parts j] = {tensor.name}[{axes} parts i] * _turn:32[i j]", n)
+    yield _wide(product._replace(reads=(product.reads[0], _given(f"turn.{side}", 32, width * width))))
+    yield from _view(op, r)
