@@ -1,7 +1,7 @@
 """What llama.cpp itself reports of a GGUF file: the prebuilt package xllamacpp loads it in a process of its own.
 
 The engine writes to file descriptor 2; GGML_SCHED_DEBUG=2 makes it write the ops of its graphs too.
-`python tests/llama_engine.py FILE n_ctx=512 flash=on` shows the report.
+`python tests/llama_engine.py FILE n_ctx=512 flash=off` shows the report.
 """
 
 import os
@@ -18,7 +18,7 @@ kinds = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
 p = engine.CommonParams()
 p.model.path, p.warmup, p.fit_params, p.n_parallel, p.verbosity, p.cpuparams.n_threads = sys.argv[1], False, False, 1, 5, 1
 p.n_ctx, p.n_batch, p.n_ubatch = (int(given.pop(name, 512)) for name in ("n_ctx", "n_batch", "n_ubatch"))
-p.flash_attn_type = getattr(engine.llama_flash_attn_type, "LLAMA_FLASH_ATTN_TYPE_" + {"on": "ENABLED", "off": "DISABLED"}[given.pop("flash", "off")])
+p.flash_attn_type = getattr(engine.llama_flash_attn_type, "LLAMA_FLASH_ATTN_TYPE_" + {"on": "ENABLED", "off": "DISABLED"}[given.pop("flash", "on")])
 p.cache_type_k = getattr(engine.ggml_type, "GGML_TYPE_" + kinds[given.pop("k", "f16")])
 p.cache_type_v = getattr(engine.ggml_type, "GGML_TYPE_" + kinds[given.pop("v", "f16")])
 p.load_mode = getattr(engine.llama_load_mode, "LLAMA_LOAD_MODE_" + {"on": "MMAP", "off": "NONE"}[given.pop("mmap", "on")])

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
 from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
@@ -41,6 +40,8 @@ def ggml(graph: Graph) -> Graph:
     Omits: that the last layer's MLP runs for the positions alone whose logits are wanted.
     """
     ops = list(_Writer(graph).ops())
+    if not ops:
+        return graph
     given = {r.name: _idle(r) for op in ops for r in op.reads if r.name.startswith(_GIVEN)}
     start = ops[0]._replace(kind="constant", reads=(), writes=tuple(given.values()), tensor=0, cuda=0)
     known = {r.name: r for op in ops for r in (*op.reads, *op.writes)}
@@ -98,7 +99,10 @@ class _Writer:
 
     def ops(self) -> Iterator[Op]:
         """The ops in ggml's order."""
-        tables = {op.node.serial: op for op in self.graph.ops if op.equation.outputs[-1].name == "sin"}
+        apart = {r.name for op in self.graph.ops if not _places(op) for r in op.reads}
+        read = {r.name for op in self.graph.ops if _places(op) for r in op.reads} - apart
+        made = (op for op in self.graph.ops if op.equation.outputs[-1].name == "sin" and op.writes[-1].name in read)
+        tables = {op.node.serial for op in made}
         angles: Size = sum((op.cuda for op in self.graph.ops if op.node.serial in tables), start=0)
         rest = (op for op in self.graph.ops if op.node.serial not in tables)
         for projecting, group in groupby(rest, self._projects):
@@ -116,8 +120,8 @@ class _Writer:
             yield from _embedding(op)
         elif op.kind == "norm":
             yield from _norm(op)
-        elif names[-1:] in (["sin"], ["local_sin"]):
-            at = _given("positions", 32, op.n.elements(("b", "s")))
+        elif _places(op):
+            at = _given("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
         elif op.writes and op.writes[0].role == "kv":
             yield from self._cached(op)
@@ -194,10 +198,11 @@ class _Writer:
             return
         made = build(op.kind, op.equation.text, n, op.form, _all(op.over), op.row, op.grad)
         made = made._replace(composite=op.composite, kernel=op.kernel)
+        if op.kind == "softmax":
+            made = made._replace(cuda=made.cuda + self.saved.pop(op.composite.name, 0))
         if op.kind == "softmax" and cached:
             mask = _given("mask", 16 if flash else 32, n.elements(("b", "s", "t")))
-            more = self.saved.pop(op.composite.name, 0) + n.elements(made.output.stored)
-            made = made._replace(reads=(*made.reads, mask), cuda=made.cuda + more)
+            made = made._replace(reads=(*made.reads, mask), cuda=made.cuda + n.elements(made.output.stored))
         if was is not self.end[op.composite]:
             yield made
             return
@@ -221,10 +226,15 @@ def _all(over: str) -> str:
     return over.replace("P", "s t")
 
 
+def _places(op: Op) -> bool:
+    """Whether an op rotates positions: x cos + turned(x) sin."""
+    return op.kind == "pointwise" and [t.name for t in op.equation.factors[1:]] == ["cos", "sin"]
+
+
 def _casts(op: Op) -> bool:
     """Whether a copy changes nothing but the format."""
     given, made = op.equation.operands[0], op.output
-    return len(op.reads) == 1 and given.stored == made.stored == given.touched and given.name != made.name
+    return len(op.reads) == 1 and given.stored == made.stored and made.bits > given.bits
 
 
 def _in_cells(n: Sizes) -> Sizes:
@@ -259,16 +269,18 @@ def _norm(op: Op) -> Iterator[Op]:
 
 
 def _combined(op: Op) -> Iterator[Op]:
-    """The results of a token's experts, added one by one."""
-    many, out = op.n.axes.get("k"), op.output
-    if not isinstance(many, int):
-        raise InputError(f"{op.node.layer}: llama.cpp adds the results of k experts one by one: k must be a number")
-    yield from _view(op, op.reads[0], many)
-    for index in range(many - 1):
-        more = (op.writes[0],) if index else ()
-        share = op.reads[0]._replace(touched=op.writes[0].stored * (1 if index else 2))
-        made = build("pointwise", f"{out} = {op.equation.operands[0]}", op.n, ADD)
-        yield made._replace(reads=(*more, share))
+    """The results of a token's experts, cut out and added one by one: as one op where their number is a symbol."""
+    many, out, share = op.n.k, op.writes[0], op.reads[0]._replace(touched=op.writes[0].stored)
+    if isinstance(many, int):
+        yield from _view(op, share, many)
+    if many == 1:
+        yield op._replace(kind="copy", cuda=0)
+        return
+    each = out.stored if isinstance(many, int) else out.stored * (many - 1)
+    made = op._replace(kind="pointwise", form=ADD, cuda=each, writes=(out._replace(touched=each),))
+    yield made._replace(reads=(share._replace(touched=each * 2),))
+    for _ in range(many - 2 if isinstance(many, int) else 0):
+        yield made._replace(reads=(out, share))
 
 
 def nodes(graph: Graph) -> Size:
