@@ -11,7 +11,7 @@ import sys
 from typing import NamedTuple
 
 LOAD = """
-import os, sys
+import sys, time
 import xllamacpp as engine
 given = dict(pair.split("=") for pair in sys.argv[2:])
 kinds = {"f32": "F32", "f16": "F16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
@@ -24,11 +24,8 @@ p.cache_type_v = getattr(engine.ggml_type, "GGML_TYPE_" + kinds[given.pop("v", "
 p.load_mode = getattr(engine.llama_load_mode, "LLAMA_LOAD_MODE_" + {"on": "MMAP", "off": "NONE"}[given.pop("mmap", "on")])
 p.no_extra_bufts = given.pop("repack", "on") == "off"
 assert not given, given
-try:
-    server = engine.Server(p)
-finally:
-    sys.stderr.flush()
-    os._exit(0)  # without waiting for the server's threads
+server = engine.Server(p)
+time.sleep(60)  # what it reports is written by a thread of its own
 """
 
 
@@ -57,11 +54,17 @@ class Report(NamedTuple):
 def load(path, **options):
     """The report of the engine that loads a file."""
     pairs = [f"{name}={value}" for name, value in options.items()]
-    run = subprocess.run(
-        [sys.executable, "-c", LOAD, str(path), *pairs], env={**os.environ, "GGML_SCHED_DEBUG": "2"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False,
-    )  # fmt: skip
-    return report_of(re.sub(r"(?<!\n)\d\.\d\d\.\d{3}\.\d{3} D ", "", run.stdout.decode(errors="replace")))
+    command, spoken = [sys.executable, "-c", LOAD, str(path), *pairs], []
+    with subprocess.Popen(
+        command, env={**os.environ, "GGML_SCHED_DEBUG": "2"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            spoken.append(line.decode(errors="replace"))
+            if "graph: nodes" in spoken[-1]:
+                break
+        run.kill()
+    return report_of(re.sub(r"(?<!\n)\d\.\d\d\.\d{3}\.\d{3} D ", "", "".join(spoken)))
 
 
 def report_of(text):

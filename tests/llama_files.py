@@ -8,7 +8,14 @@ from modelmeter.models.families import component
 from modelmeter.models.vlm import text_model
 
 WIDE = {**gguf_files.SMALL, "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
-MIXTURE = {**gguf_files.MIXTURE, "moe_layers": 3, "dense_mlp": 512, "expert_mlp": 256, "shared_mlp": 512, "vocabulary": 512}
+MIXTURE = {
+    **gguf_files.MIXTURE,
+    "moe_layers": 3,
+    "dense_mlp": 512,
+    "expert_mlp": 256,
+    "shared_mlp": 512,
+    "vocabulary": 512,
+}
 ERNIE = {**WIDE, "model_type": "ernie4_5", "use_bias": False, "tie_word_embeddings": True}
 CONFIGS = {
     "llama": {**WIDE, "model_type": "llama", "tie_word_embeddings": False},
@@ -42,7 +49,9 @@ def write(folder, name, policy):
     architecture, _ = gguf_files.metadata(config)
     more = {"tokenizer.ggml.model": "none", f"{architecture}.context_length": 8192}
     if "head_dim" in config:
-        more |= {f"{architecture}.{key}": config["head_dim"] for key in ("attention.value_length", "rope.dimension_count")}
+        more |= {
+            f"{architecture}.{key}": config["head_dim"] for key in ("attention.value_length", "rope.dimension_count")
+        }
     return gguf_files.write(folder / f"{name}.{policy}.gguf".replace(" ", "_"), config, given, more=more.items())
 
 
@@ -51,10 +60,7 @@ def asked(policy="f16", context=512, ubatch=512, **options):
     return policy, context, ubatch, options
 
 
-REASONS = {
-    "gemma": "a node a layer: gemma's queries are scaled by an op of their own, which runs in place",
-    "llama, 1 layer": "the MLP of the last layer runs for the position alone whose logits are wanted, which is the only layer here",
-}  # fmt: skip
+REASONS = {"gemma": "a node a layer: gemma's queries are scaled by an op of their own, which runs in place"}
 """Differences that are known, and why."""
 DECODERS = [(name, asked(flash=flash)) for name in CONFIGS if "PaddleOCR" not in name for flash in (True, False)]
 SIZES = [

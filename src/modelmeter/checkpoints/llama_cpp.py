@@ -58,13 +58,17 @@ def buffers(
         raise InputError(f"values of the cache in {values} need flash attention")
     _require_whole(model)
     weights = layout_of(model, policy).tensors
-    runtime = Runtime.of("llama_cpp" if flash else "llama_cpp_scores")
-    rotated = "k" * (keys in ROTATED) + "v" * (values in ROTATED)
-    graph = rotated_cache(runtime.lowered(_decoder(model)), rotated)
+    graph = graph_of(model, flash, keys, values)
     sizes = {"b": 1, "s": min(ubatch, context), "t": context}
     precision = Precision(kv=keys, overrides={"*C_v": values})
     kv, compute, many = _of_graph(graph, Storage(graph, precision), sizes)
     return Buffers(*_of_weights(weights, mapped, repack), kv, compute, many)
+
+
+def graph_of(model: BaseModel, flash: bool = True, keys: str = "fp16", values: str = "fp16") -> Graph:
+    """The graph that the engine runs of a model's decoder."""
+    rotated = "k" * (keys in ROTATED) + "v" * (values in ROTATED)
+    return rotated_cache(Runtime.of("llama_cpp" if flash else "llama_cpp_scores").lowered(_decoder(model)), rotated)
 
 
 def _decoder(model: BaseModel) -> Graph:

@@ -120,6 +120,14 @@ def build(
     return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad)
 
 
+def resized(op: Op, n: Sizes, over: str | None = None) -> Op:
+    """The same op of the same tensors at other sizes."""
+    made = build(op.kind, op.equation.text, n, op.form, op.over if over is None else over, op.row, op.grad)
+    sides = ((made.reads, op.reads), (made.writes, op.writes))
+    reads, writes = (tuple(r._replace(name=old.name) for r, old in zip(*side, strict=True)) for side in sides)
+    return made._replace(reads=reads, writes=writes, composite=op.composite, kernel=op.kernel)
+
+
 matmul = partial(build, "matmul")
 """Tensor-core work: 2 FLOPs for each point of the loop nest over the distinct axes.
 

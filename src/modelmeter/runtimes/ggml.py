@@ -13,7 +13,7 @@ from itertools import groupby
 from modelmeter.graph.equations import parse
 from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op, Ref, build
+from modelmeter.graph.ops import Op, Ref, build, resized
 from modelmeter.graph.place import Sizes
 from modelmeter.sizes import Size, ceil_div, differ, floor_div
 
@@ -37,7 +37,6 @@ def ggml(graph: Graph) -> Graph:
     Positions are read by the rotations, which make their angles themselves; masks and the places of new tokens in the
     cache are inputs. Attention is computed over whole cells, masked or not: `causal: exact` saves nothing. Beside the
     embeddings of tokens are those of a batch that has embeddings too, which are reserved and not computed.
-    Omits: that the last layer's MLP runs for the positions alone whose logits are wanted.
     """
     ops = list(_Writer(graph).ops())
     if not ops:
@@ -130,7 +129,7 @@ class _Writer:
         elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or _casts(op)):
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
-            yield from (op._replace(reads=(*op.reads, _given("wanted", 32, op.n.elements(("b", "l"))))) for _ in "xh")
+            yield op._replace(reads=(*op.reads, _given("wanted", 32, op.n.elements(("b", "l")))))
         elif op.kind == "matmul":
             yield from self._matmul(op)
         elif op.kind == "pointwise":
@@ -183,8 +182,7 @@ class _Writer:
         values = not flash and _last(op) == "C_v"  # lie transposed, so that each element has a place
         yield from _view(op, new, 3 if values else 1)
         places = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
-        made = build(op.kind, op.equation.text, _in_cells(n), op.form, op.over, op.row, op.grad)
-        yield made._replace(reads=(*op.reads, _given(places[0], 64, places[1])))
+        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, _given(places[0], 64, places[1])))
 
     def _attention(self, was: Op, op: Op) -> Iterator[Op]:
         """Scores over whole cells, scaled and masked with the softmax."""
@@ -194,10 +192,9 @@ class _Writer:
         if was is self.begin[op.composite]:
             yield from (view for r in op.reads[:2] for view in _view(op, r, _VIEWS // 2))
         if op.kind == "pointwise" and op.form is MUL:
-            self.saved[op.composite.name] = build(op.kind, op.equation.text, n, op.form, _all(op.over)).cuda
+            self.saved[op.composite.name] = resized(op, n, _all(op.over)).cuda
             return
-        made = build(op.kind, op.equation.text, n, op.form, _all(op.over), op.row, op.grad)
-        made = made._replace(composite=op.composite, kernel=op.kernel)
+        made = resized(op, n, _all(op.over))
         if op.kind == "softmax":
             made = made._replace(cuda=made.cuda + self.saved.pop(op.composite.name, 0))
         if op.kind == "softmax" and cached:

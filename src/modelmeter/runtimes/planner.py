@@ -47,7 +47,7 @@ def planned_bytes(graph: Graph, hidden: Hidden, size: Callable[[Ref], int], roun
 
     `hidden` are tensors that never are in memory (name and writer).
     """
-    ops = list(_unrolled(graph, rounds))
+    ops = list(unrolled(graph, rounds))
     whole = graph.with_ops(op for _, op in ops)
     users = whole.users(range(len(ops)))
     last = {made: max(indices) for made, indices in users.items()}
@@ -65,7 +65,7 @@ def planned_bytes(graph: Graph, hidden: Hidden, size: Callable[[Ref], int], roun
     return buffer.bytes
 
 
-def _unrolled(graph: Graph, rounds: Callable[[Op], int]) -> Iterator[tuple[int, Op]]:
+def unrolled(graph: Graph, rounds: Callable[[Op], int]) -> Iterator[tuple[int, Op]]:
     """The ops of every round, each with its index in the graph: what a round leaves enters the next one."""
     for loop, group in groupby(enumerate(graph.ops), lambda pair: pair[1].node.loop):
         ops = list(group)
