@@ -101,19 +101,20 @@ class _Writer:
         apart = {r.name for op in self.graph.ops if not _places(op) for r in op.reads}
         read = {r.name for op in self.graph.ops if _places(op) for r in op.reads} - apart
         made = (op for op in self.graph.ops if op.equation.outputs[-1].name == "sin" and op.writes[-1].name in read)
-        tables = {op.node.serial for op in made}
-        angles: Size = sum((op.cuda for op in self.graph.ops if op.node.serial in tables), start=0)
+        tables = {op.node.serial: op.writes[-1].name for op in made}
+        for op in (op for op in self.graph.ops if op.node.serial in tables):
+            self.saved[tables[op.node.serial]] = self.saved.get(tables[op.node.serial], 0) + op.cuda
         rest = (op for op in self.graph.ops if op.node.serial not in tables)
         for projecting, group in groupby(rest, self._projects):
             for op in sorted(group, key=lambda o: _ORDER[_last(o)]) if projecting else group:
                 known = op._replace(reads=tuple(self.other.get(r.name, r) for r in op.reads))
-                yield from self._op(op, known, angles)
+                yield from self._op(op, known)
 
     def _projects(self, op: Op) -> bool:
         """Whether an op makes queries, keys or values, or works on them before attention."""
         return bool(self.flash) and _last(op) in _ORDER and op.writes[0].role == "activation"
 
-    def _op(self, was: Op, op: Op, angles: Size) -> Iterator[Op]:
+    def _op(self, was: Op, op: Op) -> Iterator[Op]:
         names = [r.name.rpartition(".")[2] for r in op.reads]
         if op.kind == "lookup" and names[0] == "W_tok":
             yield from _embedding(op)
@@ -121,6 +122,7 @@ class _Writer:
             yield from _norm(op)
         elif _places(op):
             at = _given("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
+            angles = self.saved.get(op.reads[-1].name, 0)
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
         elif op.writes and op.writes[0].role == "kv":
             yield from self._cached(op)
