@@ -20,9 +20,10 @@ from modelmeter.models.model import BaseModel
 from modelmeter.programs.policies import of_decoder
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.storage import Storage
-from modelmeter.runtimes.ggml import nodes, rotated_cache
+from modelmeter.runtimes.ggml import nodes
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.runtimes.planner import planned_bytes
+from modelmeter.runtimes.rotated import rotated_cache
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Size, evaluated
 

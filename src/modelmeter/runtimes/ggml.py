@@ -6,7 +6,7 @@ each check of the engine found is told in docs/engines.md. Next: `planner.py`, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -15,7 +15,7 @@ from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTE
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref, build, resized
 from modelmeter.graph.place import Sizes
-from modelmeter.sizes import Size, ceil_div, differ, floor_div
+from modelmeter.sizes import Size, ceil_div
 
 CELLS = 256
 """The cache, and what attention sees of it, is a multiple of so many cells."""
@@ -23,11 +23,9 @@ _VIEWS = 6
 """Views before attention: queries, keys and values, each cut out of its tensor and permuted."""
 _ORDER = {"q": 0, "v": 1, "k": 2}
 """Queries, values and keys are made in this order."""
-_PART = 64
-"""Elements of a head that are rotated together, before it is put into a quantised cache."""
-_GIVEN = "ggml."
+PROVIDED = "ggml."
 """Before the names of what the engine gives a graph."""
-_EMBEDDINGS, _MIXED = f"{_GIVEN}embeddings", "mixed"
+_EMBEDDINGS, _MIXED = f"{PROVIDED}embeddings", "mixed"
 """What stays to the end: no op reads them."""
 
 
@@ -41,22 +39,24 @@ def ggml(graph: Graph) -> Graph:
     ops = list(_Writer(graph).ops())
     if not ops:
         return graph
-    given = {r.name: _idle(r) for op in ops for r in op.reads if r.name.startswith(_GIVEN)}
+    given = {r.name: idle(r) for op in ops for r in op.reads if r.name.startswith(PROVIDED)}
     start = ops[0]._replace(kind="constant", reads=(), writes=tuple(given.values()), tensor=0, cuda=0)
     known = {r.name: r for op in ops for r in (*op.reads, *op.writes)}
     held = (_unread(known[name]) for name in (_EMBEDDINGS, _MIXED) if name in known)
     ops[-1] = ops[-1]._replace(reads=(*ops[-1].reads, *held))
-    return graph.with_ops(map(_wide, [start] * bool(given) + ops))
+    return graph.with_ops(map(wide_op, [start] * bool(given) + ops))
 
 
-def _wide(op: Op) -> Op:
+def wide_op(op: Op) -> Op:
+    """An op on activations in 32 bits."""
+
     def wide(r: Ref) -> Ref:
         return r._replace(bits=32) if r.role == "activation" and not r.bits else r
 
     return op._replace(reads=tuple(map(wide, op.reads)), writes=tuple(map(wide, op.writes)))
 
 
-def _idle(r: Ref) -> Ref:
+def idle(r: Ref) -> Ref:
     """A tensor that is there, without traffic."""
     return r._replace(touched=0)
 
@@ -66,11 +66,12 @@ def _unread(r: Ref) -> Ref:
     return r._replace(stored=0, touched=0)
 
 
-def _given(name: str, bits: int, elements: Size) -> Ref:
-    return Ref(_GIVEN + name, "", False, "activation", bits, elements, elements)
+def provided(name: str, bits: int, elements: Size) -> Ref:
+    """A tensor that the engine gives a graph."""
+    return Ref(PROVIDED + name, "", False, "activation", bits, elements, elements)
 
 
-def _view(op: Op, r: Ref, many: int = 1) -> Iterator[Op]:
+def views(op: Op, r: Ref, many: int = 1) -> Iterator[Op]:
     """Views of a tensor: nodes that run nothing."""
     for _ in range(many):
         yield op._replace(kind="view", reads=(_unread(r),), writes=(), tensor=0, cuda=0, kernel="", composite=None)
@@ -121,7 +122,7 @@ class _Writer:
         elif op.kind == "norm":
             yield from _norm(op)
         elif _places(op):
-            at = _given("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
+            at = provided("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
             angles = self.saved.get(op.reads[-1].name, 0)
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
         elif op.writes and op.writes[0].role == "kv":
@@ -131,7 +132,7 @@ class _Writer:
         elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or _casts(op)):
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
-            yield op._replace(reads=(*op.reads, _given("wanted", 32, op.n.elements(("b", "l")))))
+            yield op._replace(reads=(*op.reads, provided("wanted", 32, op.n.elements(("b", "l")))))
         elif op.kind == "matmul":
             yield from self._matmul(op)
         elif op.kind == "pointwise":
@@ -148,7 +149,7 @@ class _Writer:
         for addend in op.equation.addends:
             yield build("pointwise", f"{out} = {out} + {addend}", op.n, ADD)
         if op.node.serial in self.flash and out.name in _ORDER:
-            yield from _view(op, op.writes[0])
+            yield from views(op, op.writes[0])
 
     def _pointwise(self, was: Op, op: Op) -> Iterator[Op]:
         alone = len(op.reads) == 1 and op.reads[0].name == op.writes[0].name
@@ -169,22 +170,22 @@ class _Writer:
     def _chosen(self, op: Op) -> Iterator[Op]:
         """The experts of each token: all are sorted, the first are taken."""
         probabilities, out = op.equation.factors[0], op.output
-        yield from _view(op, op.reads[0])
+        yield from views(op, op.reads[0])
         order = build("copy", f"_sorted:32{_axes(probabilities.stored)} = {probabilities}", op.n)
-        self.sorted = [_idle(order.writes[0])]
+        self.sorted = [idle(order.writes[0])]
         yield order._replace(cuda=op.cuda)
-        yield from _view(op, order.writes[0])
+        yield from views(op, order.writes[0])
         taken = build("copy", f"{out} = {probabilities}", op.n)
         yield taken._replace(reads=(taken.reads[0]._replace(touched=taken.writes[0].stored), *self.sorted))
-        yield from _view(op, op.reads[0])
+        yield from views(op, op.reads[0])
 
     def _cached(self, op: Op) -> Iterator[Op]:
         """New keys or values are put into the cache, in the format of which it is; their places are given."""
         new, n, flash = op.reads[0], op.n, self.flash.get(op.node.serial, True)
         values = not flash and _last(op) == "C_v"  # lie transposed, so that each element has a place
-        yield from _view(op, new, 3 if values else 1)
+        yield from views(op, new, 3 if values else 1)
         places = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
-        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, _given(places[0], 64, places[1])))
+        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, provided(places[0], 64, places[1])))
 
     def _attention(self, was: Op, op: Op) -> Iterator[Op]:
         """Scores over whole cells, scaled and masked with the softmax."""
@@ -192,7 +193,7 @@ class _Writer:
         flash, n = self.flash[op.node.serial], _in_cells(op.n)
         cached = n is not op.n
         if was is self.begin[op.composite]:
-            yield from (view for r in op.reads[:2] for view in _view(op, r, _VIEWS // 2))
+            yield from (view for r in op.reads[:2] for view in views(op, r, _VIEWS // 2))
         if op.kind == "pointwise" and op.form is MUL:
             self.saved[op.composite.name] = resized(op, n, _all(op.over)).cuda
             return
@@ -200,14 +201,14 @@ class _Writer:
         if op.kind == "softmax":
             made = made._replace(cuda=made.cuda + self.saved.pop(op.composite.name, 0))
         if op.kind == "softmax" and cached:
-            mask = _given("mask", 16 if flash else 32, n.elements(("b", "s", "t")))
+            mask = provided("mask", 16 if flash else 32, n.elements(("b", "s", "t")))
             made = made._replace(reads=(*made.reads, mask), cuda=made.cuda + n.elements(made.output.stored))
         if was is not self.end[op.composite]:
             yield made
             return
         query = _unread(self.begin[op.composite].reads[0])
         yield made._replace(reads=(*made.reads, query)) if flash else made
-        yield from _view(op, op.writes[0])
+        yield from views(op, op.writes[0])
         if not flash:
             yield build("copy", f"{op.output} = {op.output}", op.n)
 
@@ -247,13 +248,13 @@ def _embedding(op: Op) -> Iterator[Op]:
     """Rows of the table; beside them what a batch needs that has embeddings, or some of them: reserved, not run."""
     n, out = op.n, op.writes[0]
     many = n.elements(("b", "s"))
-    embeddings = _given("embeddings", 32, out.stored)
-    yield op._replace(reads=(*op.reads, _given("tokens", 32, many), _idle(embeddings)))
-    rows, mixed = (_idle(out._replace(name=name, frame="")) for name in ("rows", _MIXED))
+    embeddings = provided("embeddings", 32, out.stored)
+    yield op._replace(reads=(*op.reads, provided("tokens", 32, many), idle(embeddings)))
+    rows, mixed = (idle(out._replace(name=name, frame="")) for name in ("rows", _MIXED))
     reserved = op._replace(kind="reserved", tensor=0, cuda=0)
-    yield reserved._replace(reads=(_idle(_given("mixed.tokens", 32, many)),), writes=(rows,))
-    yield reserved._replace(reads=(_idle(_given("mixed.embeddings", 32, out.stored)),), writes=(mixed,))
-    yield reserved._replace(reads=(rows, _idle(_given("mixed.slots", 64, many))), writes=())
+    yield reserved._replace(reads=(idle(provided("mixed.tokens", 32, many)),), writes=(rows,))
+    yield reserved._replace(reads=(idle(provided("mixed.embeddings", 32, out.stored)),), writes=(mixed,))
+    yield reserved._replace(reads=(rows, idle(provided("mixed.slots", 64, many))), writes=())
 
 
 def _norm(op: Op) -> Iterator[Op]:
@@ -271,7 +272,7 @@ def _combined(op: Op) -> Iterator[Op]:
     """The results of a token's experts, cut out and added one by one: as one op where their number is a symbol."""
     many, out, share = op.n.k, op.writes[0], op.reads[0]._replace(touched=op.writes[0].stored)
     if isinstance(many, int):
-        yield from _view(op, share, many)
+        yield from views(op, share, many)
     if many == 1:
         yield op._replace(kind="copy", cuda=0)
         return
@@ -288,38 +289,3 @@ def nodes(graph: Graph) -> Size:
         label: op for label, op in zip(graph.labels, graph.ops, strict=True) if op.kind not in ("constant", "unused")
     }
     return sum((op.times for op in kernels.values()), start=0)
-
-
-def rotated_cache(graph: Graph, which: str) -> Graph:
-    """A cache of keys (`which`: k), values (v) or both in quantised blocks, which holds them rotated.
-
-    A product with an orthogonal matrix spreads outliers: of the queries too, where keys are rotated, and back again of
-    what attention gives, where values are. Heads of keys are rotated in parts as wide as the largest power of two that
-    divides them, of values in parts of 64; heads that 64 does not divide are not.
-    """
-    made = {"k": ("q", "k"), "v": ("v", "o")}
-    sides = {name: letter for letter in which for name in made[letter]}
-    first, *ops = (new for at, op in enumerate(graph.ops) for new in (op, *_rotated(graph, at, sides)))
-    turns = {r.name: _idle(r) for op in ops for r in op.reads if r.name.startswith(f"{_GIVEN}turn")}
-    return graph.with_ops([first._replace(writes=(*first.writes, *turns.values())), *ops])
-
-
-def _rotated(graph: Graph, at: int, sides: Mapping[str, str]) -> Iterator[Op]:
-    """What follows an op that rotates positions of queries or keys, or the view of new values or of a result."""
-    op = graph.ops[at]
-    placed = any(r.name == f"{_GIVEN}positions" for r in op.reads)
-    seen = op.kind == "view" and graph.ops[at - 1].kind == "matmul"
-    tensor = op.output if placed else graph.ops[at - 1].output
-    if tensor.name not in sides or not (placed or seen) or placed != (tensor.name in "qk"):
-        return
-    side, e, r = sides[tensor.name], op.n.e, op.writes[0] if placed else op.reads[0]
-    width = _PART
-    while side == "k" and not differ(e, 2 * width * floor_div(e, 2 * width)):
-        width *= 2
-    if differ(e, width * floor_div(e, width)):
-        return
-    yield from _view(op, r)
-    n, axes = op.n.bind(i=width, j=width, parts=floor_div(e, width)), " ".join(tensor.stored[:-1])
-    product = build("matmul", f"{tensor.name}[{axes} parts j] = {tensor.name}[{axes} parts i] * _turn:32[i j]", n)
-    yield _wide(product._replace(reads=(product.reads[0], _given(f"turn.{side}", 32, width * width))))
-    yield from _view(op, r)
