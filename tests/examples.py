@@ -28,6 +28,8 @@ from modelmeter.models.vlm import Join, RowsJoin, SeparatedJoin, VisionStage
 from modelmeter.sizes import Size
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")
+ENGINES = ("llama_cpp", "llama_cpp_scores")
+"""Runtimes that have laws of their own beside those of every runtime."""
 
 
 def all_layers():

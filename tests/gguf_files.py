@@ -2,8 +2,6 @@
 
 import gguf
 import numpy as np
-import torch
-import transformers as hf
 
 SMALL = {
     "vocab_size": 320, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 10, "num_attention_heads": 8,
@@ -62,6 +60,9 @@ MIXTURES = {
 
 def module(config):
     """The causal model of transformers, on the meta device, with these fields."""
+    import torch
+    import transformers as hf
+
     with torch.device("meta"):
         return hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(**config))
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples import CASES, IDS, RUNTIMES
+from examples import CASES, ENGINES, IDS, RUNTIMES
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
 from modelmeter.programs.cost import COUNTS
@@ -21,7 +21,7 @@ VARIANTS = [
 ]  # fmt: skip
 ROLES = {"weight": "weight_io_bytes", "activation": "activation_io_bytes", "kv": "kv_io_bytes"}
 points = st.tuples(*(st.integers(1, 40) for _ in range(5)))
-in_every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+in_every_runtime = pytest.mark.parametrize("runtime", (*RUNTIMES, *ENGINES))
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids=lambda v: ",".join(map(str, v.values())) or "default")

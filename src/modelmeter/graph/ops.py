@@ -48,6 +48,10 @@ class Composite(NamedTuple):
     returned: bool = True
 
 
+SILENT = frozenset({"unused", "constant", "view", "reserved"})
+"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for and leaves out."""
+
+
 class Op(NamedTuple):
     """One equation at its place; `tensor` and `cuda` FLOPs of one run; `kernel` is set by a runtime ("": its own).
 
@@ -114,6 +118,14 @@ def build(
     if kind == "lookup":
         reads = tuple(r._replace(touched=writes[0].stored) for r in reads)
     return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad)
+
+
+def resized(op: Op, n: Sizes, over: str | None = None) -> Op:
+    """The same op of the same tensors at other sizes."""
+    made = build(op.kind, op.equation.text, n, op.form, op.over if over is None else over, op.row, op.grad)
+    sides = ((made.reads, op.reads), (made.writes, op.writes))
+    reads, writes = (tuple(r._replace(name=old.name) for r, old in zip(*side, strict=True)) for side in sides)
+    return made._replace(reads=reads, writes=writes, composite=op.composite, kernel=op.kernel)
 
 
 matmul = partial(build, "matmul")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op, Ref
+from modelmeter.graph.ops import SILENT, Op, Ref
 from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import WHOLE_STAGE
 from modelmeter.sizes import Size, maximum, ratio
@@ -99,7 +99,7 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
     """The kernels of a lowered graph, counts as expressions; unused weights and constants make none."""
     for group in groups(graph, storage):
         ops = [op for _, op, _ in group.ops]
-        if all(op.kind in ("unused", "constant") for op in ops):
+        if all(op.kind in SILENT for op in ops):
             continue
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
         texts = tuple(op.equation.text for op in ops)
@@ -110,7 +110,7 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
         for _, op, often in group.ops:
             bits = max((r.bits for r in (*op.reads[:1], *op.writes[:1])), default=0)  # further ones may be indices
             plain = f"fp{bits}" if bits else str(storage.precision.activations)
-            product = plain if bits else storage.multiplied(op.reads)
+            product = storage.multiplied(op.reads, plain)
             for form, work, engine in ((product, op.tensor, found.tensor_flops), (plain, op.cuda, found.cuda_flops)):
                 if not isinstance(work, int) or work:
                     engine[form] = engine.get(form, 0) + work * often

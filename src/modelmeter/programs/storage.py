@@ -91,11 +91,10 @@ class Storage:
         """Bytes an element of a tensor: its declared bits, or those of its formats."""
         return ratio(r.bits, 8) if r.bits else whole(sum(part.share * part.bytes for part in self.shares(r)))
 
-    def multiplied(self, operands: Iterable[Ref]) -> str:
+    def multiplied(self, operands: Iterable[Ref], activations: str) -> str:
         """The format that the engine multiplies in: that of the weight, or of the activations."""
         parts = [part for r in operands if r.role == "weight" and not r.bits for part in self.shares(r)]
         forms = dict.fromkeys(part.format.multiplied for part in parts)
-        activations = str(self.precision.activations)
         return "+".join(activations if form == ACTIVATIONS else form for form in forms) or activations
 
 

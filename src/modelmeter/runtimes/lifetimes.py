@@ -1,6 +1,7 @@
 """How long tensors live: what is alive while each op runs. A runtime names one of these rules.
 
 `names`: as Python holds them. `last_read`: as a compiler frees them. `arena`: one buffer for all, planned ahead.
+`in_place`: such a buffer, where pointwise work takes the place of an operand that it reads for the last time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial, reduce
 from itertools import repeat
 
-from modelmeter.graph.graph import Graph
+from modelmeter.graph.graph import Graph, Read
 from modelmeter.graph.ops import Ref
 from modelmeter.sizes import Size, maximum, rivals
 
@@ -17,9 +18,11 @@ Hidden = frozenset[tuple[str, int]]
 Bytes = Callable[[Ref], Size]
 Rule = Callable[[Graph, Hidden, Bytes], Iterator[Size]]
 """Graph, tensors that never are in memory (name and writer), bytes of a tensor -> bytes alive while each op runs."""
+_IN_PLACE = frozenset({"pointwise", "norm", "softmax"})
+"""Kinds of ops whose result may take the place of an operand."""
 
 
-def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Iterator[Size]:
+def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool, in_place: bool = False) -> Iterator[Size]:
     """The stage's inputs are held to the end by whoever calls it."""
     users = graph.users(range(len(graph.ops)))
     given = (r for reads in graph.reads for r, writer in reads if writer < 0 and r.role == "activation")
@@ -45,7 +48,9 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool) -> Ite
                 live[leaving] = (leaving[: leaving.rfind(".") + 1], False, held)
         writes = [r for r in op.writes if r.role == "activation" and (r.name, index) not in hidden]
         made = (r._replace(stored=r.touched) if r.name in collecting else r for r in writes)
-        yield total + sum((size(r) * op.again for r in made), start=0)
+        taken = reused(graph, index, users) if in_place else None
+        before = live.get(rounds.get(taken.ref.name, taken.ref.name)) if taken else None
+        yield total + sum((size(r) * op.again for r in made), start=-before[2] if before else 0)
         for name in (rounds.get(name, name) for name in dying.get(index, ())):
             if name in live and (last_read or live[name][1]):
                 total = total - live.pop(name)[2]
@@ -75,9 +80,22 @@ def _last_reads(users: Mapping[tuple[str, int], set[int]]) -> dict[int, list[str
     return found
 
 
-def arena(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
+def reused(graph: Graph, index: int, users: Mapping[tuple[str, int], set[int]]) -> Read | None:
+    """The operand whose place the result of an op takes: the first as large that it, and no view, reads last."""
+    op = graph.ops[index]
+    if op.kind not in _IN_PLACE or len(op.writes) != 1:
+        return None
+    for read in (read for read in graph.reads[index] if read.writer >= 0 and read.ref.role == "activation"):
+        readers = users[read.ref.name, read.writer]
+        alike = (read.ref.bits, read.ref.stored) == (op.writes[0].bits, op.writes[0].stored)
+        if alike and max(readers) == index and all(graph.ops[i].kind != "view" for i in readers):
+            return read
+    return None
+
+
+def _arena(graph: Graph, hidden: Hidden, size: Bytes, *, alive: Rule) -> Iterator[Size]:
     """One buffer is planned before the stage and held to its end, as large as the most that is alive at once."""
-    planned = reduce(maximum, rivals(last_read(graph, hidden, size)), 0)
+    planned = reduce(maximum, rivals(alive(graph, hidden, size)), 0)
     return repeat(planned, len(graph.ops))
 
 
@@ -88,4 +106,8 @@ The caller of a repeated layer holds what entered the first round while the next
 """
 last_read: Rule = partial(_alive, last_read=True)
 """A tensor goes at its last read."""
-LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read, "arena": arena}
+arena: Rule = partial(_arena, alive=last_read)
+"""One buffer, as large as the most that `last_read` has alive at once."""
+in_place: Rule = partial(_arena, alive=partial(_alive, last_read=True, in_place=True))
+"""The same, where results take the place of operands; gaps between tensors are left out (`planner.py` has them)."""
+LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read, "arena": arena, "in_place": in_place}

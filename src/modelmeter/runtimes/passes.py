@@ -7,12 +7,13 @@ apart. Anything with this signature is a pass. What torch's code runs is in `eag
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import replace
 
 from modelmeter.errors import InputError
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op, Ref, build
-from modelmeter.sizes import substituted
+from modelmeter.graph.ops import Op, Ref, build, resized, unused
+from modelmeter.sizes import Size, substituted
 
 Pass = Callable[[Graph], Graph]
 WHOLE_STAGE = "whole stage"
@@ -59,15 +60,12 @@ def _of_last_position(graph: Graph) -> Iterator[Op]:
     made: dict[str, str] = {}  # what heads make, by name
     for op in graph.ops:
         if op.composite and op.composite.kind == "logits":
-            x, s = op.equation.factors[0], str(op.n.s)
+            x = op.equation.factors[0]
             if op.reads[0].name not in made:
                 to, of = (" ".join(last if a == "s" else a for a in x.stored) for last in ("l", "s:l"))
                 yield build("copy", f"{x.name}[{to}] = {x.name}[{of}]", op.n.bind(l=1))
-            n = op.n.bind(**{axis: substituted(size, s, 1) for axis, size in op.n.axes.items()} | {"s": 1})
-            one = build(op.kind, op.equation.text, n, op.form, op.over, op.row, op.grad)
-            op = one._replace(composite=op.composite, kernel=op.kernel)
+            yield _of_one(op)
             made |= {w.name: op.node.layer for w in op.writes}
-            yield op
             continue
         for name in (r.name for r in op.reads if r.name in made):
             raise InputError(
@@ -75,6 +73,77 @@ def _of_last_position(graph: Graph) -> Iterator[Op]:
                 f"last position is computed; make it a part of their composite"
             )
         yield op
+
+
+def last_layer(graph: Graph) -> Graph:
+    """Behind the attention of the last layer only the last position runs, where only its logits are wanted.
+
+    So the last round of a repeated layer stands apart from the others. After `last_logits`.
+    """
+    ops = graph.ops
+    wanted = next((i for i, op in enumerate(ops) if op.kind == "copy" and "l" in op.output.stored), 0)
+    core = next((op for op in reversed(ops[:wanted]) if op.composite and op.composite.kind == "attention"), None)
+    if core is None or not isinstance(core.node.times, int):
+        return graph
+    path = core.path.rpartition(".")[0]
+    inside = [i for i, op in enumerate(ops) if op.path == path or op.path.startswith(f"{path}.")]
+    start, end = inside[0], inside[-1] + 1
+    cut = next(i for i in range(end, start, -1) if ops[i - 1].path == core.path)
+    rounds = [_in_round(op, core.node.times - 1) for op in ops[start:end]] if core.node.times > 1 else []
+    last = [_in_last_round(op) for op in ops[start:end]]
+    before, after = last[: cut - start], [*last[cut - start :], *ops[end:wanted]]
+    stored = (_placed(op, op.node.times) for op in unused(ops[start:end]) if op.reads)
+    return graph.with_ops(
+        (*ops[:start], *stored, *rounds, *before, *_taken(before, after), *map(_of_one, after), *ops[wanted + 1 :])
+    )
+
+
+def _in_round(op: Op, rounds: int) -> Op:
+    node = op.node._replace(times=rounds, again=min(rounds - 1, 1))
+    return op._replace(n=replace(op.n, node=node)) if rounds > 1 else _placed(op, 1)
+
+
+def _placed(op: Op, times: Size) -> Op:
+    """An op outside of any loop."""
+    return op._replace(n=replace(op.n, node=op.node._replace(times=times, loop="", held=("", ""), again=0)))
+
+
+def _in_last_round(op: Op) -> Op:
+    """An op of the last round: it reads what the round before left, and has a cache of its own."""
+    entering, leaving = op.node.held if op.node.times != 1 else ("", "")
+
+    def named(r: Ref) -> Ref:
+        return r._replace(name=leaving if r.name == entering else f"last.{r.name}" if r.role == "kv" else r.name)
+
+    composite = op.composite and op.composite._replace(name=f"{op.composite.name}.last")
+    moved = _placed(op, 1)
+    return moved._replace(
+        reads=tuple(map(named, op.reads)), writes=tuple(map(named, op.writes)), composite=composite,
+        n=replace(moved.n, node=moved.node._replace(serial=-op.node.serial)),
+        kernel=composite.name if composite and op.kernel else "",
+    )  # fmt: skip
+
+
+def _of_one(op: Op) -> Op:
+    """An op for one position."""
+    sizes = {axis: substituted(size, str(op.n.s), 1) for axis, size in op.n.axes.items()}
+    return resized(op, op.n.bind(**sizes | {"s": 1}))
+
+
+def _taken(before: list[Op], after: list[Op]) -> Iterator[Op]:
+    """The last position of each tensor that is read from now on, the latest one first."""
+    latest = [w.name for op in before for w in op.writes]
+    found: dict[str, Op] = {}
+    made: set[str] = set()
+    for op in after:
+        for tensor, r in zip(op.equation.operands, op.reads, strict=False):
+            if r.name not in made and "s" in tensor.stored:
+                to, of = (" ".join(last if a == "s" else a for a in tensor.stored) for last in ("l", "s:l"))
+                copy = build("copy", f"{tensor.name}[{to}] = {tensor.name}[{of}]", op.n.bind(l=1))
+                read, written = (side[0]._replace(name=r.name) for side in (copy.reads, copy.writes))
+                found.setdefault(r.name, copy._replace(reads=(read,), writes=(written,)))
+        made |= {w.name for w in op.writes}
+    yield from (found[name] for name in sorted(found, key=lambda name: name not in latest))
 
 
 def without_dead_copies(graph: Graph) -> Graph:

@@ -1,0 +1,124 @@
+"""What llama.cpp allocates for a decoder before it runs: weights, cache, the compute buffer; nodes of its graph.
+
+Every number is what the engine itself reports of a file loaded on a CPU (docs/engines.md). Next: `runtimes/ggml.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import NamedTuple
+
+from modelmeter.checkpoints.gguf import padded
+from modelmeter.checkpoints.header import FileTensor
+from modelmeter.checkpoints.layout import layout_of
+from modelmeter.errors import InputError
+from modelmeter.graph.graph import Graph
+from modelmeter.graph.ops import Ref
+from modelmeter.layers.attention import attention_layers
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.policies import of_decoder
+from modelmeter.programs.precision import Precision
+from modelmeter.programs.storage import Storage
+from modelmeter.runtimes.ggml import nodes
+from modelmeter.runtimes.passes import on_chip
+from modelmeter.runtimes.planner import planned_bytes
+from modelmeter.runtimes.rotated import rotated_cache
+from modelmeter.runtimes.runtime import Runtime
+from modelmeter.sizes import Size, evaluated
+
+REPACKED = {"q4_0": 8, "q4_k": 8, "iq4_nl": 8}
+"""Formats of which a CPU with AVX2 rearranges the rows of matrices, so many together; those of tables it leaves."""
+ROTATED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
+"""Formats of a cache that holds rotated keys or values."""
+
+
+class Buffers(NamedTuple):
+    """Bytes of each buffer: `model` weights as in the file, `repacked` ones, `kv`, `compute`; `nodes` of the graph."""
+
+    model: int
+    repacked: int
+    kv: int
+    compute: int
+    nodes: int
+
+
+def buffers(
+    model: BaseModel, policy: str, context: int, ubatch: int = 512, *, flash: bool = True,
+    keys: str = "fp16", values: str = "fp16", mapped: bool = True, repack: bool = True,
+) -> Buffers:  # fmt: skip
+    """The buffers of a model's decoder, stored by `policy`, for one sequence of `context` positions.
+
+    `ubatch` tokens are computed at once, no more than the context has; `mapped`: weights are the file in memory;
+    `repack`: as the engine does on a CPU with AVX2. Raises InputError.
+    """
+    for name, value in (("context", context), ("ubatch", ubatch)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if values in ROTATED and not flash:
+        raise InputError(f"values of the cache in {values} need flash attention")
+    _require_whole(model)
+    weights = layout_of(model, policy).tensors
+    graph = graph_of(model, flash, keys, values)
+    sizes = {"b": 1, "s": min(ubatch, context), "t": context}
+    precision = Precision(kv=keys, overrides={"*C_v": values})
+    kv, compute, many = _of_graph(graph, Storage(graph, precision), sizes)
+    return Buffers(*_of_weights(weights, mapped, repack), kv, compute, many)
+
+
+def graph_of(model: BaseModel, flash: bool = True, keys: str = "fp16", values: str = "fp16") -> Graph:
+    """The graph that the engine runs of a model's decoder."""
+    rotated = "k" * (keys in ROTATED) + "v" * (values in ROTATED)
+    return rotated_cache(Runtime.of("llama_cpp" if flash else "llama_cpp_scores").lowered(_decoder(model)), rotated)
+
+
+def _decoder(model: BaseModel) -> Graph:
+    """The graph of a model's decoder, tokens and context apart."""
+    for layer in (stage.layer_of(stage.whole) for stage in model.stages):
+        if set(layer.sizes.split()) == {"b", "s", "t"} and of_decoder((graph := layer.graph()).tensors()):
+            return model.changed(graph)
+    raise InputError(f"{model.name} has no decoder that llama.cpp runs")
+
+
+def _require_whole(model: BaseModel) -> None:
+    """Raise InputError for attention in windows, which has a cache of its own."""
+    if any(attention.window is not None for attention in attention_layers(model)):
+        raise InputError(f"{model.name} has attention in windows, for which llama.cpp's buffers are not known")
+
+
+def _of_weights(tensors: Iterable[FileTensor], mapped: bool, repack: bool) -> tuple[int, int]:
+    """Weights as in the file, from the first to the last of these where it is mapped, and the rearranged ones."""
+    given = list(tensors)
+    ends = list(accumulate(padded(t.bytes) for t in given))
+    plain, again = [], 0
+    for tensor, end in zip(given, ends, strict=True):
+        start = end - padded(tensor.bytes)
+        if repack and _rearranged(tensor):
+            again += padded(tensor.bytes)
+        else:
+            plain.append((start, start + tensor.bytes))
+    if mapped:
+        return plain[-1][1] - plain[0][0], again
+    return sum(padded(end - start) for start, end in plain), again
+
+
+def _rearranged(tensor: FileTensor) -> bool:
+    together = REPACKED.get(tensor.format.name)
+    return together is not None and tensor.name != "token_embd.weight" and tensor.shape[1] % together == 0
+
+
+def _of_graph(graph: Graph, storage: Storage, sizes: dict[str, int]) -> tuple[int, int, int]:
+    """Bytes of the cache and of the compute buffer, and the nodes, at these sizes."""
+    stored = {r.stored: 0 for op in graph.ops for r in (*op.reads, *op.writes)}
+    known = dict(zip(stored, evaluated(list(stored), sizes), strict=True))
+    times = {op.node.times: 0 for op in graph.ops}
+    runs = dict(zip(times, evaluated(list(times), sizes), strict=True))
+
+    def size(r: Ref) -> Size:
+        return known[r.stored] * storage.bytes(r)
+
+    caches = {r.name: (r, op) for op in graph.ops for r in op.writes if r.role == "kv"}
+    kv = sum(size(r) * runs[op.node.times] for r, op in caches.values())
+    compute = planned_bytes(graph, on_chip(graph), lambda r: int(size(r)), lambda op: int(runs[op.node.times]))
+    (many,) = evaluated([nodes(graph)], sizes)
+    return int(kv), compute, int(many)

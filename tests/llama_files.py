@@ -1,0 +1,95 @@
+"""Decoders that llama.cpp is asked about, the files of these, and what is asked; `scripts/engines.py` asks it all."""
+
+import gguf_files
+
+from modelmeter.checkpoints.layout import layout_of
+from modelmeter.models.config_json import model_of
+from modelmeter.models.families import component
+from modelmeter.models.vlm import text_model
+
+WIDE = {**gguf_files.SMALL, "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4}
+MIXTURE = {
+    **gguf_files.MIXTURE,
+    "moe_layers": 3,
+    "dense_mlp": 512,
+    "expert_mlp": 256,
+    "shared_mlp": 512,
+    "vocabulary": 512,
+}
+ERNIE = {**WIDE, "model_type": "ernie4_5", "use_bias": False, "tie_word_embeddings": True}
+CONFIGS = {
+    "llama": {**WIDE, "model_type": "llama", "tie_word_embeddings": False},
+    "llama, tied": {**WIDE, "model_type": "llama", "tie_word_embeddings": True},
+    "llama, 9 layers": {**WIDE, "model_type": "llama", "num_hidden_layers": 9, "intermediate_size": 1536},
+    "llama, 1 layer": {**WIDE, "model_type": "llama", "num_hidden_layers": 1, "tie_word_embeddings": False},
+    "qwen2": {**WIDE, "model_type": "qwen2", "tie_word_embeddings": False},
+    "qwen3": {**WIDE, "model_type": "qwen3", "head_dim": 64, "tie_word_embeddings": False},
+    "qwen3, heads of 192": {**WIDE, "model_type": "qwen3", "head_dim": 192, "tie_word_embeddings": False},
+    "qwen3, heads of 256": {**WIDE, "model_type": "qwen3", "head_dim": 256, "tie_word_embeddings": False},
+    "qwen3, heads of 96": {**WIDE, "model_type": "qwen3", "head_dim": 96, "tie_word_embeddings": False},
+    "ernie4_5": {**ERNIE, "head_dim": 128},
+    "ernie4_5, as the decoder of PaddleOCR-VL": {**ERNIE, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18, "num_attention_heads": 16, "head_dim": 128, "vocab_size": 103424},
+    "gemma": {**WIDE, "model_type": "gemma", "head_dim": 64},
+    "deepseek2-ocr, 2 of 8 experts": MIXTURE,
+    "deepseek2-ocr, 6 of 16 experts": {**MIXTURE, "experts": 16, "active": 6},
+}  # fmt: skip
+
+
+def made(name):
+    """The model."""
+    config = CONFIGS[name]
+    return text_model(name, component("decoder", config)) if "family" in config else model_of(config)
+
+
+def write(folder, name, policy):
+    """The file of a model under a policy, all zeros."""
+    config, forms = CONFIGS[name], {"fp32": "F32", "fp16": "F16"}
+    stored = layout_of(made(name), policy).tensors
+    given = [(t.name, t.shape, forms.get(t.format.name, t.format.name.upper())) for t in stored]
+    architecture, _ = gguf_files.metadata(config)
+    more = {"tokenizer.ggml.model": "none", f"{architecture}.context_length": 8192}
+    if "head_dim" in config:
+        more |= {
+            f"{architecture}.{key}": config["head_dim"] for key in ("attention.value_length", "rope.dimension_count")
+        }
+    return gguf_files.write(folder / f"{name}.{policy}.gguf".replace(" ", "_"), config, given, more=more.items())
+
+
+def asked(policy="f16", context=512, ubatch=512, **options):
+    """A question: the policy, context and tokens at once, options of `buffers`."""
+    return policy, context, ubatch, options
+
+
+REASONS = {"gemma": "a node a layer: gemma's queries are scaled by an op of their own, which runs in place"}
+"""Differences that are known, and why."""
+DECODERS = [(name, asked(flash=flash)) for name in CONFIGS if "PaddleOCR" not in name for flash in (True, False)]
+SIZES = [
+    ("llama", asked(context=context, ubatch=ubatch, flash=flash, **cache))
+    for context, ubatch in ((100, 512), (300, 64), (1000, 512), (4096, 7))
+    for flash, cache in ((True, {}), (False, {}), (False, {"keys": "q8_0"}), (True, {"keys": "q8_0", "values": "q8_0"}), (True, {"values": "q4_0"}))
+]  # fmt: skip
+ROTATED = [
+    (name, asked(flash=True, keys="q8_0", values="q8_0"))
+    for name in ("qwen3, heads of 96", "qwen3, heads of 192", "qwen3, heads of 256", "ernie4_5", "deepseek2-ocr, 2 of 8 experts")
+]  # fmt: skip
+STORED = [
+    ("llama, tied", asked(policy, mapped=mapped, repack=repack))
+    for policy in ("q8_0", "q4_0", "q4_k_m", "q5_k_m", "iq4_nl", "q2_k")
+    for mapped, repack in ((True, True), (False, True), (True, False), (False, False))
+]
+LARGE = [
+    ("ernie4_5, as the decoder of PaddleOCR-VL", asked("q4_k_m", context=8192, flash=flash)) for flash in (True, False)
+]
+QUESTIONS = [*DECODERS, *SIZES, *ROTATED, *STORED, *LARGE]
+
+
+def words(options):
+    """Options of `buffers` as the engine is given them."""
+    others = {"keys": "k", "values": "v", "mapped": "mmap"}
+    said = {True: "on", False: "off"}
+    return {others.get(key, key): said.get(value, str(value).replace("fp", "f")) for key, value in options.items()}
+
+
+def mib(size):
+    """Bytes as the engine writes them."""
+    return f"{size / 2**20:.2f}"
