@@ -165,27 +165,40 @@ def test_a_pointwise_op_rides_with_the_kernel_of_its_latest_operand():
     assert [len(kernel.ops) for kernel in linear] == [2, 1]  # GELU with the first product
 
 
-def unrolled(graph, sizes):
+def unrolled(ops, sizes, inside=""):
     """The ops that run, in order, with two rounds of what is repeated: op, names that are other ones by now, what has returned."""
-    ops = [op for op in graph.ops if evaluated([op.again], sizes)[0]]
     flat, start = [], 0
     while start < len(ops):
-        loop = ops[start].node.loop
-        end = start
-        while end < len(ops) and ops[end].node.loop == loop:
-            end += 1
-        flat += [(op, {}, "") for op in ops[start:end]]
-        if loop and evaluated([ops[start].node.again], sizes)[0]:
-            entering, leaving = ops[start].node.held
-            flat += [(op, {entering: leaving}, loop if op is ops[start] else "") for op in ops[start:end]]
+        loop, end = ops[start].node.loop, start + 1
+        if loop == inside:
+            flat.append((ops[start], {}, ""))
+        else:
+            while end < len(ops) and f"{ops[end].node.loop}.".startswith(f"{loop}."):
+                end += 1
+            body = unrolled(ops[start:end], sizes, loop)
+            flat += body
+            if evaluated([ops[start].node.again], sizes)[0]:
+                entering, leaving = ops[start].node.held
+                again = enumerate(body)
+                flat += [(op, other | {entering: leaving}, gone if i else loop) for i, (op, other, gone) in again]
         start = end
     return flat
 
 
+def collected(op, w):
+    """Whether what is around a loop keeps this of every round."""
+    return (
+        op.node.loop
+        and op.kind != "constant"
+        and w.stored != w.touched
+        and not f"{w.frame}.".startswith(f"{op.node.loop}.")
+    )
+
+
 def simulated_peak(graph, sizes, *, python):
     """The peak of a run that holds every tensor as an object under its name, one op after the other."""
-    steps = unrolled(graph, sizes)
-    width = lambda r: evaluated([r.stored], sizes)[0] * (r.bits or 16) / 8
+    steps = unrolled([op for op in graph.ops if evaluated([op.again], sizes)[0]], sizes)
+    width = lambda r, share=False: evaluated([r.touched if share else r.stored], sizes)[0] * (r.bits or 16) / 8
     sources, versions = [], {}
     for index, (op, other, _) in enumerate(steps):
         sources.append([(r, versions.get(other.get(r.name, r.name), -1)) for r in op.reads if r.role == "activation"])
@@ -211,16 +224,17 @@ def simulated_peak(graph, sizes, *, python):
             if again or (frame and not f"{op.path}.".startswith(f"{frame}.")):
                 del names[name]
         made = [w for w in op.writes if w.role == "activation" and not in_registers(index, w)]
-        alive = sum(size for _, _, size in names.values()) + sum(width(w) for w in made)
+        alive = sum(size for _, _, size in names.values()) + sum(width(w, collected(op, w)) for w in made)
         peak = max(peak, sum(given.values()) + alive)
         for (name, source), users in readers.items():
             dying = source >= 0 and users[-1] == index and name in names
             if dying and (not python or names[name][1]):
                 del names[name]
         for w in made:
-            names.pop(w.name, None)
+            _, _, before = names.pop(w.name, ("", False, 0))
             if (w.name, index) in readers or not w.temporary:
-                names[w.name] = (w.frame, w.temporary, width(w))
+                size = before + width(w, share=True) if collected(op, w) else width(w)
+                names[w.name] = (w.frame, w.temporary, size)
     return peak
 
 

@@ -40,7 +40,7 @@ def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool, in_pla
             loop, (entering, leaving) = op.node.loop, op.node.held
             for w in collected.get(loop, ()):
                 before = size(w._replace(stored=w.stored - w.touched))
-                total, live[w.name] = total + before, (f"{w.frame}.", False, before)
+                total, live[w.name] = total + before, (f"{w.frame}." if w.frame else "", False, before)
             held = live.get(entering, ("", False, inputs.get(entering, 0)))[2] * op.node.again
             if leaving != entering and (not last_read or entering in inputs):
                 rounds[entering] = leaving
@@ -66,8 +66,9 @@ def _collected(graph: Graph, hidden: Hidden) -> dict[str, list[Ref]]:
     """What the layers around a loop keep of each of its rounds, by loop: a round writes its share of it."""
     found: dict[str, list[Ref]] = {}
     for index, op in enumerate(graph.ops):
-        for w in (w for w in op.writes if op.node.loop and w.role == "activation" and (w.name, index) not in hidden):
-            if w.stored != w.touched and not f"{w.frame}.".startswith(f"{op.node.loop}."):
+        for w in op.writes if op.node.loop and op.kind != "constant" else ():
+            outside = w.role == "activation" and not f"{w.frame}.".startswith(f"{op.node.loop}.")
+            if outside and w.stored != w.touched and (w.name, index) not in hidden:
                 found.setdefault(op.node.loop, []).append(w)
     return found
 
