@@ -22,44 +22,61 @@ _IN_PLACE = frozenset({"pointwise", "norm", "softmax"})
 """Kinds of ops whose result may take the place of an operand."""
 
 
+class _Live:
+    """What is alive, by name: the frame that ends it, whether it is temporary, its bytes; and the sum of them all."""
+
+    def __init__(self, total: Size) -> None:
+        self.total, self.held = total, dict[str, tuple[str, bool, Size]]()
+
+    def room(self, name: str) -> Size:
+        return self.held[name][2] if name in self.held else 0
+
+    def drop(self, name: str) -> None:
+        self.total = self.total - self.room(name)
+        self.held.pop(name, None)
+
+    def hold(self, name: str, frame: str, room: Size, temporary: bool = False) -> None:
+        """This in place of what the name held before."""
+        self.drop(name)
+        self.total, self.held[name] = self.total + room, (f"{frame}." if frame else "", temporary, room)
+
+    def leave(self, path: str) -> None:
+        """End what belongs to frames that a path is not in."""
+        for name in [name for name, (frame, _, _) in self.held.items() if not f"{path}.".startswith(frame)]:
+            self.drop(name)
+
+
 def _alive(graph: Graph, hidden: Hidden, size: Bytes, *, last_read: bool, in_place: bool = False) -> Iterator[Size]:
     """The stage's inputs are held to the end by whoever calls it."""
     users = graph.users(range(len(graph.ops)))
     given = (r for reads in graph.reads for r, writer in reads if writer < 0 and r.role == "activation")
     inputs = {r.name: size(r) for r in given}
-    total: Size = sum(inputs.values(), start=0)
-    dying, live = _last_reads(users), dict[str, tuple[str, bool, Size]]()
-    collected = _collected(graph, hidden)
+    live, dying, collected = _Live(sum(inputs.values(), start=0)), _last_reads(users), _collected(graph, hidden)
     collecting = {w.name for found in collected.values() for w in found}
     loop, rounds = "", dict[str, str]()  # what entered the first round -> what enters the next ones
     for index, op in enumerate(graph.ops):
-        place = f"{op.path}."
-        for name in [n for n, (frame, _, _) in live.items() if not place.startswith(frame)]:
-            total = total - live.pop(name)[2]
+        live.leave(op.path)
         if op.node.loop != loop:
             loop, (entering, leaving) = op.node.loop, op.node.held
             for w in collected.get(loop, ()):
-                before = size(w._replace(stored=w.stored - w.touched))
-                total, live[w.name] = total + before, (f"{w.frame}." if w.frame else "", False, before)
-            held = live.get(entering, ("", False, inputs.get(entering, 0)))[2] * op.node.again
+                live.hold(w.name, w.frame, size(w._replace(stored=w.stored - w.touched)))
             if leaving != entering and (not last_read or entering in inputs):
                 rounds[entering] = leaving
-                total = total + held - live.get(leaving, ("", False, 0))[2]
-                live[leaving] = (leaving[: leaving.rfind(".") + 1], False, held)
+                entered = live.room(entering) if entering in live.held else inputs.get(entering, 0)
+                live.hold(leaving, leaving.rpartition(".")[0], entered * op.node.again)
         writes = [r for r in op.writes if r.role == "activation" and (r.name, index) not in hidden]
         made = (r._replace(stored=r.touched) if r.name in collecting else r for r in writes)
         taken = reused(graph, index, users) if in_place else None
-        before = live.get(rounds.get(taken.ref.name, taken.ref.name)) if taken else None
-        yield total + sum((size(r) * op.again for r in made), start=-before[2] if before else 0)
+        place = live.room(rounds.get(taken.ref.name, taken.ref.name)) if taken else 0
+        yield live.total + sum((size(r) * op.again for r in made), start=0 - place)
         for name in (rounds.get(name, name) for name in dying.get(index, ())):
-            if name in live and (last_read or live[name][1]):
-                total = total - live.pop(name)[2]
+            if name in live.held and (last_read or live.held[name][1]):
+                live.drop(name)
         for r in writes:
-            known = live.pop(r.name, None)
-            total = total - known[2] if known else total
+            again = 1 if r.name in live.held else op.again
+            live.drop(r.name)
             if not r.temporary or (r.name, index) in users:
-                room = size(r) if known else size(r) * op.again
-                total, live[r.name] = total + room, (f"{r.frame}." if r.frame else "", r.temporary, room)
+                live.hold(r.name, r.frame, size(r) * again, r.temporary)
 
 
 def _collected(graph: Graph, hidden: Hidden) -> dict[str, list[Ref]]:
