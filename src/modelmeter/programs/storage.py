@@ -40,6 +40,7 @@ class Storage:
     def __init__(self, graph: Graph, precision: Precision) -> None:
         self.graph, self.precision = graph, precision
         self._known: dict[tuple[str, str], tuple[Share, ...]] = {}
+        self._bytes: dict[tuple[str, str], Size] = {}
 
     @cached_property
     def weights(self) -> dict[str, Weight]:
@@ -89,7 +90,12 @@ class Storage:
 
     def bytes(self, r: Ref) -> Size:
         """Bytes an element of a tensor: its declared bits, or those of its formats."""
-        return ratio(r.bits, 8) if r.bits else whole(sum(part.share * part.bytes for part in self.shares(r)))
+        if r.bits:
+            return ratio(r.bits, 8)
+        key = r.name, r.role
+        if key not in self._bytes:
+            self._bytes[key] = whole(sum(part.share * part.bytes for part in self.shares(r)))
+        return self._bytes[key]
 
     def multiplied(self, operands: Iterable[Ref], activations: str) -> str:
         """The format that the engine multiplies in: that of the weight, or of the activations."""
