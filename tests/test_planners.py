@@ -78,6 +78,10 @@ def test_a_sweep_runs_on_a_text_model_or_says_what_it_needs(text, name):
     stages = {"e2e_vision_prefill": ("prefill",), "targets": ("prefill",)}.get(name, ("decode",))
     row = table.rows[-1]
     options = {key: settings[key] for key in ("batch", "decode_steps") if key in settings}
+    if name == "compare":
+        options |= {"runtime": row["runtime"], "precision": {"weights": row["weights"]}}
+        assert row["io_bytes"] == text.request(text.text(settings["prompt_tokens"], **options)).io_bytes
+        return
     if name == "sequence":
         options = {key: row[key] for key in ("batch", "decode_steps")}
     work = text.text(row.get("prefill_tokens", settings.get("prompt_tokens")), runtime=row["execution"], **options)

@@ -117,7 +117,9 @@ class _Writer:
 
     def _op(self, was: Op, op: Op) -> Iterator[Op]:
         names = [r.name.rpartition(".")[2] for r in op.reads]
-        if op.kind == "lookup" and names[0] == "W_tok":
+        if op.kind == "unused":
+            yield op
+        elif op.kind == "lookup" and names[0] == "W_tok":
             yield from _embedding(op)
         elif op.kind == "norm":
             yield from _norm(op)
