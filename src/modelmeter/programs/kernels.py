@@ -83,8 +83,9 @@ def groups(graph: Graph, storage: Storage) -> Iterator[Group]:
             for r, writer in reads[i]:
                 if writer < 0 or labels[writer] != label or r.role == "kv":
                     move = _move(i, r, often, storage)
-                    known = read.get((r.name, writer), move)
-                    read[r.name, writer] = known._replace(bytes=maximum(known.bytes, move.bytes))
+                    known = read.setdefault((r.name, writer), move)
+                    if known.bytes is not move.bytes:
+                        read[r.name, writer] = known._replace(bytes=maximum(known.bytes, move.bytes))
             leaving = (w for w in op.writes if w.role == "kv" or users.get((w.name, i)) != {label})
             written += (_move(i, w, often, storage, writes=True) for w in leaving)
         yield Group(ops, 1 if spans else ops[0][1].times, [*read.values(), *written])
