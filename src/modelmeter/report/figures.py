@@ -47,8 +47,8 @@ _LETTERS, _HANDLE, _HIGH = 84, 5, 36
 """Letters that fit into the width of a figure, how many a sample in its legend takes, those beside an axis."""
 _BAR = 0.16
 """Inches that a bar beside others needs for the number above it."""
-_GRID_LABELS, _MARKS, DOTS_PER_INCH = 8, 150, 240
-"""Labels of grids and marks of points that a curve has at most."""
+_GRID_LABELS, _MARKS, _FEW, DOTS_PER_INCH = 8, 150, 40, 240
+"""Labels of grids that a curve has at most; points up to which each has its mark, and how many have one of more."""
 
 
 def look(index: int) -> tuple[str, str, str, str]:
@@ -204,13 +204,18 @@ def _log_scale(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
+def _step(points: int) -> int:
+    """Every how many points of a curve have marks."""
+    return 1 if points <= _MARKS else points // _FEW
+
+
 def _curve(axes: Axes, line: _Line) -> None:
     color, dash, marker, _ = line.look
     style, marker, size = ("", "x", 6) if line.measure.points else (dash, marker, 3)
     looks: dict[str, Any] = {"color": color, "marker": marker, "markersize": size}
     axes.plot([x for x, _, _ in line.points], [y for _, y, _ in line.points], color=color, linestyle=style, linewidth=1)
     for hollow, fill in enumerate(FILLS):
-        chosen = [(x, y) for x, y, away in line.points[:: len(line.points) // _MARKS + 1] if away == hollow]
+        chosen = [(x, y) for x, y, away in line.points[:: _step(len(line.points))] if away == hollow]
         axes.plot([x for x, _ in chosen], [y for _, y in chosen], linestyle="", fillstyle=fill, **looks)
     axes.plot([], [], linestyle=style, linewidth=1, label=line.label, **looks)
 
