@@ -228,3 +228,11 @@ def test_what_does_not_fit_is_one_sentence(make, message):
     with pytest.raises(InputError) as error:
         make()
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_features_at_native_resolution_are_read_by_cross_attention():
+    parts = ["tower=qwen2_vl", "planner=qwen_vl", "decoder=nougat_base", "projector=merge_gelu", "model.join=null"]
+    model = modelmeter.load_model("vlm", parts)
+    work = model.workload(image_size="640x640")
+    assert work.image.beside and work.context_tokens == work.prompt_tokens
+    assert model.cost("vision", work).tensor_core_flops > model.cost("prefill", work).tensor_core_flops > 0

@@ -222,6 +222,10 @@ class NavitTower(BaseLayer):
         for block in self.blocks:
             self.require_equal(patch_width=self.d, block_width=width_of(block))
 
+    def features(self, u: Size, v: Size) -> Size:
+        """Features of one image of u x v patches."""
+        return u * v
+
     def of_kinds(self, kinds: int) -> NavitTower:
         """The same for images of so many sizes."""
         change = lambda part: replace(part, kinds=kinds) if isinstance(part, (NavitTower, VisionAttention)) else part
