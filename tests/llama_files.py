@@ -1,4 +1,4 @@
-"""Decoders that llama.cpp is asked about, the files of these, and what is asked; `scripts/engines.py` asks it all."""
+"""Decoders that llama.cpp is asked about, the files of these, and what is asked; `scripts/engines` asks it all."""
 
 import gguf_files
 
