@@ -16,6 +16,7 @@ from modelmeter.errors import InputError, choose, unknown
 from modelmeter.folders import PARTS, config_names
 from modelmeter.programs.counting import Counting
 from modelmeter.programs.precision import Precision
+from modelmeter.runtimes.parallel import Parallel
 from modelmeter.sizes import as_size
 from modelmeter.workload import parse_pair
 
@@ -122,7 +123,16 @@ def _precision(key: str, value: Any) -> Any:
     return value
 
 
+def _parallel(key: str, value: Any) -> Any:
+    part = key.partition(".")[2]
+    if part:
+        return as_size(key, value)
+    Parallel.of(value)
+    return value
+
+
 FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
+DEVICES = Kind(_parallel, lists=True)
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
 IN_YAML = {"runtime": "runtimes", "device": "fits_on"}
@@ -136,11 +146,15 @@ CHOICES = tuple(
 )
 """What a model is put together from: files of configs/, by folder. Numbers of theirs are keys below them."""
 
+_MAPPED = {"precision": BITS, "parallel": DEVICES}
 COUNTING = (
-    *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else BITS, f.metadata["help"])
+    *(Setting(f.name, one_of(f.metadata["valid"]) if f.metadata["valid"] else _MAPPED[f.name], f.metadata["help"])
       for f in fields(Counting)),
     Setting("precision.weights", BITS, "a dtype, bits per element or a policy such as q4_k_m; weights= for short"),
     *(Setting(f"precision.{role}", BITS, "likewise") for role in ("activations", "kv")),
+    Setting("parallel.tensor", DEVICES, "devices that share each matrix: heads, width, vocabulary"),
+    Setting("parallel.expert", DEVICES, "devices that share the experts"),
+    Setting("parallel.data", DEVICES, "groups of devices that share the batch"),
     Setting("precision.overrides", BITS, "by tensor name: '+precision.overrides={*.experts.W_*:4.5}'"),
 )  # fmt: skip
 """How work, traffic and memory are counted; shared by every command."""

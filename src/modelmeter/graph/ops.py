@@ -50,13 +50,15 @@ class Composite(NamedTuple):
 
 SILENT = frozenset({"unused", "constant", "view", "reserved"})
 """Kinds that launch nothing: unread weights, inputs, views, what a graph has room for and leaves out."""
+COLLECTIVES = {"all_reduce": 2, "all_gather": 1, "all_to_all": 1}
+"""Kinds that send to other devices, and how often each point of their loops is sent: a sum there and back."""
 
 
 class Op(NamedTuple):
     """One equation at its place; `tensor` and `cuda` FLOPs of one run; `kernel` is set by a runtime ("": its own).
 
     `over` are its loops where they are not those of the equation, `row` the axes of what a norm or softmax works on;
-    `again` is 0 where the op does not run after all.
+    `again` is 0 where the op does not run after all. `link` are the elements that it sends to other devices.
     """
 
     kind: str
@@ -73,6 +75,7 @@ class Op(NamedTuple):
     composite: Composite | None = None
     kernel: str = ""
     again: Size = 1
+    link: Size = 0
 
     @property
     def node(self) -> Node:
@@ -117,7 +120,8 @@ def build(
     reads, writes = (tuple(ref(n, t, text) for t in side) for side in (equation.operands, equation.outputs))
     if kind == "lookup":
         reads = tuple(r._replace(touched=writes[0].stored) for r in reads)
-    return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad)
+    link = n.elements(loops) * COLLECTIVES[kind] if kind in COLLECTIVES else 0
+    return Op(kind, equation, reads, writes, n, tensor, cuda, form, over, row, grad, link=link)
 
 
 def resized(op: Op, n: Sizes, over: str | None = None) -> Op:

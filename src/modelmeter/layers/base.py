@@ -125,7 +125,9 @@ class BaseLayer(ABC):
         programs: dict[Any, Program] = self.__dict__.setdefault("_programs", {})
         key = counting, _ = Counting(**options), gradients
         if key not in programs:
-            graph = self.graph(counting)
+            if gradients and counting.parallel:
+                raise InputError(f"the backward pass is counted on one device, not with {counting.parallel}")
+            graph = counting.parallel.of_one(self.graph(counting))
             counting.precision.require(graph.tensors())
             programs[key] = program_of(graph, self.sizes.split(), counting, gradients=gradients)
         return programs[key]

@@ -35,6 +35,7 @@ class Stage:
     `layer` may depend on the `structure` of a workload (what is no number: views; (): nothing to do); `whole` is one
     that has all weights; a weight that two stages name alike is one. A stage with `steps` runs that often, and the axis
     `grows` is one longer each time. Axes in `fixed` have these sizes always, those in `same` the sizes of others.
+    One that is `replicated` runs whole on each of the devices that share the tensors of other stages.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     fixed: Mapping[str, int] = field(default_factory=dict)
     same: Mapping[str, str] = field(default_factory=dict)
     whole: Hashable = None
+    replicated: bool = False
 
     def layer_of(self, structure: Any) -> BaseLayer:
         """The layer that runs at a structure."""
@@ -158,10 +160,10 @@ class BaseModel:
 
     def _graph(self, stage: Stage, structure: Any, counting: Counting) -> tuple[Graph, tuple[str, ...]]:
         """The graph of a stage and its sizes, made once for all runtimes and precisions."""
-        key = (stage.name, structure, counting.causal, *counting.choices.items())
+        key = (stage.name, structure, counting.causal, counting.parallel, *counting.choices.items())
         if key not in self._made:
             graph, names = stage.graph(structure, counting)
-            self._made[key] = self.changed(graph), names
+            self._made[key] = counting.parallel.of_one(self.changed(graph), stage.replicated), names
         return cast("tuple[Graph, tuple[str, ...]]", self._made[key])
 
     @final

@@ -23,7 +23,8 @@ class StageCost:
     """What a stage, a layer or any part of a model costs. Sizes may be ints or arrays.
 
     `a + b` is one part after the other: work, traffic, weights and KV add up, the peak is the larger one. `n * a` is
-    n such parts. `basis` says by which options it was counted.
+    n such parts. `basis` says by which options it was counted. `link_bytes` are what a device sends to others: no
+    traffic of its memory.
     """
 
     tensor_core_flops: Size = 0
@@ -31,6 +32,7 @@ class StageCost:
     weight_io_bytes: Size = 0
     activation_io_bytes: Size = 0
     kv_io_bytes: Size = 0
+    link_bytes: Size = 0
     parameters: Size = 0
     weight_bytes: Size = 0
     peak_activation_bytes: Size = 0

@@ -1,4 +1,4 @@
-"""How a result is counted: runtime, pairs of causal attention, logits, precision. Each result says it.
+"""How a result is counted: runtime, pairs of causal attention, logits, precision, devices. Each result says it.
 
 An option is one field of `Counting`: its default, its help and what it takes: one of the `valid` names (None: judged by
 `of` alone), made its value by `of`. One that `some` layers alone have is told by results with such a layer. The command
@@ -15,6 +15,7 @@ from modelmeter.errors import choose
 from modelmeter.folders import config_names
 from modelmeter.graph.place import CAUSAL, LATENT, Root
 from modelmeter.programs.precision import Precision
+from modelmeter.runtimes.parallel import Parallel
 from modelmeter.runtimes.runtime import Runtime
 
 LOGITS = ("all", "last")
@@ -25,8 +26,8 @@ class Counting:
     """The options of every count; `basis` are these in words.
 
     `runtime` is a Runtime or the name of one; `causal`: pairs counted full or exact; `logits`: of all positions or the
-    last; `precision`: a dtype, bits or a Precision; `latent`: latent attention expanded or absorbed. Raises InputError
-    for unknown choices.
+    last; `precision`: a dtype, bits or a Precision; `parallel`: one of how many devices; `latent`: latent attention
+    expanded or absorbed. Raises InputError for unknown choices.
 
     >>> Counting(causal="exact", precision="int4").basis
     'flash, causal exact, logits all, int4'
@@ -42,6 +43,8 @@ class Counting:
         "help": "all (as the Hugging Face code) or last (as serving engines)", "valid": lambda: LOGITS})
     precision: Any = field(default=Precision(), metadata={
         "help": "a dtype or bits per element, for all or by role", "valid": None, "of": Precision.of})
+    parallel: Any = field(default=Parallel(), metadata={
+        "help": "one of several devices that share tensors, experts or the batch", "valid": None, "of": Parallel.of})
     latent: Any = field(default="expanded", metadata={
         "help": "latent attention: expanded (as transformers does it) or absorbed (as serving engines do)",
         "valid": lambda: LATENT, "some": True})
@@ -61,7 +64,8 @@ class Counting:
     def basis(self) -> str:
         """The options as words."""
         named = ((name, getattr(self, name)) for name, *_ in OPTIONS if name not in self.choices)
-        return ", ".join(f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
+        words = (f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
+        return ", ".join(filter(None, words))
 
     @cached_property
     def choices(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import SILENT, Op, Ref
+from modelmeter.graph.ops import COLLECTIVES, SILENT, Op, Ref
 from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import WHOLE_STAGE
 from modelmeter.sizes import Size, maximum, ratio
@@ -40,7 +40,8 @@ class Kernel:
 
     `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
     `unpack_flops` are the CUDA-core operations that take the weights that it reads apart, by their format: what a
-    kernel that multiplies in another format does beside its FLOPs, in none of the sums.
+    kernel that multiplies in another format does beside its FLOPs, in none of the sums. A `collective` (its kind; "":
+    none) of so many `devices` sends `link_bytes` to others, beside what it moves in memory.
     """
 
     path: str
@@ -52,6 +53,9 @@ class Kernel:
     read_bytes: dict[str, Size]
     written_bytes: dict[str, Size]
     unpack_flops: dict[str, Size]
+    link_bytes: Size = 0
+    collective: str = ""
+    devices: int = 1
 
     @property
     def io_bytes(self) -> Size:
@@ -91,6 +95,11 @@ def groups(graph: Graph, storage: Storage) -> Iterator[Group]:
         yield Group(ops, 1 if spans else ops[0][1].times, [*read.values(), *written])
 
 
+def linked(op: Op, storage: Storage) -> Size:
+    """Bytes that one run of an op sends to other devices."""
+    return op.link * storage.bytes(op.reads[0]) if op.kind in COLLECTIVES else 0
+
+
 def _move(op: int, r: Ref, often: Size, storage: Storage, writes: bool = False) -> Move:
     elements = r.touched * (1 if r.role == "activation" else often)
     return Move(op, r.role, elements * storage.bytes(r), writes)
@@ -104,7 +113,10 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
             continue
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
         texts = tuple(op.equation.text for op in ops)
-        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {})
+        sends = next((op for op in ops if op.kind in COLLECTIVES), None)
+        link = sum((linked(op, storage) * often for _, op, often in group.ops), start=0)
+        told = (link, sends.kind, sends.n.devices) if sends else ()
+        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {}, *told)
         for move in group.moves:
             side = found.written_bytes if move.writes else found.read_bytes
             side[move.role] = side.get(move.role, 0) + move.bytes

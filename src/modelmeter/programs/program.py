@@ -7,7 +7,7 @@ one point (exact), arrays, formulas (`costs`) and JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op
 from modelmeter.programs.cost import COUNTS, StageCost
 from modelmeter.programs.counting import Counting
-from modelmeter.programs.kernels import Kernel, groups, kernels_of
+from modelmeter.programs.kernels import Kernel, groups, kernels_of, linked
 from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.sizes import Evaluator, Expr, Size, added, as_size, below, evaluated, maximum, rivals
@@ -24,7 +24,7 @@ from modelmeter.sizes.sums import largest, substituted, summed
 
 STEPS = ("first", "steps")
 """The names of the first context and of the number of steps in a program with steps."""
-PEAK, CACHE, FLOWS = "peak_activation_bytes", "kv_cache_bytes", COUNTS[:5]
+PEAK, CACHE, FLOWS = "peak_activation_bytes", "kv_cache_bytes", COUNTS[:6]
 Part = Callable[[Op], str]
 Ledger = Mapping[str, dict[Any, Size]]
 """What a part's counts add up from, each summand by what tells it from the others."""
@@ -90,15 +90,18 @@ class Program:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
         found = list(kernels_of(self.graph, self.storage))
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops")
-        flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()))]
+        flat = [v for k in found for v in (k.runs, k.link_bytes, *(v for f in fields for v in getattr(k, f).values()))]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
         asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
         _require(dict(zip(asked, evaluated(list(asked.values()), given), strict=True)), given)
         values = iter(evaluated(flat, given))
         return [
-            Kernel(k.path, k.ops, next(values), *({key: next(values) for key in getattr(k, f)} for f in fields))
+            replace(
+                k, runs=next(values), link_bytes=next(values),
+                **{f: {key: next(values) for key in getattr(k, f)} for f in fields},
+            )
             for k in found
-        ]
+        ]  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
@@ -171,6 +174,7 @@ def _fill(ledgers: Sequence[Ledger], graph: Graph, counting: Counting, storage: 
     for index, (op, ledger, live) in enumerate(zip(graph.ops, ledgers, alive, strict=True)):
         ledger["tensor_core_flops"][index] = op.tensor * op.times
         ledger["cuda_core_flops"][index] = op.cuda * op.times
+        ledger["link_bytes"][index] = linked(op, storage) * op.times
         ledger[PEAK][index] = live
         for r in (*op.reads, *op.writes):
             if r.role == "weight" and r.name not in stored:

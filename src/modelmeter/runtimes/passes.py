@@ -12,7 +12,7 @@ from dataclasses import replace
 from modelmeter.errors import InputError
 from modelmeter.graph.forms import BACKWARD_POINTWISE
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op, Ref, build, resized, unused
+from modelmeter.graph.ops import COLLECTIVES, Op, Ref, build, resized, unused
 from modelmeter.sizes import Size, substituted
 
 Pass = Callable[[Graph], Graph]
@@ -156,11 +156,15 @@ def without_dead_copies(graph: Graph) -> Graph:
 
 
 def ride(graph: Graph) -> Graph:
-    """Pointwise ops, norms and copies join the kernel that made their latest operand, within one repetition."""
+    """Pointwise ops, norms and copies join the kernel that made their latest operand, within one repetition.
+
+    None joins what sends to other devices.
+    """
     ops: list[Op] = []
     for op, label, reads in zip(graph.ops, graph.labels, graph.reads, strict=True):
         made = max((read.writer for read in reads), default=-1)
         rides = not op.kernel and op.kind in _RIDES and made >= 0 and ops[made].node.loop == op.node.loop
+        rides = rides and ops[made].kind not in COLLECTIVES
         ops.append(op._replace(kernel=ops[made].kernel if rides else label))
     return graph.with_ops(ops)
 
