@@ -49,7 +49,7 @@ def test_a_counting_option_is_declared_once():
     options = {field.name: field.metadata for field in fields(Workload) if field.metadata}
     declared = {setting.name: setting for setting in COUNTING if "." not in setting.name}
     assert declared.keys() == options.keys() and options.keys() == {
-        "runtime", "causal", "logits", "precision", "latent",
+        "runtime", "causal", "logits", "precision", "parallel", "latent",
     }  # fmt: skip
     assert all(declared[name].help == metadata["help"] for name, metadata in options.items())
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
 from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Op, Ref, build, resized
+from modelmeter.graph.ops import COLLECTIVES, Op, Ref, build, resized
 from modelmeter.graph.place import Sizes
 from modelmeter.sizes import Size, ceil_div
 
@@ -36,6 +37,8 @@ def ggml(graph: Graph) -> Graph:
     cache are inputs. Attention is computed over whole cells, masked or not: `causal: exact` saves nothing. Beside the
     embeddings of tokens are those of a batch that has embeddings too, which are reserved and not computed.
     """
+    if any(op.kind in COLLECTIVES for op in graph.ops):
+        raise InputError("llama.cpp's way to several devices is not modelled; parallel.tensor needs another runtime")
     ops = list(_Writer(graph).ops())
     if not ops:
         return graph

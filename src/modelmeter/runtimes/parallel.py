@@ -179,8 +179,10 @@ class _Splitter:
         split = frozenset(axes) if self.tensor > across else frozenset[str]()
         if across == 1:
             return Plan(within, split) if self.tensor > 1 else Plan()
-        if any(type(size) is not int for size in (n.E, n.k)) or n.E % across:
-            valid = _divisors(n.E) if type(n.E) is int else []
+        if any(type(size) is not int for size in (n.E, n.k)):
+            raise InputError(f"{layer}: parallel.expert needs experts and active ones as one number each: place it in a mixture")
+        if n.E % across:
+            valid = _divisors(n.E)
             raise InputError(f"parallel.expert={across} does not divide the {n.E} experts of {layer}; valid: {_listed(valid)}")
         reached, tokens = share_reached(n.E, n.k, across), n.b * self.groups
         k = ratio(n.k, across * reached)
@@ -197,7 +199,8 @@ class _Splitter:
         else:
             yield self._resized(op, plan) if plan else op
         if index in self.walk.whole:
-            yield self._whole(op, self.walk.whole[index], op.n.bind(**plan))
+            own = {axis: size for axis, size in plan.items() if axis in self.walk.plan(op).split}
+            yield self._whole(op, self.walk.whole[index], op.n.bind(**own))
 
     @staticmethod
     def _resized(op: Op, plan: Mapping[str, Size]) -> Op:
