@@ -14,7 +14,8 @@ from modelmeter.folders import config_names
 from modelmeter.graph.forms import ADD, MUL
 from modelmeter.graph.ops import COLLECTIVES
 from modelmeter.programs.counting import Counting
-from modelmeter.runtimes.parallel import Parallel, data_parallel, share_reached, tensor_parallel
+from modelmeter.runtimes.parallel import Parallel, data_parallel, tensor_parallel
+from modelmeter.runtimes.splitter import share_reached
 from modelmeter.sizes import evaluated
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")
@@ -164,8 +165,10 @@ def test_two_all_reduces_a_layer_come_out_of_the_equations():
 def test_a_mixture_is_added_up_once_with_its_shared_experts():
     found = sent(graphs(modelmeter.load_model("deepseek_v2_lite"), tensor=4, expert=2)["decode"])
     assert found.total() == 1 + 27 + 26 + 1 + 1
-    assert {key: often for key, often in found.items() if "MoE" in key[1] or "Mix" in key[1] or "MLP" in key[1]}  == {
-        ("all_reduce", "MergedExpertsMoE"): 26, ("all_reduce", "GatedMLP"): 1}
+    assert {key: often for key, often in found.items() if "MoE" in key[1] or "Mix" in key[1] or "MLP" in key[1]} == {
+        ("all_reduce", "MergedExpertsMoE"): 26,
+        ("all_reduce", "GatedMLP"): 1,
+    }
 
 
 def test_parallel_parts_of_a_block_are_added_up_once():
@@ -215,9 +218,15 @@ def test_devices_together_hold_and_do_what_one_does(name):
             padded = "V" in op.n.axes and op.n.axes["V"] * 2 != of.n.axes["V"]
             assert op.tensor in (of.tensor, of.tensor * Fraction(1, 2)) or padded, op.equation.text
             held = zip(op.reads, of.reads, strict=True)
-            assert all(r.stored in (w.stored, w.stored * Fraction(1, 2)) or padded for r, w in held if w.role == "weight")
+            assert all(
+                r.stored in (w.stored, w.stored * Fraction(1, 2)) or padded for r, w in held if w.role == "weight"
+            )
             if op.kind == "matmul" and op.tensor == of.tensor and not padded:
-                assert any(name in op.equation.text for name in WHOLE) or "freq" in op.equation.text or (op.n.axes.get("g") == 1 and "[b s g e]" in op.equation.text)
+                assert (
+                    any(name in op.equation.text for name in WHOLE)
+                    or "freq" in op.equation.text
+                    or (op.n.axes.get("g") == 1 and "[b s g e]" in op.equation.text)
+                )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -313,7 +322,8 @@ LATENT = {
 TYPES = {
     "llama": {}, "llama with biases": {"attention_bias": True, "mlp_bias": True}, "mistral": {"sliding_window": 5},
     "mistral tied": {"tie_word_embeddings": True}, "qwen2": {}, "qwen3": {}, "gemma": {}, "gemma2": {"sliding_window": 5},
-    "ernie4_5": {"use_bias": True}, "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "ernie4_5": {"use_bias": True}, "gemma3_text": {"sliding_window": 5}, "granite": {}, "smollm3": {},
+    "starcoder2": {"use_bias": True}, "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, **EXPERTS}, "deepseek_v2": LATENT,
 }  # fmt: skip
 CALLS = ((2, 9, 0), (2, 1, 9))
@@ -328,8 +338,7 @@ def beside(name, parallel, call, **changes):
     return theirs(fields, Parallel(**parallel), *call), ours(fields, decoder, Parallel(**parallel), *call)
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize(("devices", "call"), [(2, CALLS[0]), (4, CALLS[1])])
 @pytest.mark.parametrize("name", TYPES)
 def test_a_rank_of_transformers_is_one_device(name, devices, call):
     """Parameters, FLOPs, cache, number and size of collectives; it adds up shared experts by themselves, we with

@@ -202,7 +202,9 @@ class VLM(BaseModel):
     @cached_property
     def stages(self) -> tuple[Stage, ...]:  # type: ignore[override]
         layer = lambda views: VisionStage(self.tower, self.projector, self.join, views)
-        vision = Stage("vision", layer, self._vision_sizes, self._views, whole=(("global", None, None, True),), replicated=True)
+        vision = Stage(
+            "vision", layer, self._vision_sizes, self._views, whole=(("global", None, None, True),), replicated=True
+        )
         return (vision, *language_stages(self.decoder))
 
     def _views(self, work: Workload) -> tuple[Place, ...]:

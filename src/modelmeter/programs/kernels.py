@@ -7,7 +7,7 @@ it reads, what leaves the stage, and the KV cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from modelmeter.graph.graph import Graph
@@ -53,9 +53,9 @@ class Kernel:
     read_bytes: dict[str, Size]
     written_bytes: dict[str, Size]
     unpack_flops: dict[str, Size]
-    link_bytes: Size = 0
-    collective: str = ""
-    devices: int = 1
+    link_bytes: Size = field(default=0, kw_only=True)
+    collective: str = field(default="", kw_only=True)
+    devices: int = field(default=1, kw_only=True)
 
     @property
     def io_bytes(self) -> Size:
@@ -113,10 +113,11 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
             continue
         main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
         texts = tuple(op.equation.text for op in ops)
+        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {})
         sends = next((op for op in ops if op.kind in COLLECTIVES), None)
-        link = sum((linked(op, storage) * often for _, op, often in group.ops), start=0)
-        told = (link, sends.kind, sends.n.devices) if sends else ()
-        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {}, *told)
+        if sends:
+            link = sum((linked(op, storage) * often for _, op, often in group.ops), start=0)
+            found = replace(found, link_bytes=link, collective=sends.kind, devices=sends.n.devices)
         for move in group.moves:
             side = found.written_bytes if move.writes else found.read_bytes
             side[move.role] = side.get(move.role, 0) + move.bytes

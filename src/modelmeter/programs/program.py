@@ -90,15 +90,15 @@ class Program:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
         found = list(kernels_of(self.graph, self.storage))
         fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops")
-        flat = [v for k in found for v in (k.runs, k.link_bytes, *(v for f in fields for v in getattr(k, f).values()))]
+        flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()), k.link_bytes)]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
         asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
         _require(dict(zip(asked, evaluated(list(asked.values()), given), strict=True)), given)
         values = iter(evaluated(flat, given))
         return [
             replace(
-                k, runs=next(values), link_bytes=next(values),
-                **{f: {key: next(values) for key in getattr(k, f)} for f in fields},
+                Kernel(k.path, k.ops, next(values), *({key: next(values) for key in getattr(k, f)} for f in fields)),
+                link_bytes=next(values), collective=k.collective, devices=k.devices,
             )
             for k in found
         ]  # fmt: skip

@@ -123,9 +123,10 @@ def page_table(model: BaseModel, work: Workload, depth: int = 1, head: str = "")
     for stage, cost in model.costs(work).items():
         parts = model.breakdown(stage, work, depth).items()
         found += [(stage_title(model, stage, work), cost), *((f"  {name}", part) for name, part in parts)]
-    rows = [["part", *_COLUMNS]]
+    columns = _COLUMNS | ({"link": ("link_bytes", "B")} if work.parallel else {})
+    rows = [["part", *columns]]
     for name, cost in [*found, ("page", model.request(work))]:
-        counts = ((head, float(getattr(cost, count)), unit) for head, (count, unit) in _COLUMNS.items())
+        counts = ((head, float(getattr(cost, count)), unit) for head, (count, unit) in columns.items())
         rows.append([name, *(f"{n:.1f}" if head == "FLOP/byte" else si(n, unit) for head, n, unit in counts)])
     reach = work.context_tokens + work.decode_steps
     beyond = f"context of {reach} tokens, beyond the model's {model.positions} positions\n" * model.is_beyond(reach)

@@ -20,6 +20,7 @@ from modelmeter.graph.ops import Op
 from modelmeter.graph.place import Sizes
 from modelmeter.sizes import Size, ratio
 
+
 class Plan(NamedTuple):
     """What one device has of the axes of a layer: their `sizes`, by axis, and those that are `split` among devices."""
 
@@ -53,7 +54,9 @@ def split_axes(ops: Sequence[Op]) -> list[str]:
         given = {a for t in op.equation.factors if t.role != "weight" for a in t.touched}
         made = {a for t in op.equation.outputs for a in t.touched}
         tensors = (*op.equation.operands, *op.equation.outputs)
-        barred |= {a for t in tensors for pair in zip(t.stored, t.touched, strict=True) if len({*pair}) > 1 for a in pair}
+        barred |= {
+            a for t in tensors for pair in zip(t.stored, t.touched, strict=True) if len({*pair}) > 1 for a in pair
+        }
         barred |= {*op.row.split()}
         if op.kind in (*_PRODUCTS, "unused") and weights:
             summed |= (weights & given) - made
@@ -165,8 +168,8 @@ class Walk:
         """The results of these ops are whole from now on."""
         for index in writers:
             self.whole[index] = kind
-            whole = {"partial": False, "axes": frozenset(), "share": 1}
-            self.held[index] = {name: held._replace(**whole) for name, held in self.held[index].items()}
+            held = self.held[index].items()
+            self.held[index] = {name: one._replace(partial=False, axes=frozenset(), share=1) for name, one in held}
 
     def _adds_up(self, op: Op, partial: Sequence[int]) -> bool:
         """Whether partial sums may wait: what is linear makes a partial sum of them, within a round."""
