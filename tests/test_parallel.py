@@ -349,6 +349,14 @@ def test_a_rank_of_transformers_is_one_device(name, devices, call):
 
 
 @pytest.mark.parametrize("call", CALLS)
+def test_a_rank_of_transformers_adds_up_parallel_parts_one_by_one(call):
+    """Attention and MLP of phi stand side by side: their partial sums are added before anything must be sent."""
+    changes = {"hidden_size": 64, "head_dim": 8, "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "qk_layernorm": True}
+    torchs, mine = beside("phi", {"tensor": 4}, call, **changes)
+    assert torchs == mine._replace(sent=mine.sent + Counter({("all_reduce", call[0] * call[1] * 64): 4}))
+
+
+@pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v2"])
 def test_experts_of_a_rank_of_transformers_are_those_of_one_device(name, call):
     """It masks the rows of other ranks' experts, and multiplies them; we count those that are wanted."""
