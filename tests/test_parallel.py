@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import modelmeter
+from modelmeter import cli
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
 from modelmeter.folders import config_names
@@ -351,7 +352,13 @@ def test_a_rank_of_transformers_is_one_device(name, devices, call):
 @pytest.mark.parametrize("call", CALLS)
 def test_a_rank_of_transformers_adds_up_parallel_parts_one_by_one(call):
     """Attention and MLP of phi stand side by side: their partial sums are added before anything must be sent."""
-    changes = {"hidden_size": 64, "head_dim": 8, "num_key_value_heads": 8, "partial_rotary_factor": 0.5, "qk_layernorm": True}
+    changes = {
+        "hidden_size": 64,
+        "head_dim": 8,
+        "num_key_value_heads": 8,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": True,
+    }
     torchs, mine = beside("phi", {"tensor": 4}, call, **changes)
     assert torchs == mine._replace(sent=mine.sent + Counter({("all_reduce", call[0] * call[1] * 64): 4}))
 
@@ -376,7 +383,8 @@ def test_experts_of_a_rank_of_transformers_are_those_of_one_device(name, call):
     [
         ("llama_3_8b", {"tensor": 3}, "parallel.tensor=3 does not divide g=8 x r=4 of CausalAttention; valid there: 1, 2, 4, 8"),
         ("phi_4", {"tensor": 4}, "parallel.tensor=4 does not divide g=10 x r=4"),
-        ("llama_3_8b", {"expert": 2}, "does not divide the 1 devices of parallel.tensor=1 x parallel.data=1; valid: 1"),
+        ("llama_3_8b", {"expert": 2}, "parallel.expert=2 is no part of a group of parallel.tensor=1 devices, nor .*; valid: 1$"),
+        ("mixtral_8x7b", {"tensor": 2, "data": 3, "expert": 3}, "parallel.expert=3 is no part of .*; valid: 1, 2, 6"),
         ("llama_3_8b", {"tensor": 2, "expert": 2}, "parallel.expert=2 is for routed experts, and there are none"),
         ("mixtral_8x7b", {"data": 16, "expert": 16}, "parallel.expert=16 does not divide the 8 experts of .*; valid: 1, 2, 4, 8"),
         ("llama_3_8b", {"tensor": 0}, "parallel.tensor must be a whole number of at least 1, not 0"),
@@ -399,6 +407,17 @@ def test_other_limits_are_told():
         model.cost("prefill", model.text(10, runtime="llama_cpp", parallel={"tensor": 2}))
     with pytest.raises(InputError, match="GatedDeltaNet cannot be split"):
         mm.GatedDeltaNet(d=8, g=2, r=2, e=4, o=3).cost(b=1, s=5, parallel={"tensor": 2})
+
+
+def test_commands_answer_for_one_device(capsys):
+    assert cli.main(["fits", "llama_3_1_70b", "device=a100_80gb"]) == 0
+    assert "does not fit" in capsys.readouterr().out
+    assert cli.main(["fits", "llama_3_1_70b", "device=a100_80gb", "parallel.tensor=4"]) == 0
+    assert "llama_3_1_70b fits NVIDIA A100 80GB" in (told := capsys.readouterr().out) and "tensor parallel 4" in told
+    assert cli.main(["cost", "mixtral_8x7b", "parallel.data=2", "parallel.expert=2"]) == 0
+    assert " link\n" in capsys.readouterr().out
+    assert cli.main(["cost", "mixtral_8x7b", "parallel.tensr=2"]) == 2
+    assert "did you mean 'parallel.tensor'" in capsys.readouterr().err
 
 
 def test_bases_tell_devices():

@@ -40,8 +40,8 @@ def ask() -> str:
     equal = sum(row[-1] == "" for row in rows)
     summary = (
         f"transformers {version('transformers')} with the plans of its own classes, a prompt of {TOKENS} tokens on the "
-        f"first rank: {len(rows)} checks, {equal} equal in every figure. Where they differ its figure comes first, ours "
-        "second. Collectives are kind x how often x elements of the result."
+        f"first rank: {len(rows)} checks, {equal} equal in every figure. Where they differ its figure comes first, "
+        "ours second. Collectives are kind x how often x elements of the result."
     )
     write("parallel.md", summary, HEADS, rows, numbers=6)
     return f"{len(rows)} checks, {equal} equal"

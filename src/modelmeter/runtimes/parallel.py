@@ -43,9 +43,10 @@ class Parallel:
         one_group, several = divisors(self.tensor), (self.tensor * n for n in divisors(self.data))
         valid = sorted({*one_group, *several})
         if self.expert not in valid:
-            among = f"the {self.devices} devices of parallel.tensor={self.tensor} x parallel.data={self.data}"
+            told = ", ".join(map(str, valid))
             raise InputError(
-                f"parallel.expert={self.expert} does not divide {among}; valid: {', '.join(map(str, valid))}"
+                f"parallel.expert={self.expert} is no part of a group of parallel.tensor={self.tensor} devices, nor "
+                f"several such groups of parallel.data={self.data}; valid: {told}"
             )
 
     @classmethod

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.distributed.expert_parallel import apply_expert_parallelism
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
-from modelmeter.graph.ops import COLLECTIVES
 from modelmeter.layers.base import BaseLayer
 from modelmeter.runtimes.parallel import Parallel
 from modelmeter.validate.counters import tensor_core_flops, tensors_in
@@ -28,6 +27,8 @@ from modelmeter.validate.decoders import cache_of, cached_bytes, forward, module
 
 _KINDS = {"allreduce_": "all_reduce", "all_reduce": "all_reduce", "all_gather_into_tensor": "all_gather"}
 """Collectives by the names of torch's operators."""
+BF16 = 2
+"""Bytes of an element of an activation."""
 
 
 class Rank(NamedTuple):
@@ -101,7 +102,6 @@ def ours(
     program = decoder.program(runtime=runtime_of(fields), parallel=parallel)
     cost = program(**sizes)[""]
     sent: Counter[tuple[str, int]] = Counter()
-    for op, kernel in ((k.collective, k) for k in program.kernels(**sizes) if k.collective):
-        assert op in COLLECTIVES
-        sent[op, sum(kernel.written_bytes.values()) // 2] += kernel.runs
+    for kernel in (k for k in program.kernels(**sizes) if k.collective):
+        sent[kernel.collective, sum(kernel.written_bytes.values()) // BF16] += kernel.runs
     return Rank(cost.parameters, cost.tensor_core_flops, cost.kv_cache_bytes, sent)
