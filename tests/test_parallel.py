@@ -308,6 +308,18 @@ def test_experts_of_one_group_are_shared_by_experts_and_by_width(parallel, share
 # Beside transformers' own tensor parallelism.
 
 torch = pytest.importorskip("torch")
+
+
+def test_a_traced_module_is_refused():
+    from modelmeter.tracing.api import trace
+
+    module = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 8)).to("meta")
+    layer = trace(module, "x[b s 8]").layer()
+    assert 2 * layer.cost(b=2, s=3, parallel={"data": 2}).tensor_core_flops == layer.cost(b=2, s=3).tensor_core_flops
+    with pytest.raises(InputError, match=r"GELU: .* was traced, and cannot be split"):
+        layer.cost(b=2, s=3, parallel={"tensor": 2})
+
+
 from modelmeter.models.config_json import model_of  # noqa: E402
 
 SMALL = {
@@ -407,6 +419,8 @@ def test_other_limits_are_told():
         model.cost("prefill", model.text(10, runtime="llama_cpp", parallel={"tensor": 2}))
     with pytest.raises(InputError, match="GatedDeltaNet cannot be split"):
         mm.GatedDeltaNet(d=8, g=2, r=2, e=4, o=3).cost(b=1, s=5, parallel={"tensor": 2})
+    with pytest.raises(InputError, match="RMSNorm has nothing to split among devices"):
+        mm.RMSNorm(8).cost(b=1, s=5, parallel={"tensor": 2})
 
 
 def test_commands_answer_for_one_device(capsys):

@@ -23,6 +23,9 @@ from modelmeter.sizes import Size, ceil_div, expected_distinct, ratio
 ROWS = 64
 """A vocabulary that is split is padded to a multiple of so many rows: vocab_parallel_embedding.py of vLLM, recalled."""
 
+_FORMED = ("pointwise", "norm", "softmax")
+"""Kinds of ops that have a form where a layer made them."""
+
 
 def divisors(number: int) -> list[int]:
     """All numbers that divide one."""
@@ -39,7 +42,13 @@ class Splitter:
         self.routed = {serial for serial, ops in self.layers.items() if expert_axes(ops)}
         if expert > 1 and not self.routed:
             raise InputError(f"parallel.expert={expert} is for routed experts, and there are none; leave it at 1")
+        for op in (op for op in graph.ops if op.kind in _FORMED and op.form is None):
+            raise InputError(f"{op.node.layer}: {op.equation.text!r} was traced, and cannot be split among devices")
         plans = {serial: self._plan(serial, ops) for serial, ops in self.layers.items()}
+        if tensor > 1 and not any(plan.split for plan in plans.values()):
+            raise InputError(
+                f"{graph.ops[0].node.layer} has nothing to split among devices; leave parallel.tensor at 1"
+            )
         last = {op.node.serial: index for index, op in enumerate(graph.ops)}
         sent = frozenset(last[serial] for serial in self.routed) if self.groups > 1 else frozenset()
         self.walk = Walk(graph, plans, sent)
