@@ -212,6 +212,20 @@ def _fits(named: str, given: list[str], usage: str) -> None:
     print(fits_page(named, given))
 
 
+def _split_help(usage: str, named: str) -> list[str]:
+    from modelmeter.settings import CHOICES, COUNTING, REQUEST, SPLIT
+
+    keys = _keys((*CHOICES[1:], *SPLIT, *REQUEST, *COUNTING), "page", "counting", "split")
+    return [*_model_help(usage, *keys), "", f"devices: {', '.join(config_names('device'))}"]
+
+
+def _split(named: str, given: list[str], usage: str) -> None:
+    from modelmeter.publish import split_page
+
+    _require_model(named, given, usage)
+    print(split_page(named, given))
+
+
 def _compare_help(usage: str, named: str) -> list[str]:
     from modelmeter.publish import settings_of
     from modelmeter.settings import CHOICES
@@ -359,6 +373,8 @@ COMMANDS = {
     "cost": Command("the costs of one page by stage and component", _cost, "model", "model", _cost_help),
     "fits": Command("whether a request fits into the memory of devices, with what batch and context at most",
                     _fits, "model", "model", _fits_help),
+    "split": Command("what each device or process of a placed model holds, and what crosses between them",
+                     _split, "model", "model", _split_help),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",

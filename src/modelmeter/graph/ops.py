@@ -48,8 +48,8 @@ class Composite(NamedTuple):
     returned: bool = True
 
 
-SILENT = frozenset({"unused", "constant", "view", "reserved"})
-"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for and leaves out."""
+SILENT = frozenset({"unused", "constant", "view", "reserved", "received", "sent"})
+"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for, what goes between places."""
 
 
 class Op(NamedTuple):
