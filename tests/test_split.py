@@ -6,8 +6,6 @@ made. What the second device reads of the first one's crosses.
 
 from __future__ import annotations
 
-from typing import Any
-
 from collections import Counter
 
 import pytest
@@ -18,10 +16,7 @@ pytest.importorskip("transformers")
 from operators import LiveStorages, Operators  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-import modelmeter  # noqa: E402
 from modelmeter.models.config_json import model_of  # noqa: E402
-from modelmeter.models.parts import cut  # noqa: E402
-from modelmeter.placement import Placement  # noqa: E402
 from modelmeter.splits import split  # noqa: E402
 from modelmeter.validate.counters import ScalarOperations, Watch, tensors_in  # noqa: E402
 from modelmeter.validate.decoders import cache_of, module_of, runtime_of  # noqa: E402
@@ -191,7 +186,9 @@ def run_eagerly(kind, at, batch, tokens, past, make, turned=lambda mode: None):
             mode.here = 1
             args = tuple(t.clone() for t in args)
             received["tables"] = tuple(t.clone() for t in kwargs["position_embeddings"])
-        kwargs |= {"attention_mask": masks[number >= at]} | ({"position_embeddings": received["tables"]} if received else {})
+        kwargs |= {"attention_mask": masks[number >= at]} | (
+            {"position_embeddings": received["tables"]} if received else {}
+        )
         return args, kwargs
 
     for number, layer in enumerate(module.model.layers):
@@ -213,7 +210,9 @@ def test_each_device_runs_the_kernels_that_torch_runs_there_and_copies_what_cros
     mode = run_eagerly(kind, at, batch, tokens, past, make, lambda mode: before.append(len(mode.seen)))
     stage = "decode" if past else "prefill"
     for name, side in (("device 0", mode.seen[: before[0]]), ("device 1", mode.seen[before[0] :])):
-        ours = Counter((c.bytes // c.runs,) * 2 for c in found.crossings if (c.to, c.stage) == (name, stage) and "[" in c.tensor)
+        ours = Counter(
+            (c.bytes // c.runs,) * 2 for c in found.crossings if (c.to, c.stage) == (name, stage) and "[" in c.tensor
+        )
         for kernel in found.parts[name].kernels(stage, found.works[name]):
             if kernel.runs and set(kernel.read_bytes) - {"weight"}:
                 ours[sum(kernel.read_bytes.values()), sum(kernel.written_bytes.values())] += int(kernel.runs)

@@ -76,6 +76,10 @@ def _devices_of(found: Split, names: list[str] | None) -> list[Device]:
     return [known[name] for name in (names * len(found.parts))[: len(found.parts)]]
 
 
+DEVICE_PAGES = {"fits": fits_page, "split": split_page}
+"""Pages of models on devices, by command."""
+
+
 def settings_of(sweep: str) -> tuple[Setting, ...]:
     """The settings that a sweep takes: those that its module declares, and those of what is written."""
     return (*SWEEPS[sweep].SETTINGS, *OUTPUT)

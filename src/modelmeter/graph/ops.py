@@ -158,7 +158,7 @@ def unused(ops: Iterable[Op]) -> Iterator[Op]:
     """The weights of ops that a checkpoint holds and this computation never runs."""
     for op in ops:
         weights = tuple(r._replace(touched=0) for r in op.reads if r.role == "weight")
-        yield op._replace(kind="unused", reads=weights, writes=(), tensor=0, cuda=0)
+        yield op._replace(kind="unused", reads=weights, writes=(), tensor=0, cuda=0, kernel="")
 
 
 def composite(

@@ -28,7 +28,7 @@ class Here:
     >>> graph = GatedMLP(2, 3).graph()
     >>> there = Here(lambda op: "second" if op.output.name == "y" else "first", "second")(graph)
     >>> [(op.kind, op.output.name) for op in there.ops]
-    [('received', 'h'), ('matmul', 'y')]
+    [('received', '_h'), ('matmul', 'y')]
     """
 
     home: Callable[[Op], str]
