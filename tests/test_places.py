@@ -49,8 +49,6 @@ def halves(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_sums_over_places_are_the_whole(name, runtime):
     model = modelmeter.load_model(name)
-    if "llama_cpp" in runtime and name in ("gpt_oss_20b", "nougat_base"):
-        pytest.skip("no decoder that llama.cpp's pass is checked for")
     work = request(model, runtime=runtime)
     found = split(model, work, halves(model))
     for stage in (stage.name for stage in model.stages if stage.structure(work) != ()):
