@@ -163,6 +163,23 @@ def test_tables_of_all_devices_and_tokens_on_their_way_back():
     assert sorted(ways) == sorted([*tables, *hidden, ("decode", "next token", "2", "0", 2 * 9 * 8)])
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_head_beside_the_embedding_shares_its_table_and_the_stream_comes_back(runtime):
+    model = modelmeter.load_model("qwen2_5_1_5b")
+    work = model.text(100, decode_steps=9, runtime=runtime)
+    places = Place("near", "embedding layers:10 head"), Place("far", "layers")
+    found = split(model, work, Placement("there and back", places))
+    streams = [(c.stage, c.origin, c.to, c.runs) for c in found.crossings if c.tensor[:2] == "h["]
+    both = ("near", "far"), ("far", "near")
+    assert sorted(streams) == sorted((s, *ends, runs) for s, runs in (("prefill", 1), ("decode", 9)) for ends in both)
+    assert not [c for c in found.crossings if c.tensor == "next token"]
+    held = [part.storage(whole=True).parameters for part in found.parts.values()]
+    assert sum(held) == model.storage().parameters
+    for stage in ("prefill", "decode"):
+        assert total(found, stage, "tensor_core_flops") == model.cost(stage, work).tensor_core_flops
+        assert total(found, stage, "cuda_core_flops") == model.cost(stage, work).cuda_core_flops
+
+
 def test_llama_cpp_makes_its_own_tables_and_keeps_the_table_of_tokens_at_the_host():
     model = modelmeter.load_model("qwen2_5_1_5b")
     found = split(model, model.text(100, decode_steps=9, precision="q4_k_m"), "offload")
@@ -203,6 +220,8 @@ def test_a_bad_placement_is_one_sentence(model, placement, message):
         (lambda: Place("a", "head", "fast"), "unknown runtime 'fast', did you mean 'flash'?"),
         (lambda: Place("a", "head", precision={"weigths": "bf16"}), "unknown precision key 'weigths'"),
         (lambda: Placement("a", (), "fp33"), "unknown dtype for wire 'fp33', did you mean 'fp32'?"),
+        (lambda: Placement("a", (Place("b", "head"),) * 2), "placement 'a' must have places of different names, not b, b"),
+        (lambda: Placement("a", ()), "placement 'a' must have places of different names"),
         (lambda: Placement("a", (), "q8_0"), "wire must be a format without blocks or scales"),
     ],
 )  # fmt: skip

@@ -76,6 +76,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         wire_bits(self.wire)
+        names = [place.name for place in self.places]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"placement {self.name!r} must have places of different names, not {', '.join(names)}")
 
     @classmethod
     def of(cls, value: Any) -> Placement:

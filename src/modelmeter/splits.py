@@ -61,8 +61,8 @@ class Split:
 
     def __post_init__(self) -> None:
         wire_bits(self.wire)
-        engines = {str(self.works[place].runtime): place for place in (self.homes.embedding, *self.homes.stacks)}
-        engines[str(self.works[self.homes.head].runtime)] = self.homes.head
+        decoder = (self.homes.embedding, *self.homes.stacks, self.homes.head)
+        engines = {str(self.works[place].runtime): place for place in decoder}
         if len(engines) > 1:
             told = " and ".join(f"{runtime} at {place!r}" for runtime, place in engines.items())
             raise InputError(f"placement {self.placement.name!r}: one runtime runs a decoder, not {told}")
