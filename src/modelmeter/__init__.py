@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelmeter.programs.precision import Precision as Precision
     from modelmeter.runtimes.runtime import Runtime as Runtime
     from modelmeter.sizes import symbol as symbol
+    from modelmeter.splits import split as split
     from modelmeter.tracing.api import save as save
     from modelmeter.tracing.api import trace as trace
     from modelmeter.workload import Workload as Workload
@@ -36,6 +37,7 @@ _HOME = {
     "Workload": "workload",
     "load_model": "config",
     "save": "tracing.api",
+    "split": "splits",
     "symbol": "sizes",
     "trace": "tracing.api",
 }

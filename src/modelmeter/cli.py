@@ -198,18 +198,20 @@ def _require_model(named: str, given: Iterable[str], usage: str) -> None:
         raise InputError(f"give the model once, not {named} and {argument}")
 
 
-def _fits_help(usage: str, named: str) -> list[str]:
-    from modelmeter.settings import CHOICES, COUNTING, FITS, REQUEST
+def _device_help(usage: str, named: str) -> list[str]:
+    from modelmeter.settings import CHOICES, COUNTING, FITS, REQUEST, SPLIT
 
-    keys = _keys((*CHOICES[1:], *FITS, *REQUEST, *COUNTING), "page", "counting", "fits")
+    command = usage.rpartition(" ")[2]
+    own = {"fits": FITS, "split": SPLIT}[command]
+    keys = _keys((*CHOICES[1:], *own, *REQUEST, *COUNTING), "page", "counting", command)
     return [*_model_help(usage, *keys), "", f"devices: {', '.join(config_names('device'))}"]
 
 
-def _fits(named: str, given: list[str], usage: str) -> None:
-    from modelmeter.publish import fits_page
+def _on_devices(named: str, given: list[str], usage: str) -> None:
+    from modelmeter.publish import DEVICE_PAGES
 
     _require_model(named, given, usage)
-    print(fits_page(named, given))
+    print(DEVICE_PAGES[usage.rpartition(" ")[2]](named, given))
 
 
 def _compare_help(usage: str, named: str) -> list[str]:
@@ -358,7 +360,9 @@ COMMANDS = {
                      _sweep, "sweep", "sweep", _sweep_help),
     "cost": Command("the costs of one page by stage and component", _cost, "model", "model", _cost_help),
     "fits": Command("whether a request fits into the memory of devices, with what batch and context at most",
-                    _fits, "model", "model", _fits_help),
+                    _on_devices, "model", "model", _device_help),
+    "split": Command("what each device or process of a placed model holds, and what crosses between them",
+                     _on_devices, "model", "model", _device_help),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",

@@ -86,7 +86,7 @@ def quoted(override: str, settings: Iterable[Setting] = ()) -> str:
     own = any(setting.name == bare for setting in settings)
     key = key.removesuffix(bare) + IN_YAML.get(bare, bare if own else SHORT.get(bare, bare))
     if (
-        key in ("image", "out", "model.config", IN_YAML["device"])
+        key in ("image", "out", "model.config", IN_YAML["device"], IN_YAML["placement"])
         and re.search(r"[^\w./,:-]", value, re.ASCII)
         and value[:1] not in tuple("'\"[$")
     ):

@@ -23,6 +23,7 @@ class Device:
     """One accelerator: peaks in FLOPs a second, bandwidth in bytes a second, memory in bytes.
 
     `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units.
+    `link_bytes_per_s` is what its links to other devices of its kind move in one direction (None: not known here).
     `source` names the datasheet; `confidence` is A (figures quoted from the vendor's datasheet) or B (secondary).
     Raises InputError for a number that is none.
     """
@@ -35,9 +36,11 @@ class Device:
     memory_bytes: float
     source: str
     confidence: str = "B"
+    link_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes"):
+        linked = ("link_bytes_per_s",) if self.link_bytes_per_s is not None else ()
+        for key in ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes", *linked):
             value: Any = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
                 raise InputError(f"device {self.name}: {key} must be a number above 0, at most {MOST:g}, not {value!r}")

@@ -1,7 +1,7 @@
 """Sweeps, reports and pages from their configuration: models, devices, profiles and published figures put together.
 
 `sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
-`page_text` and `fits_page` are what the commands `cost` and `fits` print.
+`page_text`, `fits_page` and `split_page` are what the commands `cost`, `fits` and `split` print.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from types import ModuleType
 from typing import Any
 
 from modelmeter import catalogue, config
+from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits, request_of
 from modelmeter.folders import comment_of, commented_yaml, config_dir
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, Setting, checked, options_of
+from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, SPLIT, Setting, checked, options_of
+from modelmeter.splits import Split, split
 from modelmeter.sweep.registry import SWEEPS
 from modelmeter.sweep.table import Table
 from modelmeter.workload import Workload
@@ -33,9 +35,8 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
     """Whether a request to a model fits devices. Raises InputError."""
     from modelmeter.report.fits import fits_text
 
+    _require_one_of(overrides)
     given = {override.partition("=")[0] for override in overrides}
-    if {"context", "prompt_tokens"} <= given:
-        raise InputError("give only one of context and prompt_tokens: a prompt is what image and answer leave of it")
     keys = (*FITS, *REQUEST, *COUNTING)
     settings = config.compose("fits", [f"model={name}", *config.listed(overrides, "device")], keys)
     values = checked(keys, settings)
@@ -44,6 +45,39 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
     work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
     source = "as given" if "overhead" in given else "; ".join(comment_of(commented_yaml("", "fits"), "overhead"))
     return fits_text(Fits(model, work, values["overhead"]), devices, catalogue.load_devices(), source)
+
+
+def split_page(name: str, overrides: Sequence[str]) -> str:
+    """What each place of a placed model holds, and what crosses. Raises InputError."""
+    from modelmeter.report.split import split_text
+
+    _require_one_of(overrides)
+    keys = (*SPLIT, *REQUEST, *COUNTING)
+    settings = config.compose("split", [f"model={name}", *config.listed(overrides, "device")], keys)
+    values = checked(keys, settings)
+    model = config.build_model(settings)
+    work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
+    found = split(model, work, values["placement"], overhead=values["overhead"], wire=values["wire"])
+    return split_text(found, _devices_of(found, values["device"]))
+
+
+def _require_one_of(overrides: Sequence[str]) -> None:
+    if {"context", "prompt_tokens"} <= {override.partition("=")[0] for override in overrides}:
+        raise InputError("give only one of context and prompt_tokens: a prompt is what image and answer leave of it")
+
+
+def _devices_of(found: Split, names: list[str] | None) -> list[Device]:
+    """The device of each place: one for all of them, or as many as there are. Raises InputError."""
+    if names is None:
+        return []
+    if len(names) not in (1, len(found.parts)):
+        raise InputError(f"device must be one, or one for each of {', '.join(found.parts)}, not {len(names)}")
+    known = dict(zip(dict.fromkeys(names), catalogue.load_devices(list(dict.fromkeys(names))), strict=True))
+    return [known[name] for name in (names * len(found.parts))[: len(found.parts)]]
+
+
+DEVICE_PAGES = {"fits": fits_page, "split": split_page}
+"""Pages of models on devices, by command."""
 
 
 def settings_of(sweep: str) -> tuple[Setting, ...]:

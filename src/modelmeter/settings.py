@@ -135,7 +135,7 @@ FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"),
 DEVICES = Kind(_parallel, lists=True)
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
-IN_YAML = {"runtime": "runtimes", "device": "fits_on"}
+IN_YAML = {"runtime": "runtimes", "device": "fits_on", "placement": "placed"}
 """Keys by another name in YAML: Hydra takes one with the name of a folder for a choice of that folder's files."""
 SHORT = {"weights": "precision.weights"}
 """Keys by a shorter name, where a command has no key of its own by it."""
@@ -205,6 +205,25 @@ FITS = (
     Setting("overhead", whole(0), "bytes that are held beside weights, KV cache and activations"),
 )
 """What decides whether a request fits."""
+
+
+def _devices(key: str, value: Any) -> list[str]:
+    given = value if isinstance(value, list) and value else [value]
+    return [_DEVICE.check(key, str(name)) for name in given]
+
+
+SPLIT = (
+    Setting(
+        "placement", WORD, f"{', '.join(config_names('placement'))}, a YAML file, vision+decoder, or how many layers "
+        "each device has, such as layers:6+6 or vision+layers:6+6",
+    ),
+    Setting("wire", WORD, "the format of what crosses; null: that of the placement, or else as it is stored",
+            nullable=True),
+    Setting("device", Kind(_devices, lists=True),
+            "of configs/device or YAML files: one for all places, or A,B in their order; null: none", nullable=True),
+    *FITS[1:],
+)  # fmt: skip
+"""What a split takes."""
 
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip

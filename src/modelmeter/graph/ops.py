@@ -48,10 +48,10 @@ class Composite(NamedTuple):
     returned: bool = True
 
 
-SILENT = frozenset({"unused", "constant", "view", "reserved"})
-"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for and leaves out."""
 COLLECTIVES = {"all_reduce": 2, "all_gather": 1, "all_to_all": 1}
 """Kinds that send to other devices, and how often each point of their loops is sent: a sum there and back."""
+SILENT = frozenset({"unused", "constant", "view", "reserved", "received", "sent"})
+"""Kinds that launch nothing: unread weights, inputs, views, what a graph has room for, what goes between places."""
 
 
 class Op(NamedTuple):
@@ -162,7 +162,7 @@ def unused(ops: Iterable[Op]) -> Iterator[Op]:
     """The weights of ops that a checkpoint holds and this computation never runs."""
     for op in ops:
         weights = tuple(r._replace(touched=0) for r in op.reads if r.role == "weight")
-        yield op._replace(kind="unused", reads=weights, writes=(), tensor=0, cuda=0)
+        yield op._replace(kind="unused", reads=weights, writes=(), tensor=0, cuda=0, kernel="")
 
 
 def composite(

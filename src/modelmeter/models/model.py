@@ -63,6 +63,13 @@ class Stage:
         ops = layer.at(Sizes(sizes, Node("", self.name), root), "", **{name: name for name in (*inputs, "y")})
         return checked(ops, inputs, root), names
 
+    def values(self, work: Workload, names: Iterable[str]) -> list[Size]:
+        """The sizes of the stage's program by name."""
+        sizes = dict(self.sizes(work))
+        if self.steps is not None:
+            sizes |= dict(zip(STEPS, (sizes[self.grows], self.steps(work)), strict=True))
+        return [sizes[name] for name in names]
+
 
 class BaseModel:
     """A model as a tuple of stages, what it does in order."""
@@ -85,6 +92,10 @@ class BaseModel:
     def counted(self, counting: Counting) -> Counting:
         """How this model counts where a workload asks for so."""
         return counting
+
+    def holds(self, op: Op) -> bool:
+        """Whether the weights of an op are this model's."""
+        return True
 
     @final
     def stage(self, name: str) -> Stage:
@@ -184,7 +195,7 @@ class BaseModel:
         if found.structure(work) == ():
             return {}
         program = self.program(stage, work, depth)
-        return program.at(_values(found, work, program.names))
+        return program.at(found.values(work, program.names))
 
     @final
     def launches(self, stage: str, work: Workload) -> Size:
@@ -193,7 +204,7 @@ class BaseModel:
         if found.structure(work) == ():
             return 0
         program = self.program(stage, work)
-        return program.launches_at(_values(found, work, program.names))
+        return program.launches_at(found.values(work, program.names))
 
     @final
     def kernels(self, stage: str, work: Workload, step: int = 1) -> list[Kernel]:
@@ -234,7 +245,7 @@ class BaseModel:
                 continue
             graph = self._graph(stage, structure, counting)[0]
             storage = Storage(graph, counting.precision)
-            for op in graph.ops:
+            for op in filter(self.holds, graph.ops):
                 for r in (r for r in op.reads if r.role == "weight"):
                     stored = r.stored * op.times
                     known, _ = found.setdefault(r.name, (stored, stored * storage.bytes(r)))
@@ -275,14 +286,6 @@ class Model(BaseModel):
     notes: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = field(default=None, hash=False, repr=False)
     """The fields of the config.json that it was made of."""
-
-
-def _values(stage: Stage, work: Workload, names: Iterable[str]) -> list[Size]:
-    """The sizes of a stage's program by name."""
-    sizes = dict(stage.sizes(work))
-    if stage.steps is not None:
-        sizes |= dict(zip(STEPS, (sizes[stage.grows], stage.steps(work)), strict=True))
-    return [sizes[name] for name in names]
 
 
 def _part(op: Op, depth: int) -> str:

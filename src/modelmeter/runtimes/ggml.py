@@ -106,8 +106,8 @@ class _Writer:
         read = {r.name for op in self.graph.ops if _places(op) for r in op.reads} - apart
         made = (op for op in self.graph.ops if op.equation.outputs[-1].name == "sin" and op.writes[-1].name in read)
         tables = {op.node.serial: op.writes[-1].name for op in made}
-        for op in (op for op in self.graph.ops if op.node.serial in tables):
-            self.saved[tables[op.node.serial]] = self.saved.get(tables[op.node.serial], 0) + op.cuda
+        for serial, name in tables.items():  # the last round's are those of the others
+            self.saved[name] = sum((op.cuda for op in self.graph.ops if op.node.serial == serial), start=0)
         rest = (op for op in self.graph.ops if op.node.serial not in tables)
         for projecting, group in groupby(rest, self._projects):
             for op in sorted(group, key=lambda o: _ORDER[_last(o)]) if projecting else group:

@@ -22,8 +22,11 @@ _RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
 
 def attention_kernel(graph: Graph) -> Graph:
     """Attention is one kernel, its scores stay on chip; so does the state of a scan."""
+    kinds = ("attention", "scan")
     return graph.with_ops(
-        op._replace(kernel=op.composite.name) if op.composite and op.composite.kind in ("attention", "scan") else op
+        op._replace(kernel=op.composite.name)
+        if op.composite and op.composite.kind in kinds and op.kind != "unused"
+        else op
         for op in graph.ops
     )
 
