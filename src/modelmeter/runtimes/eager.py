@@ -16,7 +16,7 @@ from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import Step
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import Composite, Op, build, ref
+from modelmeter.graph.ops import Composite, Op, Ref, build, ref
 from modelmeter.sizes import Size, minimum
 
 Axes = tuple[str, ...]
@@ -77,19 +77,33 @@ def _equation(op: Op, step: Step) -> str:
 
 
 def concatenated_cache(graph: Graph) -> Graph:
-    """New keys and values are concatenated to a copy of the old ones, which are alive beside it."""
-    return graph.with_ops(_cached(op) for op in graph.ops)
+    """New keys and values are concatenated to a copy of the old ones, which are alive beside it.
+
+    The code that made them holds them until it is given all caches of its layer back.
+    """
+    ops, after = [], (*graph.ops[1:], None)
+    held: tuple[Ref, ...] = ()
+    for op, following in zip(graph.ops, after, strict=True):
+        if not _caches(op):
+            ops.append(op)
+            continue
+        held += (op.reads[0]._replace(stored=0, touched=0),)  # the name then holds the cache
+        last = following is None or not _caches(following)
+        ops.append(_cached(op, held if last else ()))
+        held = () if last else held
+    return graph.with_ops(ops)
 
 
-def _cached(op: Op) -> Op:
-    if not op.writes or op.writes[0].role != "kv":
-        return op
+def _caches(op: Op) -> bool:
+    return bool(op.writes) and op.writes[0].role == "kv"
+
+
+def _cached(op: Op, freed: tuple[Ref, ...]) -> Op:
     new, cache = op.reads[0], op.writes[0]
     old = cache._replace(touched=cache.stored - cache.touched)
     room = old._replace(name=f"{cache.name}.old", role="activation", temporary=True, stored=old.touched, touched=0)
-    freed = new._replace(stored=0, touched=0)  # the name now holds the cache
     whole = cache._replace(touched=cache.stored)
-    return op._replace(reads=(new, old), writes=(whole, room, freed))
+    return op._replace(reads=(new, old), writes=(whole, room, *freed))
 
 
 class _Core(NamedTuple):
