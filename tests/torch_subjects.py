@@ -42,10 +42,8 @@ DECODERS = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 4},
 }  # fmt: skip
 SHALLOW = ["tower.layers=2", "tower.hidden=64", "tower.heads=4", "tower.mlp=256"]
-TOWERS = {
-    "qwen2_vl_7b": (6, 10), "paddleocr_vl": (6, 10), "glm_ocr": (6, 10), "minimind2_v": (14, 14),
-    "internvl2_8b": (32, 32),
-}  # fmt: skip
+TOWERS = {"qwen2_vl_7b": (6, 10), "paddleocr_vl": (5, 7), "minimind2_v": (14, 14)}
+"""Rows and columns of patches."""
 CALLS = ((1, 33, 0), (2, 37, 0), (1, 1, 21), (2, 1, 36))
 """Sequences, tokens of each, tokens before them in the cache."""
 
@@ -103,8 +101,7 @@ def deepseek_ocr(attention, b, s, past):
 
 def tower(name, attention):
     """The vision tower of a model on one image, its projector included where that is one module with it."""
-    overrides = SHALLOW if name not in ("internvl2_8b",) else ["tower.layers=2"]
-    case, *_ = CASES[name](modelmeter.load_model(name, overrides), *TOWERS[name], attention)
+    case, *_ = CASES[name](modelmeter.load_model(name, SHALLOW), *TOWERS[name], attention)
     module, _ = case.build()
 
     def made(given):
@@ -125,7 +122,7 @@ def vision(heads):
 def sam(attention, b, u, v):
     """SAM's blocks, windowed and global, one after the other."""
     parts, grid = vision(3), {"b": b, "u": u, "v": v}
-    made = config(parts, None_decoder(), attention).vision_config.sam_config
+    made = config(parts, _any_decoder(), attention).vision_config.sam_config
     windowed, full = (repeat.layer for repeat in parts.sam.blocks)
     module = nn.Sequential(*(ocr.UnlimitedOcrSamVisionLayer(made, w) for w in (windowed.w, 0))).to(HALF).eval()
     layer = modelmeter.layers.base.Sequence((windowed, full))
@@ -135,14 +132,14 @@ def sam(attention, b, u, v):
 def clip(attention, b, s):
     """CLIP's blocks as DeepSeek-OCR has them."""
     parts = vision(3)
-    made = config(parts, None_decoder(), attention).vision_config.encoder_config
+    made = config(parts, _any_decoder(), attention).vision_config.encoder_config
     module, layer = ocr.UnlimitedOcrEncoder(made).to(HALF).eval(), parts.clip.transformer
     make = lambda: (torch.empty(b, s, layer.d, dtype=HALF).normal_(),)
     return Subject(module, make, module, _at(layer, attention, b=b, s=s))
 
 
 @cache
-def None_decoder():
+def _any_decoder():
     return deepseek(
         hidden=16, heads=2, kv_heads=2, dense_mlp=9, dense_layers=1, moe_layers=1, experts=2, active=2, expert_mlp=8,
         shared_mlp=8, gate_up="merged", rotary="model", vocabulary=50, positions=512, tied=False,
@@ -165,6 +162,40 @@ def cache_of(made, b, heads, past, width):
     return cache
 
 
+SEQUENCES = {**{kind: partial(decoder, kind) for kind in DECODERS}, "deepseek_ocr": deepseek_ocr}
+GRIDS = {
+    **{f"{name}, {u} x {v} patches": partial(lambda name, attention: tower(name, attention), name) for name, (u, v) in TOWERS.items()},
+    **{f"SAM, {b} x {u} x {v} patches": partial(lambda b, u, v, attention: sam(attention, b, u, v), b, u, v)
+       for b, u, v in ((1, 5, 7), (2, 5, 7), (1, 6, 6))},
+    **{f"CLIP, {b} x 37 tokens": partial(lambda b, attention: clip(attention, b, 37), b) for b in (1, 2)},
+}  # fmt: skip
+ATTENTION = ("eager", "sdpa")
+
+
+def questions():
+    """Name of a subject, attention, call, and what makes it."""
+    for name, make in SEQUENCES.items():
+        for attention in ATTENTION:
+            yield from ((name, attention, call, partial(make, attention, *call)) for call in CALLS)
+    for name, make in GRIDS.items():
+        yield from ((name, attention, (), partial(make, attention=attention)) for attention in ATTENTION)
+
+
+GATES = "the router's logits and the weights of the chosen experts keep their names"
+REASONS = {
+    "gemma": "its norms read 1 + W, a constant in fp32, and its embedding is scaled by a tensor",
+    "mixtral": f"the router's logits are cast by a kernel of its own; {GATES}",
+    "qwen3_moe": "weights of experts, and what they multiply, are in the format of activations, ours in fp32",
+    "ernie4_5": "it rotates in fp32, by tables that each layer spreads again",
+    "deepseek_ocr": f"a second mask, for windows that no layer has; {GATES}",
+    "qwen3": "it projects values after it has normalised keys",
+    "minimind2_v, 14 x 14 patches": "the class token is normalised, ours is dropped",
+    "qwen2_vl_7b, 6 x 10 patches": "positions are copied, and the ends of images told",
+    "paddleocr_vl, 5 x 7 patches": "taps of the positions' resampling, and their weights, are held",
+}
+"""Why a subject differs."""
+
+
 class Asked(NamedTuple):
     """What was found: kernels by bytes read and written, ours and theirs; those of shapes alone; whether the profiler
     saw the same operators in the same order; bytes held at most, ours and theirs without and with room inside
@@ -180,7 +211,14 @@ class Asked(NamedTuple):
     room: int
     known: int
     inside: Counter
-    logsumexp: int
+
+    @property
+    def same_kernels(self):
+        return self.ours == self.theirs
+
+    @property
+    def same_peak(self):
+        return self.plain == self.peak + self.known
 
 
 def ask(subject):
@@ -197,7 +235,7 @@ def ask(subject):
     return Asked(
         kernels_of(subject.ours, ids), Counter((k.bytes_read, k.bytes_written) for k in seen.kernels),
         sum(k.constant for k in seen.seen), [k.name for k in seen.seen] == found.operators, held_at_most(subject.ours),
-        plain, found.peak() - plain, ids - _buffers(subject.ours), inside, seen.logsumexp,
+        plain, found.peak() - plain, ids - _buffers(subject.ours), inside,
     )  # fmt: skip
 
 

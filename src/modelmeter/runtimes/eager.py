@@ -94,6 +94,30 @@ def concatenated_cache(graph: Graph) -> Graph:
     return graph.with_ops(ops)
 
 
+def views_of_one(graph: Graph) -> Graph:
+    """What one matrix makes are views of its result, which lives as long as any of them: queries, keys and values with
+    a cache are views of a tensor that has a name, gate and up of one that has none."""
+    caching = {op.node.serial for op in graph.ops if _caches(op)}
+    parts: dict[Composite, list[Op]] = {}
+    for op in graph.ops:
+        named = op.node.serial in caching or (op.writes and op.writes[0].temporary)
+        if op.composite and op.composite.kind == "projections" and named:
+            parts.setdefault(op.composite, []).append(op)
+    return graph.with_ops(_viewed(op, parts[op.composite]) if op.composite in parts else op for op in graph.ops)
+
+
+def _viewed(op: Op, parts: list[Op]) -> Op:
+    """An op of one matrix: its last one holds the whole."""
+    whole = op.writes[0]._replace(stored=sum((part.writes[0].stored for part in parts), start=0))
+    view = op.writes[0]._replace(stored=0)
+    if op is not parts[-1]:
+        return op._replace(writes=(view,))
+    if whole.temporary:
+        return op._replace(writes=(whole,))
+    frame, name = op.n.resolve("qkv")
+    return op._replace(writes=(view, whole._replace(name=name, frame=frame, touched=0)))
+
+
 def _caches(op: Op) -> bool:
     return bool(op.writes) and op.writes[0].role == "kv"
 
@@ -184,6 +208,20 @@ def contiguous(graph: Graph) -> Graph:
     return graph.with_ops(o for op in graph.ops for o in (op, *(made for behind, made in copies if behind is op)))
 
 
+def around_a_kernel(graph: Graph) -> Graph:
+    """What torch copies around its attention kernel, whose result lies as its queries do: those that were concatenated
+    lie head by head, and the projection wants positions first. Over a grid, what it copies without the kernel."""
+    cores = [core for core in _cores(graph) if core.first.kernel]
+    merged = {c.first.node.serial: c for c in cores if c.first.composite and c.first.composite.merged}
+    ops: list[Op] = []
+    for op in graph.ops:
+        ops += _over_grid(op, merged[op.node.serial]) if op.node.serial in merged else [op]
+        for core in (core for core in cores if op is core.last and core.whole):
+            apart = core.several(*core.positions) * core.several(*core.heads)
+            ops.append(_copy(op, [op.output], "", apart))
+    return graph.with_ops(ops)
+
+
 def torch_attention(graph: Graph) -> Graph:
     """Attention as torch's eager functions run it: clones where axes do not merge, repeated KV heads, masks."""
     return graph.with_ops(_attention(graph))
@@ -253,7 +291,8 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     q, inside, several = core.operands[0], op.composite == core.first.composite, core.several
     batch, heads, grid = several(*core.batch), several(*core.heads), several(*core.positions)
     lines = reduce(mul, (several(axis) for axis in core.positions), several(*core.batch, *core.heads))
-    scale = next((o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1), None)
+    alone = (o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1 and not o.kernel)
+    scale = next(alone, None)
     if op is core.first and scale:
         scaled = build("pointwise", f"_scaled_{q} = {q}", op.n)._replace(cuda=scale.cuda, composite=op.composite)
         yield scaled
@@ -268,7 +307,7 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     if op is core.made:
         yield _copy(op, core.operands, "own_", batch * heads)
     elif op is core.last:
-        yield _copy(op, [op.output], "", heads * grid)
+        yield _copy(op, [op.output], "", heads * grid * (batch if op.kernel else 1))
     elif any(op.output.name == t.name for o in core.ops for t in o.equation.addends) and not inside:
         yield _copy(op, [op.output], "", lines)
 

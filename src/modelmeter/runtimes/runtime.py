@@ -19,9 +19,10 @@ from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
-    attention_kernel, eager.concatenated_cache, eager.contiguous, serving.fused_experts, serving.gated_in_one, ggml,
+    eager.around_a_kernel, attention_kernel, eager.concatenated_cache, eager.contiguous, serving.fused_experts, serving.gated_in_one, ggml,
     passes.last_layer, last_logits, passes.merge_projections, serving.paged, serving.residual_norms, ride,
-    serving.rotary_in_place, eager.taken_apart, eager.torch_attention, whole_stage, passes.without_dead_copies,
+    serving.rotary_in_place, eager.taken_apart, eager.torch_attention, eager.views_of_one, whole_stage,
+    passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")
