@@ -185,7 +185,7 @@ GATES = "the router's logits and the weights of the chosen experts keep their na
 REASONS = {
     "gemma": "its norms read 1 + W, a constant in fp32, and its embedding is scaled by a tensor",
     "mixtral": f"the router's logits are cast by a kernel of its own; {GATES}",
-    "qwen3_moe": "weights of experts, and what they multiply, are in the format of activations, ours in fp32",
+    "qwen3_moe": f"on a CPU the router's softmax casts its logits by a kernel of its own; {GATES}",
     "ernie4_5": "it rotates in fp32, by tables that each layer spreads again",
     "deepseek_ocr": f"a second mask, for windows that no layer has; {GATES}",
     "qwen3": "it projects values after it has normalised keys",

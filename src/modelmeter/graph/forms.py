@@ -135,9 +135,12 @@ GATHER = Form(0, 0, """
     counts:32[E] = narrow:32[b s k]; ends:32[E] = counts:32[E]
 """)  # fmt: skip
 """Tokens in the order of their experts; w:64 are the indices beside the weights."""
+NARROW_GATHER = GATHER._replace(kernels=GATHER.kernels.replace(" w:32", " w"))  # weights in the format of activations
 SCATTER = Form(0, 0, "inverse:64[b s k] = order:64[b s k] * sorted:64[b s k]; y = x * inverse:64[b s k] as x")
 """And back, by a permutation that is put together from the order."""
 COMBINE = Form(1, 0, "1 _sum:32 = x; y = _sum:32")
+NARROW_COMBINE = Form(1, 0, "1 y = x")
+GATHERS, COMBINES = (GATHER, NARROW_GATHER), (COMBINE, NARROW_COMBINE)
 PARTITION = Form(0, 0, "y = x; y = y if split")  # pad, then permute
 MERGE = Form(0, 0, "x = x if split; y = x[all] if cropped")  # permute, then crop
 

@@ -117,7 +117,7 @@ def fused_experts(graph: Graph) -> Graph:
     The router's product runs in the format of activations, one kernel chooses, one sorts the choices by expert; gate and
     up are one product of the tokens as they lie, down another, which weights its results; one kernel adds these.
     """
-    gathers = {op.node.serial: op for op in graph.ops if op.form == forms.GATHER}
+    gathers = {op.node.serial: op for op in graph.ops if op.form in forms.GATHERS}
     weighing = [(op, reads) for op, reads in zip(graph.ops, graph.reads, strict=True) if op.output.name == "wo"]
     told = {reads[1].writer: op for op, reads in weighing}  # the last op of a router, and the experts that it is for
     routers = {graph.ops[place].node.serial for place in told}
@@ -164,7 +164,7 @@ def _expert(op: Op, gather: Op) -> Iterator[Op]:
         yield op._replace(reads=(*op.reads, order), kernel=f"{label}.out")
     elif op.output.name == "wo":
         yield op._replace(writes=(op.writes[0]._replace(bits=0),), kernel=f"{label}.out")
-    elif op.form == forms.COMBINE:
+    elif op.form in forms.COMBINES:
         frame, name = op.n.resolve("wo")
         yield op._replace(reads=(op.reads[0]._replace(name=name, frame=frame, bits=0),))
     elif op.form != forms.SCATTER:
