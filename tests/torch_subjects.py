@@ -186,7 +186,6 @@ REASONS = {
     "gemma": "its norms read 1 + W, a constant in fp32, and its embedding is scaled by a tensor",
     "mixtral": f"the router's logits are cast by a kernel of its own; {GATES}",
     "qwen3_moe": f"on a CPU the router's softmax casts its logits by a kernel of its own; {GATES}",
-    "ernie4_5": "it rotates in fp32, by tables that each layer spreads again",
     "deepseek_ocr": f"a second mask, for windows that no layer has; {GATES}",
     "qwen3": "it projects values after it has normalised keys",
     "minimind2_v, 14 x 14 patches": "the class token is normalised, ours is dropped",

@@ -19,7 +19,7 @@ from modelmeter.sizes import Size, ceil_div, ratio
 BLOCK = 16
 """Tokens of a block of the cache."""
 _RMS = (forms.RMS_NORM, forms.WIDE_RMS_NORM)
-_ROTATIONS = (forms.ROTATE, forms.ROTATE_PART, forms.ROTATE_DIRECT)
+_ROTATIONS = (forms.ROTATE, forms.ROTATE_PART, forms.ROTATE_DIRECT, forms.SPREAD_AND_ROTATE, forms.ROTATE_WIDE)
 
 
 def paged(graph: Graph) -> Graph:
@@ -93,7 +93,7 @@ def rotary_in_place(graph: Graph) -> Graph:
 
 def _rotated(op: Op) -> Op:
     whole = op.form != forms.ROTATE_DIRECT
-    rows = (r._replace(touched=ratio(r.touched, 2) if whole else r.touched) for r in op.reads[1:])
+    rows = (r._replace(bits=0, touched=ratio(r.touched, 2) if whole else r.touched) for r in op.reads[1:])
     places = _input("positions", 64, op.n.b * op.n.s)
     return op._replace(reads=(op.reads[0], *rows, places), kernel=f"{op.node.serial}:rotary")
 
