@@ -146,15 +146,16 @@ def test_the_kernels_of_a_deepseek_mixture_are_those_of_a_hand_written_list(laye
     for stage, s, past in (("prefill", 21, 0), ("decode", 1, 35)):
         options = {"prompt": past or s, "decode_steps": 1, "batch": batch}
         dense, mixed = (
-            attention(batch, s, past + s, H, tail)
-            for tail in (gated(batch * s, F), experts(batch * s, 3, 3, 24, 40))
+            attention(batch, s, past + s, H, tail) for tail in (gated(batch * s, F), experts(batch * s, 3, 3, 24, 40))
         )
         assert (len(dense), len(mixed)) == (10, 18)
         by_hand = around(batch, s, dense + layers * mixed)
         assert sorted(launched(model, stage, **options)) == sorted(by_hand)
 
 
-@pytest.mark.parametrize("name", ("llama_3_2_1b", "qwen3_0_6b", "qwen3_30b_a3b", "deepseek_ocr", "gpt_oss_20b", "gemma_2_2b"))
+@pytest.mark.parametrize(
+    "name", ("llama_3_2_1b", "qwen3_0_6b", "qwen3_30b_a3b", "deepseek_ocr", "gpt_oss_20b", "gemma_2_2b")
+)
 def test_products_weights_and_cache_are_those_of_the_layers(name):
     """Nothing that is multiplied or stored is lost; what a table of cosines took to make is, as it is made once."""
     model = modelmeter.load_model(name, ["decoder.rotary=model"] if name == "deepseek_ocr" else [])

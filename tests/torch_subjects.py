@@ -114,7 +114,9 @@ def tower(name, attention):
 
 def vision(heads):
     """SAM and CLIP as DeepSeek-OCR has them, small."""
-    sam = dict(hidden=8 * heads, heads=heads, mlp=40, patch=2, grid=8, window=3, window_blocks=2, global_blocks=1, neck=6)
+    sam = dict(
+        hidden=8 * heads, heads=heads, mlp=40, patch=2, grid=8, window=3, window_blocks=2, global_blocks=1, neck=6
+    )
     clip = dict(hidden=8 * heads, heads=heads, mlp=24, layers=2, patch=2, projections="split", positions=17)
     return deepencoder(sam=sam | dict(downsample=[4, 8 * heads]), clip=clip)
 
@@ -126,7 +128,9 @@ def sam(attention, b, u, v):
     windowed, full = (repeat.layer for repeat in parts.sam.blocks)
     module = nn.Sequential(*(ocr.UnlimitedOcrSamVisionLayer(made, w) for w in (windowed.w, 0))).to(HALF).eval()
     layer = modelmeter.layers.base.Sequence((windowed, full))
-    return Subject(module, lambda: (torch.empty(b, u, v, full.d, dtype=HALF).normal_(),), module, _at(layer, attention, **grid))
+    return Subject(
+        module, lambda: (torch.empty(b, u, v, full.d, dtype=HALF).normal_(),), module, _at(layer, attention, **grid)
+    )
 
 
 def clip(attention, b, s):
@@ -223,10 +227,16 @@ class Asked(NamedTuple):
 def ask(subject):
     """Run a subject twice and count it."""
     given = subject.make()
-    held = [(layer.keys, layer.values) for c in given if isinstance(c, DynamicCache) for layer in c.layers if c.get_seq_length()]
+    held = [
+        (layer.keys, layer.values)
+        for c in given
+        if isinstance(c, DynamicCache)
+        for layer in c.layers
+        if c.get_seq_length()
+    ]
     with torch.no_grad(), RealOperators((tensors_in(given), held)) as seen:
         subject.run(*given)
-    found, ids = Recorded(subject.make, subject.run), any("embedding" == k.name for k in seen.seen[:1])
+    found, ids = Recorded(subject.make, subject.run), any(k.name == "embedding" for k in seen.seen[:1])
     ids = 8 * subject.ours.given["b"] * subject.ours.given["s"] if ids else 0
     plain, inside = found.peak(inside=False), Counter()
     for number, many in enumerate(found.inside):
@@ -264,7 +274,11 @@ def held_at_most(ours):
     new = [added(size(r) * (-1 if r.name.endswith(".old") else 1) for r in op.writes if r.role == "kv" or r.name.endswith(".old"))
            for op in graph.ops]  # fmt: skip
     later = [
-        added(new[j] * (1 if after.node.loop == op.node.loop else after.times) for j, after in enumerate(graph.ops) if j > i)
+        added(
+            new[j] * (1 if after.node.loop == op.node.loop else after.times)
+            for j, after in enumerate(graph.ops)
+            if j > i
+        )
         for i, op in enumerate(graph.ops)
     ]
     found = evaluated([*alive, *later], ours.sizes)

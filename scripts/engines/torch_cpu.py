@@ -1,5 +1,6 @@
-"""PyTorch runs small models on the CPU (tests/torch_subjects.py): kernels that a dispatch mode sees, operators and blocks
-of memory that torch.profiler records, beside the runtimes `eager` and `sdpa`. Takes two minutes.
+"""PyTorch runs small models on the CPU (tests/torch_subjects.py), beside the runtimes `eager` and `sdpa`.
+
+Kernels that a dispatch mode sees, operators and blocks of memory that torch.profiler records. Takes two minutes.
 """
 
 from collections import Counter
@@ -12,7 +13,8 @@ from torch_subjects import REASONS, Asked, questions
 from torch_subjects import ask as asked
 
 HEADS = (
-    "model", "attention", "sequences, tokens, past", "kernels", "bytes read", "bytes written", "held at most", "of it room inside operators", "differs",
+    "model", "attention", "sequences, tokens, past", "kernels", "bytes read", "bytes written", "held at most",
+    "of it room inside operators", "differs",
 )  # fmt: skip
 
 
@@ -32,12 +34,13 @@ def ask() -> str:
     kernels, peaks = (sum(getattr(one, f"same_{what}") for *_, one in found) for what in ("kernels", "peak"))
     near = sum(abs(one.plain - one.peak - one.known) <= 0.05 * one.plain for *_, one in found)
     order = sum(one.same_order for *_, one in found)
+    beneath = ", ".join(f"{name} {many}" for name, many in sorted(inside.items()))
     summary = (
-        f"PyTorch {torch.__version__.partition('+')[0]} and transformers {transformers.__version__}: {len(rows)} checks. "
-        f"In {kernels} the kernels are ours, each with its bytes read and written; in {order} the profiler recorded the "
-        f"operators that the dispatch mode saw, in their order; in {peaks} the most that is held is ours to the byte, in "
-        f"{near} within 5 %. Where they differ PyTorch's figure comes first, ours second.\n\n"
-        f"What operators ran inside, all checks together: {', '.join(f'{name} {many}' for name, many in sorted(inside.items()))}."
+        f"PyTorch {torch.__version__.partition('+')[0]} and transformers {transformers.__version__}: "
+        f"{len(rows)} checks. In {kernels} the kernels are ours, each with its bytes read and written; in {order} the "
+        f"profiler recorded the operators that the dispatch mode saw, in their order; in {peaks} the most that is held is ours to the byte, "
+        f"in {near} within 5 %. Where they differ PyTorch's figure comes first, ours second.\n\n"
+        f"What operators ran inside, all checks together: {beneath}."
     )
     write("engine-torch.md", summary, HEADS, rows, numbers=5)
     return f"{len(rows)} checks, {kernels} with the same kernels, {peaks} with the same peak, {near} within 5 %"

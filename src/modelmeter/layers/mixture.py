@@ -24,10 +24,10 @@ class Router(BaseLayer):
     or in the format of activations, with a `bias`. Experts are chosen by scores plus a `correction` (a parameter, or a
     buffer that is none), from the `kept` best of G groups, each judged by the sum of its `best` scores, or by its
     largest. Chosen scores are divided by their sum (`renormalised`, the sum kept from 0 by a tiny addend or a clamp:
-    `guarded`), then scaled; they are fp32, or in the end cast to the format of activations (`narrow`). Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in
-    modeling_deepseekv2.py; DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in
-    transformers. Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G
-    groups.
+    `guarded`), then scaled; they are fp32, or in the end cast to the format of activations (`narrow`).
+    Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in modeling_deepseekv2.py;
+    DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in transformers.
+    Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G groups.
 
     >>> Router(d=4, E=8, k=2).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 4 * 8
     True

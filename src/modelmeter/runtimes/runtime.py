@@ -13,16 +13,16 @@ from typing import Any, final
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
-from modelmeter.runtimes import eager, passes, serving
+from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
-    eager.around_a_kernel, attention_kernel, eager.concatenated_cache, eager.contiguous, serving.fused_experts, serving.gated_in_one, ggml,
-    passes.last_layer, last_logits, passes.merge_projections, serving.paged, serving.residual_norms, ride,
-    serving.rotary_in_place, eager.taken_apart, eager.torch_attention, eager.views_of_one, whole_stage,
-    passes.without_dead_copies,
+    eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
+    serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, serving.paged,
+    serving.residual_norms, ride, serving.rotary_in_place, eager.taken_apart, eager.torch_attention, held.views_of_one,
+    whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")

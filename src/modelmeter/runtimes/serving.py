@@ -114,8 +114,8 @@ def gated_in_one(graph: Graph) -> Graph:
 def fused_experts(graph: Graph) -> Graph:
     """A mixture by the kernels of fused experts, of which none copies tokens.
 
-    The router's product runs in the format of activations, one kernel chooses, one sorts the choices by expert; gate and
-    up are one product of the tokens as they lie, down another, which weights its results; one kernel adds these.
+    The router's product runs in the format of activations, one kernel chooses, one sorts the choices by expert; gate
+    and up are one product of the tokens as they lie, down another, which weights its results; one kernel adds these.
     """
     gathers = {op.node.serial: op for op in graph.ops if op.form in forms.GATHERS}
     weighing = [(op, reads) for op, reads in zip(graph.ops, graph.reads, strict=True) if op.output.name == "wo"]
