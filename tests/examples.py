@@ -28,7 +28,7 @@ from modelmeter.models.vlm import Join, RowsJoin, SeparatedJoin, VisionStage
 from modelmeter.sizes import Size
 
 RUNTIMES = ("eager", "flash", "fused", "compulsory")
-ENGINES = ("llama_cpp", "llama_cpp_scores")
+ENGINES = ("llama_cpp", "llama_cpp_scores", "sdpa", "vllm")
 """Runtimes that have laws of their own beside those of every runtime."""
 
 

@@ -99,6 +99,15 @@ ROTATE = Form(7, 0, """
     1 _cos = x * w; 1 _neg[half] = x[half]; _turned = x[half] * _neg[half]; 1 _sin = _turned * v; 1 y = _cos * _sin
 """)  # fmt: skip
 """A pair: (x, y) -> x*cos + rotate_half(x)*sin: 4 mul, 2 add, 1 neg."""
+ROTATE_WIDE = Form(7, 0, """
+    _wide:32 = x; 1 _cos:32 = _wide:32 * _spread_cos:32[b s e]; 1 _neg[half] = x[half]; _turned = x[half] * _neg[half]
+    _other:32 = _turned; 1 _sin:32 = _other:32 * _spread_sin:32[b s e]; 1 _sum:32 = _cos:32 * _sin:32; y = _sum:32
+""")  # fmt: skip
+"""As ROTATE, in fp32, by tables of which each column stands twice, side by side."""
+SPREAD_AND_ROTATE = ROTATE_WIDE._replace(
+    kernels=f"_spread_cos:32[b s e] = w[b s H]; _spread_sin:32[b s e] = v[b s H]; {ROTATE_WIDE.kernels}"
+)
+"""The same, which puts these tables together first, of those that were made once."""
 ROTATE_PART = Form(7, 0, """
     1 _cos[turned] = x[turned] * w; 1 _neg[half] = x[half]; _half[turned] = x[half] * _neg[half]
     1 _sin[turned] = _half[turned] * v; 1 _both[turned] = _cos[turned] * _sin[turned]; y = x[passed] * _both[turned]
@@ -117,6 +126,7 @@ ROTARY_TABLE = Form(4, 0, """
     y = wide_cos:32; z = wide_sin:32
 """)  # fmt: skip
 """Cos, sin and the scaling of each: four operations an element of the table."""
+WIDE_TABLE = Form(4, 0, "angles:32 = x; 1 _cos:32 = angles:32; 1 y = _cos:32; 1 _sin:32 = angles:32; 1 z = _sin:32")
 SECTIONED_TABLE = Form(6, 0, """
     1 _cos:32[coordinates b s H] = x; 1 wide_cos:32[coordinates b s H] = _cos:32[coordinates b s H]
     1 _sin:32[coordinates b s H] = x; 1 wide_sin:32[coordinates b s H] = _sin:32[coordinates b s H]
@@ -135,9 +145,12 @@ GATHER = Form(0, 0, """
     counts:32[E] = narrow:32[b s k]; ends:32[E] = counts:32[E]
 """)  # fmt: skip
 """Tokens in the order of their experts; w:64 are the indices beside the weights."""
+NARROW_GATHER = GATHER._replace(kernels=GATHER.kernels.replace(" w:32", " w"))  # weights in the format of activations
 SCATTER = Form(0, 0, "inverse:64[b s k] = order:64[b s k] * sorted:64[b s k]; y = x * inverse:64[b s k] as x")
 """And back, by a permutation that is put together from the order."""
 COMBINE = Form(1, 0, "1 _sum:32 = x; y = _sum:32")
+NARROW_COMBINE = Form(1, 0, "1 y = x")
+GATHERS, COMBINES = (GATHER, NARROW_GATHER), (COMBINE, NARROW_COMBINE)
 PARTITION = Form(0, 0, "y = x; y = y if split")  # pad, then permute
 MERGE = Form(0, 0, "x = x if split; y = x[all] if cropped")  # permute, then crop
 

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import ClassVar
 
 from modelmeter.errors import InputError, choose
-from modelmeter.graph.forms import ACTIVATIONS, ADD, COMBINE, GATHER, MUL, SCATTER, SIGMOID, TOP_K
+from modelmeter.graph.forms import ACTIVATIONS, ADD, COMBINES, GATHERS, MUL, SCATTER, SIGMOID, TOP_K
 from modelmeter.graph.ops import Op, copy, matmul, pointwise, softmax
 from modelmeter.graph.place import Sizes
 from modelmeter.layers.base import BaseLayer, require_divisible
@@ -24,10 +24,10 @@ class Router(BaseLayer):
     or in the format of activations, with a `bias`. Experts are chosen by scores plus a `correction` (a parameter, or a
     buffer that is none), from the `kept` best of G groups, each judged by the sum of its `best` scores, or by its
     largest. Chosen scores are divided by their sum (`renormalised`, the sum kept from 0 by a tiny addend or a clamp:
-    `guarded`), then scaled. Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in
-    modeling_deepseekv2.py; DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in
-    transformers. Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G
-    groups.
+    `guarded`), then scaled; they are fp32, or in the end cast to the format of activations (`narrow`).
+    Paper: arXiv 2401.06066 (DeepSeekMoE), 2412.19437 (DeepSeek-V3). Vendor: MoEGate in modeling_deepseekv2.py;
+    DeepseekV3TopkRouter, Ernie4_5_MoeTopKRouter, Qwen2MoeTopKRouter and GptOssTopKRouter in transformers.
+    Omits: the expert indices. Axes: b sequences, s tokens, d width, E routed experts, k active ones, G groups.
 
     >>> Router(d=4, E=8, k=2).forward_tensor_core_flops(b=1, s=3) == 2 * 3 * 4 * 8
     True
@@ -46,6 +46,7 @@ class Router(BaseLayer):
     renormalised: bool = False
     guarded: bool = False
     scaled: bool = True
+    narrow: bool = False
     sizes = "b s"
     buffers = property(lambda self: "correction" if self.correction == "buffer" else "")
 
@@ -78,16 +79,19 @@ class Router(BaseLayer):
             return
         scores = f"_p:32[b s E] = _l{wide}[b s E]"
         yield softmax(scores, n, row="E") if self.scores == "softmax" else pointwise(scores, SIGMOID, n)
-        yield from self._chosen(n)
+        y = "top:32[b s k]" if self.narrow else "y:32[b s k]"
+        yield from self._chosen(n, y)
         if self.renormalised:
-            yield pointwise("_sum:32[b s] = y:32[b s k]", ADD, n.bind(K=n.k - 1), over="b s K")
+            yield pointwise(f"_sum:32[b s] = {y}", ADD, n.bind(K=n.k - 1), over="b s K")
             if self.guarded:
                 yield pointwise("_sum:32[b s] = _sum:32[b s]", ADD, n)
-            yield pointwise("y:32[b s k] = y:32[b s k] * _sum:32[b s]", MUL, n)
+            yield pointwise(f"{y} = {y} * _sum:32[b s]", MUL, n)
         if self.scaled:
-            yield pointwise("y:32[b s k] = y:32[b s k]", MUL, n)
+            yield pointwise(f"{y} = {y}", MUL, n)
+        if self.narrow:
+            yield copy(f"y[b s k] = {y}", n)
 
-    def _chosen(self, n: Sizes) -> Iterator[Op]:
+    def _chosen(self, n: Sizes, y: str) -> Iterator[Op]:
         """The k largest: y from the scores _p."""
         by = "_p:32[b s E]"
         if self.correction != "none":
@@ -105,13 +109,14 @@ class Router(BaseLayer):
             yield pointwise("_k:32[b s kept] = _g:32[b s G]", TOP_K, n, over="b s kept G")
             yield copy(f"_m:32[b s E] = {by} * _k:32[b s kept]", n)
             by = "_m:32[b s E]"
-        yield pointwise(f"y:32[b s k] = {by}", TOP_K, n, over="b s k E")
+        yield pointwise(f"{y} = {by}", TOP_K, n, over="b s k E")
 
 
 @dataclass(frozen=True)
 class Experts(BaseLayer):
     """The routed experts of a mixture: y = sum over the chosen of w_i W_down (silu(W_gate x) * W_up x).
 
+    Weights w, and what they multiply, are fp32, or in the format of activations (`narrow`).
     Vendor: DeepseekV2MoE.moe_infer in modeling_deepseekv2.py. Paper: arXiv 2401.06066 (DeepSeekMoE).
     Axes: b sequences, s tokens, d hidden width, E experts, k active ones, f width of one, D distinct ones.
 
@@ -124,6 +129,7 @@ class Experts(BaseLayer):
     f: Size
     activation: str = "silu"
     bias: bool = False
+    narrow: bool = False
     sizes = "b s k"
     inputs = "x w"
     one_matrix: ClassVar[bool] = False
@@ -135,14 +141,15 @@ class Experts(BaseLayer):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = n.bind(D=expected_distinct(n.E, n.k, n.b * n.s), K=n.k - 1)
         bias = [f" + W_b{to}" if self.bias else "" for to in ("gate[E:D f]", "up[E:D f]", "down[E:D d]")]
-        yield copy("xs[b s k d] = x[b s d]", n, GATHER)
+        wide = "" if self.narrow else ":32"
+        yield copy("xs[b s k d] = x[b s d]", n, GATHERS[self.narrow])
         gate = matmul(f"_g[b s k f] = xs[b s k d] * W_gate[E:D d f]{bias[0]}", n, over="b s k d f")
         up = matmul(f"_u[b s k f] = xs[b s k d] * W_up[E:D d f]{bias[1]}", n, over="b s k d f")
         yield from gated(gate, up, n, "b s k f", one_matrix=self.one_matrix, activation=self.activation)
         yield matmul(f"o[b s k d] = _h[b s k f] * W_down[E:D f d]{bias[2]}", n, over="b s k d f")
-        yield pointwise("wo:32[b s k d] = o[b s k d] * w:32[b s k]", MUL, n)
-        yield copy("_r:32[b s k d] = wo:32[b s k d]", n, SCATTER)
-        yield pointwise("y[b s d] = _r:32[b s k d]", COMBINE, n, over="b s K d")
+        yield pointwise(f"wo{wide}[b s k d] = o[b s k d] * w{wide}[b s k]", MUL, n)
+        yield copy(f"_r{wide}[b s k d] = wo{wide}[b s k d]", n, SCATTER)
+        yield pointwise(f"y[b s d] = _r{wide}[b s k d]", COMBINES[self.narrow], n, over="b s K d")
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Mixture(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         yield from self.gate.at(n, "gate", x="x", y="w")
-        experts = self.experts(self.gate.d, self.gate.E, self.f, self.activation, self.bias)
+        experts = self.experts(self.gate.d, self.gate.E, self.f, self.activation, self.bias, self.gate.narrow)
         yield from experts.at(n, "experts", k=self.gate.axes["k"], x="x", w="w", y="e" if self.shared else "y")
         if self.shared is not None:
             n = n.bind(d=self.gate.axes["d"])

@@ -18,7 +18,10 @@ from modelmeter.graph.forms import (
     ROTATE,
     ROTATE_DIRECT,
     ROTATE_PART,
+    ROTATE_WIDE,
     SECTIONED_TABLE,
+    SPREAD_AND_ROTATE,
+    WIDE_TABLE,
 )
 from modelmeter.graph.ops import Op, copy, matmul, pointwise
 from modelmeter.graph.place import Sizes
@@ -31,7 +34,8 @@ SIDES = 2  # row and column of a patch
 
 @dataclass(frozen=True)
 class RotaryTable(BaseLayer):
-    """The tables of cos and sin of a head width: `full`, or of half of it, `narrow` or as complex numbers (`polar`).
+    """The tables of cos and sin of a head width: `full`, or in fp32 to the end (`wide`), or of half of it, `narrow` or
+    as complex numbers (`polar`).
 
     `sections`: full ones of positions that are time, row and column of a token (M-RoPE). All three have tables, and
     each pair of a head keeps one, by its section; how wide the sections are changes no count.
@@ -55,7 +59,8 @@ class RotaryTable(BaseLayer):
         n = n.bind(H=ratio(n.e, 2), coordinates=COORDINATES)
         lead, width, form = TABLES[self.form]
         yield self.angles(n, lead)
-        equation = f"y[b s {width}] sin[b s {width}] = f:32[{lead}b s H]"
+        bits = ":32" if self.form == "wide" else ""
+        equation = f"y{bits}[b s {width}] sin{bits}[b s {width}] = f:32[{lead}b s H]"
         yield pointwise(equation, form, n, over=f"b s {width}", grad=False)
 
 
@@ -96,6 +101,7 @@ class LlamaRotaryEmbedding(RotaryTable):
 
 TABLES = {
     "full": ("", "e", ROTARY_TABLE),
+    "wide": ("", "e", WIDE_TABLE),
     "narrow": ("", "H", ROTARY_TABLE),
     "polar": ("", "H", POLAR_TABLE),
     "sections": ("coordinates ", "e", SECTIONED_TABLE),
@@ -103,12 +109,14 @@ TABLES = {
 """The axes before those of a position, the width of a table and its form."""
 ROTATIONS = {
     "half": ("e", ROTATE),
+    "spread": ("e", SPREAD_AND_ROTATE),
     "part": ("e", ROTATE_PART),
     "direct": ("e:H", ROTATE_DIRECT),
     "narrow": ("H", ROTATE_DIRECT),
 }
 """x cos + turned(x) sin, where turning negates, of whole heads or a part of each; or the products of each pair, where
-it does not, on full tables or narrow ones. Each with the axis of the tables."""
+it does not, on full tables or narrow ones. `spread` is in fp32, on tables that are put together anew for each layer, by
+the rotation of its queries. Each with the axis of the tables."""
 
 
 def inputs_of(rotation: str, rotary: BaseLayer | None = None) -> str:
@@ -119,7 +127,10 @@ def inputs_of(rotation: str, rotary: BaseLayer | None = None) -> str:
 def rotated(x: str, source: str, over: str, n: Sizes, kind: str, tables: str = "b s") -> Op:
     """A tensor with the pairs `over` rotated by cos and sin; n has b, s, e (the width of full tables) and H."""
     width, form = ROTATIONS[kind]
-    return pointwise(f"{x} = {source} * cos[{tables} {width}] * sin[{tables} {width}]", form, n, over=over)
+    if kind == "spread" and x.startswith("k"):
+        form = ROTATE_WIDE
+    cos, sin = (f"{table}{':32' if kind == 'spread' else ''}[{tables} {width}]" for table in ("cos", "sin"))
+    return pointwise(f"{x} = {source} * {cos} * {sin}", form, n, over=over)
 
 
 def rotation(n: Sizes, kind: str = "half", turned: Size | None = None, tables: str = "b s") -> Iterator[Op]:

@@ -162,7 +162,7 @@ def _mlp(v: SimpleNamespace, kind: Kind) -> BaseLayer:
     router = nn.Router(
         v.hidden, v.experts, v.active, v.scores, v.wide_router, v.router_bias, v.correction,
         v.groups if grouped else None, v.kept_groups if grouped else None, v.best if grouped else None,
-        v.renormalised, v.guarded, v.scaled_router,
+        v.renormalised, v.guarded, v.scaled_router, v.narrow_router,
     )  # fmt: skip
     if v.shared is not None and v.shared < v.least_shared:
         raise InputError(f"n_shared_experts must be at least {v.least_shared}, not {v.shared}")

@@ -76,22 +76,6 @@ def _equation(op: Op, step: Step) -> str:
     return re.sub(r"(\w+)(?::(\d+))?(?:\[(.*?)\])?", tensor, step.equation)
 
 
-def concatenated_cache(graph: Graph) -> Graph:
-    """New keys and values are concatenated to a copy of the old ones, which are alive beside it."""
-    return graph.with_ops(_cached(op) for op in graph.ops)
-
-
-def _cached(op: Op) -> Op:
-    if not op.writes or op.writes[0].role != "kv":
-        return op
-    new, cache = op.reads[0], op.writes[0]
-    old = cache._replace(touched=cache.stored - cache.touched)
-    room = old._replace(name=f"{cache.name}.old", role="activation", temporary=True, stored=old.touched, touched=0)
-    freed = new._replace(stored=0, touched=0)  # the name now holds the cache
-    whole = cache._replace(touched=cache.stored)
-    return op._replace(reads=(new, old), writes=(whole, room, freed))
-
-
 class _Core(NamedTuple):
     """An attention composite, by what the axes of its two products are.
 
@@ -170,6 +154,20 @@ def contiguous(graph: Graph) -> Graph:
     return graph.with_ops(o for op in graph.ops for o in (op, *(made for behind, made in copies if behind is op)))
 
 
+def around_a_kernel(graph: Graph) -> Graph:
+    """What torch copies around its attention kernel, whose result lies as its queries do: those that were concatenated
+    lie head by head, and the projection wants positions first. Over a grid, what it copies without the kernel."""
+    cores = [core for core in _cores(graph) if core.first.kernel]
+    merged = {c.first.node.serial: c for c in cores if c.first.composite and c.first.composite.merged}
+    ops: list[Op] = []
+    for op in graph.ops:
+        ops += _over_grid(op, merged[op.node.serial]) if op.node.serial in merged else [op]
+        for core in (core for core in cores if op is core.last and core.whole):
+            apart = core.several(*core.positions) * core.several(*core.heads)
+            ops.append(_copy(op, [op.output], "", apart))
+    return graph.with_ops(ops)
+
+
 def torch_attention(graph: Graph) -> Graph:
     """Attention as torch's eager functions run it: clones where axes do not merge, repeated KV heads, masks."""
     return graph.with_ops(_attention(graph))
@@ -239,7 +237,8 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     q, inside, several = core.operands[0], op.composite == core.first.composite, core.several
     batch, heads, grid = several(*core.batch), several(*core.heads), several(*core.positions)
     lines = reduce(mul, (several(axis) for axis in core.positions), several(*core.batch, *core.heads))
-    scale = next((o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1), None)
+    alone = (o for o in core.ops if o.kind == "pointwise" and len(o.reads) == 1 and not o.kernel)
+    scale = next(alone, None)
     if op is core.first and scale:
         scaled = build("pointwise", f"_scaled_{q} = {q}", op.n)._replace(cuda=scale.cuda, composite=op.composite)
         yield scaled
@@ -254,7 +253,7 @@ def _over_grid(op: Op, core: _Core) -> Iterator[Op]:
     if op is core.made:
         yield _copy(op, core.operands, "own_", batch * heads)
     elif op is core.last:
-        yield _copy(op, [op.output], "", heads * grid)
+        yield _copy(op, [op.output], "", heads * grid * (batch if op.kernel else 1))
     elif any(op.output.name == t.name for o in core.ops for t in o.equation.addends) and not inside:
         yield _copy(op, [op.output], "", lines)
 

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
-from modelmeter.graph.forms import ADD, COMBINE, GATHER, LAYER_NORM, MUL, SCATTER, TOP_K
+from modelmeter.graph.forms import ADD, COMBINES, GATHERS, LAYER_NORM, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import COLLECTIVES, Op, Ref, build, resized
 from modelmeter.graph.place import Sizes
@@ -134,7 +134,7 @@ class _Writer:
             yield from self._cached(op)
         elif op.composite and op.composite.kind == "attention":
             yield from self._attention(was, op)
-        elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or _casts(op)):
+        elif op.kind == "copy" and (op.form in (*GATHERS, SCATTER) or _casts(op)):
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
             yield op._replace(reads=(*op.reads, provided("wanted", 32, op.n.elements(("b", "l")))))
@@ -166,7 +166,7 @@ class _Writer:
             yield from self._chosen(op)
         elif alone and op.form is MUL and self.sorted and op.output.stored[-1:] == ("k",):
             return  # the scale of routed experts, which is 1
-        elif op.form is COMBINE:
+        elif op.form in COMBINES:
             yield from _combined(op)
         else:
             parts = sorted(op.reads, key=lambda r: (id(was), r.name) in self.shared)

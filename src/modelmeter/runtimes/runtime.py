@@ -13,22 +13,29 @@ from typing import Any, final
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
-from modelmeter.runtimes import eager, passes
+from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
-    attention_kernel, eager.concatenated_cache, eager.contiguous, ggml, passes.last_layer, last_logits,
-    passes.merge_projections, ride, eager.taken_apart, eager.torch_attention, whole_stage, passes.without_dead_copies,
+    eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
+    serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, serving.paged,
+    serving.residual_norms, ride, serving.rotary_in_place, eager.taken_apart, eager.torch_attention, held.views_of_one,
+    whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
+LAUNCHES = ("eager", "compiled", "graph")
 
 
 @final
 @dataclass(frozen=True)
 class Runtime:
     """`passes` turn a graph's ops into kernels, `lifetimes` tells when tensors are freed.
+
+    `launch` is how kernels reach a device: each by the host as its code runs (`eager`) or as compiled code does
+    (`compiled`), or those of a decode step together as one graph that was captured before (`graph`). No count depends
+    on it.
 
     >>> Runtime.of("flash").attention, Runtime.of("eager").attention
     ('flash', 'eager')
@@ -37,8 +44,10 @@ class Runtime:
     name: str
     passes: tuple[Pass, ...]
     lifetimes: Rule = names
+    launch: str = "eager"
 
     def __post_init__(self) -> None:
+        choose(f"launch of runtime {self.name!r}:", self.launch, LAUNCHES)
         for given in (given for given in self.passes if not callable(given)):
             raise InputError(f"passes of runtime {self.name!r} must be functions of a graph, not {given!r}")
 
@@ -84,7 +93,8 @@ def _named(name: str) -> Runtime:
     choose("runtime", name, config_names("runtime"))
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:
-        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes"))
+        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes", "launch"))
     chosen = (choose(f"pass of runtime {name!r}:", given, PASSES) for given in values.get("passes") or [])
     rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
-    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule])
+    launch = str(values.get("launch", "eager"))
+    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule], launch)

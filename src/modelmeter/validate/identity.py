@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from modelmeter.errors import InputError
 from modelmeter.models.traced import TracedModel
-from modelmeter.runtimes import eager
+from modelmeter.runtimes import eager, held
 from modelmeter.runtimes.passes import attention_kernel
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Expr, Size, rounded_down, substituted, symbol
@@ -28,7 +28,7 @@ from modelmeter.validate.case import Case, LayerAt, counts, known
 PEAK = "peak_activation_bytes"
 PROVEN = ("tensor_core_flops", "cuda_core_flops", "parameters", "kernel_io_bytes", PEAK)
 """What is subtracted."""
-AS_IT_RUNS = Runtime("as it runs", (eager.concatenated_cache, eager.contiguous, attention_kernel, eager.taken_apart))
+AS_IT_RUNS = Runtime("as it runs", (held.concatenated_cache, eager.contiguous, attention_kernel, eager.taken_apart))
 """Code that is written out, its attention one kernel: what torch runs of a module with scaled_dot_product_attention."""
 
 
