@@ -43,7 +43,7 @@ class Root:
     `choices` are those of a count that some layers alone have; `chosen` are those that one had.
     `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes). `places`
     are where the rounds of a repeated layer stand among the layers of its model, by its path, if not one behind the
-    other.
+    other. `vendor` is the architecture of a decoder, as its config.json calls it, if it says so.
     """
 
     causal: str = "full"
@@ -52,6 +52,7 @@ class Root:
     buffers: set[str] = field(default_factory=set)
     requirements: dict[str, Size] = field(default_factory=dict)
     places: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    vendor: str = ""
     placed: int = 0
 
     def choice(self, name: str) -> str:

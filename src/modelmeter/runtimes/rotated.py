@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, build
-from modelmeter.runtimes.ggml import PROVIDED, idle, provided, views, wide_op
+from modelmeter.runtimes.ggml import PROVIDED, idle, near, provided, views, wide_op
 from modelmeter.sizes import differ, floor_div
 
 _PART = 64
@@ -30,7 +30,7 @@ def rotated_cache(graph: Graph, which: str) -> Graph:
 def _rotated(graph: Graph, at: int, sides: Mapping[str, str]) -> Iterator[Op]:
     """What follows an op that rotates positions of queries or keys, or the view of new values or of a result."""
     op = graph.ops[at]
-    placed = any(r.name == f"{PROVIDED}positions" for r in op.reads)
+    placed = _placed(op) and not (at + 1 < len(graph.ops) and _scaled(graph.ops[at + 1])) or _scaled(op)
     seen = op.kind == "view" and graph.ops[at - 1].kind == "matmul"
     tensor = op.output if placed else graph.ops[at - 1].output
     if tensor.name not in sides or not (placed or seen) or placed != (tensor.name in "qk"):
@@ -44,5 +44,15 @@ def _rotated(graph: Graph, at: int, sides: Mapping[str, str]) -> Iterator[Op]:
     yield from views(op, r)
     n, axes = op.n.bind(i=width, j=width, parts=floor_div(e, width)), " ".join(tensor.stored[:-1])
     product = build("matmul", f"{tensor.name}[{axes} parts j] = {tensor.name}[{axes} parts i] * _turn:32[i j]", n)
-    yield wide_op(product._replace(reads=(product.reads[0], provided(f"turn.{side}", 32, width * width))))
+    yield wide_op(product._replace(reads=(product.reads[0], provided(f"turn.{side}{near(op.n)}", 32, width * width))))
     yield from views(op, r)
+
+
+def _placed(op: Op) -> bool:
+    """Whether an op rotates positions."""
+    return any(r.name == f"{PROVIDED}positions" for r in op.reads)
+
+
+def _scaled(op: Op) -> bool:
+    """Whether an op scales queries, which comes after their positions."""
+    return op.kind == "pointwise" and [t.name for t in op.equation.operands] == ["q"] == [op.output.name]
