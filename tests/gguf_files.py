@@ -52,6 +52,8 @@ ARCHITECTURES = {
     "cohere": "command-r",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "qwen3_moe": "qwen3moe",
+    "qwen2_moe": "qwen2moe",
 }
 MIXTURE = {
     "family": "deepseek", "hidden": 256, "heads": 4, "kv_heads": 4, "dense_mlp": 320, "dense_layers": 1, "moe_layers": 9,
@@ -135,6 +137,13 @@ def metadata(config):
         }  # fmt: skip
         found |= {"attention.sliding_window": config["sliding_window"]} if config.get("sliding_window") else {}
         found |= EXTRA.get(config["model_type"], {})
+        if config.get("num_experts"):
+            found |= {
+                "expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"],
+                "expert_feed_forward_length": config["moe_intermediate_size"],
+            }  # fmt: skip
+        if config.get("shared_expert_intermediate_size"):
+            found |= {"expert_shared_feed_forward_length": config["shared_expert_intermediate_size"]}
         if config.get("kv_lora_rank"):
             found |= _latent(config)
     found["attention.layer_norm_rms_epsilon"] = 1e-5

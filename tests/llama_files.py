@@ -25,8 +25,12 @@ LATENT = {
 """Latent attention. The engine takes a decoder of 27 layers alone for one whose queries have no latent."""
 OTHERS = {
     name: {**gguf_files.OTHERS[name], **WIDE, "model_type": name}
-    for name in ("olmo2", "starcoder2", "glm4", "phi3", "granite")
+    for name in ("olmo2", "starcoder2", "glm4", "phi3", "granite", "smollm3")
 }
+ROUTED = {
+    **WIDE, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True,
+    "tie_word_embeddings": False, "model_type": "qwen3_moe", "head_dim": 64,
+}  # fmt: skip
 GEMMA3 = {**WIDE, "model_type": "gemma3_text"}
 CONFIGS = {
     "llama": {**WIDE, "model_type": "llama", "tie_word_embeddings": False},
@@ -45,6 +49,8 @@ CONFIGS = {
     "gemma3": {**GEMMA3, "head_dim": 64, "sliding_window": 64, "num_hidden_layers": 7},
     "gemma3, 13 layers": {**GEMMA3, "head_dim": 96, "sliding_window": 300, "num_hidden_layers": 13},
     **OTHERS,
+    "qwen3_moe": ROUTED,
+    "qwen2_moe": {k: v for k, v in ROUTED.items() if k != "head_dim"} | {"model_type": "qwen2_moe", "norm_topk_prob": False, "shared_expert_intermediate_size": 512},
     "deepseek2, 27 layers, no latent of queries": {**LATENT, "model_type": "deepseek_v2", "topk_method": "greedy", "q_lora_rank": None, "num_hidden_layers": 27},
     "deepseek2": LATENT,
     "deepseek2, 2 of 4 groups": {**LATENT, "n_group": 4, "topk_group": 2, "qk_rope_head_dim": 64},
@@ -88,7 +94,7 @@ SIZES = [
 ]  # fmt: skip
 ROTATED = [
     (name, asked(flash=True, keys="q8_0", values="q8_0"))
-    for name in ("qwen3, heads of 96", "qwen3, heads of 192", "qwen3, heads of 256", "ernie4_5", "deepseek2-ocr, 2 of 8 experts")
+    for name in ("qwen3, heads of 96", "qwen3, heads of 192", "qwen3, heads of 256", "ernie4_5", "deepseek2-ocr, 2 of 8 experts", "qwen2", "smollm3", "qwen3_moe", "olmo2")
 ]  # fmt: skip
 STORED = [
     ("llama, tied", asked(policy, mapped=mapped, repack=repack))

@@ -27,17 +27,12 @@ from modelmeter.runtimes.ggml import UBATCH, ggml, nodes
 from modelmeter.runtimes.ggml_ops import last, near
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.runtimes.planner import planned_bytes
-from modelmeter.runtimes.rotated import rotated_cache
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Size, evaluated
 
 REPACKED = {"q4_0": 8, "q4_k": 8, "iq4_nl": 8}
 """Formats of which a CPU with AVX2 rearranges the rows of matrices, so many together; those of tables it leaves."""
-ROTATED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
-"""Formats of a cache that holds rotated keys or values."""
-
-
-_ABSORBED = Counting(latent="absorbed")
+_PLAIN = Precision(kv="fp16")
 
 
 class Buffers(NamedTuple):
@@ -66,34 +61,31 @@ def buffers(
     for name, value in (("context", context), ("ubatch", ubatch)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if values in ROTATED and not flash:
-        raise InputError(f"values of the cache in {values} need flash attention")
+    precision = Precision(kv=keys, overrides={"*C_v": values})
     weights = layout_of(model, policy).tensors
     sizes = {"b": 1, "s": min(ubatch, context), "t": context}
-    graph = graph_of(model, flash, keys, values, sizes["s"])
-    precision = Precision(kv=keys, overrides={"*C_v": values})
+    graph = graph_of(model, flash, precision, sizes["s"])
     return Buffers(*_of_weights(weights, mapped, repack), *_of_graph(graph, Storage(graph, precision), sizes))
 
 
-def graph_of(
-    model: BaseModel, flash: bool = True, keys: str = "fp16", values: str = "fp16", ubatch: int = UBATCH
-) -> Graph:
-    """The graph that the engine runs of a model's decoder."""
+def graph_of(model: BaseModel, flash: bool = True, precision: Precision = _PLAIN, ubatch: int = UBATCH) -> Graph:
+    """The graph that the engine runs of a model's decoder, its cache in these formats."""
     runtime = Runtime.of("llama_cpp" if flash else "llama_cpp_scores")
     passes = tuple(partial(ggml, ubatch=ubatch) if given is ggml else given for given in runtime.passes)
-    graph = replace(runtime, passes=passes).lowered(_decoder(model))
-    if any(last(op) == "C_l" for op in graph.ops):  # latents, which are not rotated
-        if keys != values:
-            raise InputError(f"llama.cpp keeps latents in one format: keys {keys} and values {values} must be the same")
-        return graph
-    return rotated_cache(graph, "k" * (keys in ROTATED) + "v" * (values in ROTATED))
+    graph = _decoder(model)
+    told = replace(graph, root=replace(graph.root, cached=precision.cached))
+    formats = {last(op): precision.cached(op.writes[0].name) for op in graph.ops if last(op).startswith("C_")}
+    if "C_l" in formats and formats["C_l"] != precision.cached("C_v"):
+        raise InputError(f"llama.cpp keeps latents in one format, not keys in {formats['C_l']} and values in another")
+    return replace(runtime, passes=passes).lowered(told)
 
 
 def _decoder(model: BaseModel) -> Graph:
     """The graph of a model's decoder, tokens and context apart, its layers in the order in which they run."""
+    counting = Counting(latent="absorbed")
     for layer in (stage.layer_of(stage.whole) for stage in model.stages):
         if set(layer.sizes.split()) == {"b", "s", "t"} and of_decoder(
-            (graph := in_turn(layer).graph(_ABSORBED)).tensors()
+            (graph := in_turn(layer).graph(counting)).tensors()
         ):
             return model.changed(graph)
     raise InputError(f"{model.name} has no decoder that llama.cpp runs")

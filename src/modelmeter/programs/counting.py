@@ -7,7 +7,7 @@ line, the configuration and Python calls all follow from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -59,8 +59,12 @@ class Counting:
 
     @cached_property
     def basis(self) -> str:
-        """The options as words."""
-        named = ((name, getattr(self, name)) for name, *_ in OPTIONS if name not in self.choices)
+        """The options as words, those that the runtime fixes as it has them."""
+        fixed: dict[str, Any] = dict(self.runtime.fixed)
+        if activations := fixed.pop("activations", None):
+            fixed["precision"] = replace(self.precision, activations=activations)
+        told = {name: getattr(self, name) for name, *_ in OPTIONS if name not in self.choices} | fixed
+        named = told.items()
         return ", ".join(f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
 
     @cached_property

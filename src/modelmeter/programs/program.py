@@ -7,7 +7,7 @@ one point (exact), arrays, formulas (`costs`) and JSON.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
@@ -136,7 +136,8 @@ def program_of(
     read is stored in the first. With `steps` work and traffic are summed over all steps, the peak is that of the
     largest and the KV cache that of the last. Raises InputError for what cannot be summed exactly.
     """
-    lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
+    told = replace(graph, root=replace(graph.root, cached=counting.precision.cached))
+    lowered = counting.runtime.lowered(told, logits=counting.logits, gradients=gradients)
     labels = [part(op) for op in lowered.ops]
     ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
     storage = Storage(graph, counting.precision)

@@ -6,22 +6,36 @@ each check of the engine found is told in docs/engines.md. Next: `planner.py`, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
-from modelmeter.graph.forms import ADD, CAP, COMBINE, GATHER, MUL, SCATTER, TOP_K, WIDE_RMS_NORM
+from modelmeter.graph.forms import ADD, CAP, COMBINE, GATHER, MUL, SCATTER
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref, build, resized
 from modelmeter.runtimes.ggml_experts import Routing, routes
 from modelmeter.runtimes.ggml_latent import latent
 from modelmeter.runtimes.ggml_merged import WHOLE, one_matrix
 from modelmeter.runtimes.ggml_ops import (
-    EMBEDDINGS, MIXED, PROVIDED, all_pairs, capped, combined, embedding, idle, in_cells, last, listed, near, norm, provided,
-    unread, views, wide_op,
+    EMBEDDINGS,
+    MIXED,
+    PROVIDED,
+    all_pairs,
+    capped,
+    combined,
+    embedding,
+    idle,
+    in_cells,
+    last,
+    near,
+    norm,
+    provided,
+    unread,
+    views,
+    wide_op,
 )  # fmt: skip
 from modelmeter.sizes import Size
 

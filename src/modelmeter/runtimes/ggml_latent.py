@@ -1,4 +1,4 @@
-"""Latent attention as llama.cpp runs it, before `ggml.py` takes the graph op by op: its order, its views, its copies."""
+"""Latent attention as llama.cpp runs it, before `ggml.py` takes the graph op by op: order, views, copies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def latent(graph: Graph) -> Graph:
     serials = {op.node.serial for op in graph.ops if last(op) == "C_l"}
     ops: list[Op] = []
     for within, group in groupby(graph.ops, lambda op: op.node.serial in serials and op.kind != "unused"):
-        ops += _absorbed(list(group)) if within else group
+        given = list(group)
+        ops += _absorbed(given) if within else given
     return graph.with_ops(ops)
 
 

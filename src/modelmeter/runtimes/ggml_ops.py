@@ -67,7 +67,7 @@ def in_cells(n: Sizes, ubatch: Size) -> Sizes:
         return n
     if "window" not in n.axes:
         return n.bind(**{axis: cells(n.axes[axis]) for axis in ("t", "m") if axis in n.axes})
-    most = minimum(cells(n.axes["context"]), cells(n.axes["window"] + maximum(n.s, ubatch)))
+    most = cells(minimum(n.axes["context"], cells(n.axes["window"] + maximum(n.s, ubatch))))
     return n.bind(t=most, m=most, w=n.s)
 
 
