@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
-from modelmeter.graph.forms import ADD, CAP, COMBINE, GATHER, MUL, SCATTER
+from modelmeter.graph.forms import ADD, CAP, COMBINE, GATHER, MUL, SCATTER, SILU
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op, Ref, build, resized
 from modelmeter.runtimes.ggml_experts import Routing, routes
@@ -191,6 +191,9 @@ class _Writer:
             yield from combined(op)
         elif op.form is CAP:
             yield from capped(op)
+        elif alone and op.output.name == "_s":  # the weight of shared experts: a sigmoid as silu(x) / x
+            yield build("pointwise", "_silu[b s] = _s[b s]", op.n, SILU)
+            yield build("pointwise", "_s[b s] = _silu[b s] * _s[b s]", op.n, MUL)
         elif alone and self.habits.rows and op.node.layer == "TokenEmbedding":
             yield op._replace(reads=(*op.reads, provided("scales", 32, op.n.elements(("b", "s")))))
         else:
