@@ -175,10 +175,10 @@ def formats(given):
         yield name, shape, "F32" if len(shape) < 2 or name.endswith(narrow) else "F16"
 
 
-def write(path, config, given, file_type=1, more=()):
-    """A file of these (name, shape, format), all zeros."""
+def write(path, config, given, file_type=1, more=(), most=0):
+    """A file of these (name, shape, format), all zeros; in parts of at most so many bytes of tensors."""
     architecture, pairs = metadata(config)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_size=most)
     for key, value in {**pairs, "general.file_type": file_type, **dict(more)}.items():
         add = {
             bool: writer.add_bool,

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelmeter.checkpoints.gguf import read_gguf
 from modelmeter.checkpoints.header import FileTensor, Header
 from modelmeter.checkpoints.layout import decoder_of, graphs_of, layout_of, names
 from modelmeter.checkpoints.safetensors import INDEX, read_index, read_safetensors
+from modelmeter.checkpoints.split import read_parts
 from modelmeter.errors import InputError, choose
 from modelmeter.models.config_json import model_of
 from modelmeter.models.families import component
@@ -50,11 +50,7 @@ def read_header(name: str) -> Header:
         return read_safetensors(path)
     if path.suffix != ".gguf":
         raise InputError(f"{name!r} must be a .gguf, a .safetensors, a {INDEX[1:]} or a folder of such")
-    header = read_gguf(path)
-    parts = header.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise InputError(f"{name!r} is one of {parts!r:.80} parts of a file; join them first, as with llama-gguf-split")
-    return header
+    return read_parts(path)
 
 
 def policy_of(header: Header) -> str:
