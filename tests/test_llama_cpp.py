@@ -69,7 +69,7 @@ def test_what_is_not_known_is_refused():
             InputError, match=r"attention in windows is known here in llama.cpp of gemma2, gemma3_text alone"
         ):
             refused()
-    with pytest.raises(InputError, match=r"llama.cpp runs latent attention absorbed"):
+    with pytest.raises(InputError, match=r"llama.cpp runs latent attention of deepseek_v3 absorbed"):
         made("deepseek2").cost("prefill", made("deepseek2").text(9, runtime="llama_cpp"))
     with pytest.raises(InputError, match=r"llama.cpp keeps latents in one format"):
         buffers(made("deepseek2"), "f16", 512, keys="q8_0")

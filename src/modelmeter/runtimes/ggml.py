@@ -86,12 +86,12 @@ _PARALLEL = ("phi", "gpt_neox", "cohere")
 
 
 def _habits(graph: Graph) -> _Habits:
-    """Those of a graph's decoder. Raises InputError for one whose order of ops is not known."""
+    """Those of a graph's decoder; a layer by itself has none. Raises InputError where the engine's way is not known."""
     vendor = graph.root.vendor
     found = _HABITS.get(vendor, _Habits())
-    if any(near(op.n) for op in graph.ops) and not found.windows:
+    if vendor and any(near(op.n) for op in graph.ops) and not found.windows:
         valid = ", ".join(name for name, habits in _HABITS.items() if habits.windows)
-        raise InputError(f"attention in windows is known here in llama.cpp of {valid} alone, not of {vendor or 'this'}")
+        raise InputError(f"attention in windows is known here in llama.cpp of {valid} alone, not of {vendor}")
     if vendor in _PARALLEL:
         raise InputError(
             f"the order in which llama.cpp runs attention and MLP of {vendor} side by side is not known here"

@@ -19,9 +19,15 @@ _BITS = 16
 def latent(graph: Graph) -> Graph:
     """Latent attention, which the engine runs absorbed: one key for all heads, which is the value too.
 
-    Rotated parts are tensors of their own, put beside the others. Raises InputError for one that is expanded.
+    Rotated parts are tensors of their own, put beside the others. Raises InputError for a decoder that expands it; a
+    layer by itself may.
     """
-    serials = {op.node.serial for op in graph.ops if last(op) == "C_l"}
+    expanded = {op.node.serial for op in graph.ops if last(op) == "kv"}
+    if expanded and graph.root.vendor:
+        raise InputError(
+            f"llama.cpp runs latent attention of {graph.root.vendor} absorbed; count it so: latent=absorbed"
+        )
+    serials = {op.node.serial for op in graph.ops if last(op) == "C_l"} - expanded
     ops: list[Op] = []
     for within, group in groupby(graph.ops, lambda op: op.node.serial in serials and op.kind != "unused"):
         given = list(group)
@@ -30,8 +36,6 @@ def latent(graph: Graph) -> Graph:
 
 
 def _absorbed(ops: list[Op]) -> Iterator[Op]:
-    if any(last(op) == "kv" for op in ops):
-        raise InputError(f"{ops[0].node.layer}: llama.cpp runs latent attention absorbed; count it so: latent=absorbed")
     core = [op for op in ops if op.composite]
     for op in sorted(ops, key=_turn):
         yield from _CHANGES.get(_named(op), _unchanged)(op, core)
