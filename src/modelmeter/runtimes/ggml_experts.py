@@ -51,8 +51,9 @@ class Routing:
 
     def _chosen(self, op: Op) -> Iterator[Op]:
         """The experts of each token; of their scores those without correction."""
-        by, axes = op.reads[0], " ".join(op.equation.factors[0].stored)
-        scores = f"{_SCORES}[{axes}]"
+        by, given = op.reads[0], op.equation.factors[0]
+        axes = " ".join(given.stored)
+        scores = str(given) if given.name == "_l" else f"{_SCORES}[{axes}]"  # logits where their softmax comes after
         taken = build("copy", f"{op.output} = {scores}", op.n)
         if by.name == taken.reads[0].name:
             yield from views(op, by)
@@ -72,6 +73,8 @@ class Routing:
         made, by = op.output.name, op.reads[0]
         if op.n.axes["G"] == 1:
             self.other |= {op.writes[0].name: by} if made == "_m" else {}
+        elif op.n.axes.get("best") != 2 and not op.n.root.vendor:
+            yield op  # a layer by itself
         elif op.n.axes.get("best") != 2:
             raise InputError(f"{op.node.layer}: llama.cpp judges a group of experts by its two best, no other number")
         elif made == "_b":
