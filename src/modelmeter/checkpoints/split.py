@@ -70,7 +70,7 @@ def parts_bytes(tensors: Iterable[FileTensor], metadata: int, most: int) -> list
     >>> from modelmeter.programs.formats import FORMATS
     >>> one = FileTensor("x", (64,), FORMATS["fp16"], 128)
     >>> parts_bytes([one, one, one], 0, 256)
-    [(2, 448), (1, 256)]
+    [(2, 448), (1, 288)]
     """
     parts: list[list[FileTensor]] = [[]]
     for tensor in tensors:
