@@ -45,7 +45,16 @@ EXTRA = {
 }  # fmt: skip
 """What llama.cpp also reads of a type."""
 del OTHERS["gpt_neox"]["num_key_value_heads"]
-ARCHITECTURES = {"gemma3_text": "gemma3", "gpt_neox": "gptneox", "phi": "phi2", "cohere": "command-r"}
+ARCHITECTURES = {
+    "gemma3_text": "gemma3",
+    "gpt_neox": "gptneox",
+    "phi": "phi2",
+    "cohere": "command-r",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
+    "qwen3_moe": "qwen3moe",
+    "qwen2_moe": "qwen2moe",
+}
 MIXTURE = {
     "family": "deepseek", "hidden": 256, "heads": 4, "kv_heads": 4, "dense_mlp": 320, "dense_layers": 1, "moe_layers": 9,
     "experts": 8, "active": 2, "expert_mlp": 896, "shared_mlp": 1792, "gate_up": "split", "rotary": "model",
@@ -126,10 +135,37 @@ def metadata(config):
             "attention.head_count_kv": config.get("num_key_value_heads", heads), "context_length": 128,
             "vocab_size": config["vocab_size"], "attention.key_length": config.get("head_dim", config["hidden_size"] // heads),
         }  # fmt: skip
-        found |= {"attention.sliding_window": 16} if config.get("sliding_window") else {}
+        found |= {"attention.sliding_window": config["sliding_window"]} if config.get("sliding_window") else {}
         found |= EXTRA.get(config["model_type"], {})
+        if config.get("num_experts"):
+            found |= {
+                "expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"],
+                "expert_feed_forward_length": config["moe_intermediate_size"],
+            }  # fmt: skip
+        if config.get("shared_expert_intermediate_size"):
+            found |= {"expert_shared_feed_forward_length": config["shared_expert_intermediate_size"]}
+        if config.get("kv_lora_rank"):
+            found |= _latent(config)
     found["attention.layer_norm_rms_epsilon"] = 1e-5
     return a, {f"{a}.{key}": value for key, value in found.items()}
+
+
+def _latent(config):
+    """What a file of multi-head latent attention and its experts says: keys and values as the cache has them."""
+    latent, turned = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    more = {"attention.q_lora_rank": config["q_lora_rank"]} if config["q_lora_rank"] else {}
+    if config["n_group"] > 1:
+        more |= {"expert_group_count": config["n_group"], "expert_group_used_count": config["topk_group"]}
+    return more | {
+        "attention.kv_lora_rank": latent, "attention.key_length": latent + turned, "attention.value_length": latent,
+        "attention.key_length_mla": config["qk_nope_head_dim"] + turned, "rope.dimension_count": turned,
+        "attention.value_length_mla": config["v_head_dim"], "attention.head_count_kv": 1,
+        "leading_dense_block_count": config["first_k_dense_replace"], "expert_count": config["n_routed_experts"],
+        "expert_used_count": config["num_experts_per_tok"], "expert_shared_count": config["n_shared_experts"],
+        "expert_feed_forward_length": config["moe_intermediate_size"], "expert_weights_scale": 1.0,
+        "expert_gating_func": 2 if config["model_type"] == "deepseek_v3" else 1,
+        "expert_weights_norm": config["model_type"] == "deepseek_v3",
+    }  # fmt: skip
 
 
 def formats(given):
@@ -139,10 +175,10 @@ def formats(given):
         yield name, shape, "F32" if len(shape) < 2 or name.endswith(narrow) else "F16"
 
 
-def write(path, config, given, file_type=1, more=()):
-    """A file of these (name, shape, format), all zeros."""
+def write(path, config, given, file_type=1, more=(), most=0):
+    """A file of these (name, shape, format), all zeros; in parts of at most so many bytes of tensors."""
     architecture, pairs = metadata(config)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_size=most)
     for key, value in {**pairs, "general.file_type": file_type, **dict(more)}.items():
         add = {
             bool: writer.add_bool,

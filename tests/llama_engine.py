@@ -70,7 +70,7 @@ def load(path, **options):
 def report_of(text):
     """The report in what the engine wrote."""
     sizes = re.findall(r"(\S+) model buffer size = +([\d.]+) MiB", text)
-    kv = re.search(r"llama_kv_cache: size = +([\d.]+) MiB \( *(\d+) cells", text)
+    kv = re.findall(r"llama_kv_cache: size = +([\d.]+) MiB \( *(\d+) cells", text)
     compute = re.search(r"compute buffer size = +([\d.]+) MiB", text)
     graph = re.search(r"graph: nodes = (\d+), splits = (\d+)", text)
     if not (sizes and kv and compute and graph):
@@ -80,7 +80,8 @@ def report_of(text):
     ops = tuple(
         Node(int(m[1]), m[2], m[3], tuple(re.findall(r" *(\S.*?) \( *\d+[KM]\) \[[^]]*\]", m[4]))) for m in found
     )
-    return Report(dict(sizes), kv[1], int(kv[2]), compute[1], int(graph[1]), int(graph[2]), ops, text)
+    caches = " + ".join(size for size, _ in kv if len(kv) < 2 or size != "0.00")  # of windows the second
+    return Report(dict(sizes), caches, int(kv[0][1]), compute[1], int(graph[1]), int(graph[2]), ops, text)
 
 
 if __name__ == "__main__":

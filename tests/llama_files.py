@@ -17,6 +17,21 @@ MIXTURE = {
     "vocabulary": 512,
 }
 ERNIE = {**WIDE, "model_type": "ernie4_5", "use_bias": False, "tie_word_embeddings": True}
+LATENT = {
+    **WIDE, "num_key_value_heads": 8, "kv_lora_rank": 128, "q_lora_rank": 64, "qk_rope_head_dim": 32, "qk_nope_head_dim": 64,
+    "v_head_dim": 64, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 2,
+    "moe_intermediate_size": 256, "n_group": 1, "topk_group": 1, "tie_word_embeddings": False, "model_type": "deepseek_v3",
+}  # fmt: skip
+"""Latent attention. The engine takes a decoder of 27 layers alone for one whose queries have no latent."""
+OTHERS = {
+    name: {**gguf_files.OTHERS[name], **WIDE, "model_type": name}
+    for name in ("olmo2", "starcoder2", "glm4", "phi3", "granite", "smollm3")
+}
+ROUTED = {
+    **WIDE, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True,
+    "tie_word_embeddings": False, "model_type": "qwen3_moe", "head_dim": 64,
+}  # fmt: skip
+GEMMA3 = {**WIDE, "model_type": "gemma3_text"}
 CONFIGS = {
     "llama": {**WIDE, "model_type": "llama", "tie_word_embeddings": False},
     "llama, tied": {**WIDE, "model_type": "llama", "tie_word_embeddings": True},
@@ -30,6 +45,15 @@ CONFIGS = {
     "ernie4_5": {**ERNIE, "head_dim": 128},
     "ernie4_5, as the decoder of PaddleOCR-VL": {**ERNIE, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 18, "num_attention_heads": 16, "head_dim": 128, "vocab_size": 103424},
     "gemma": {**WIDE, "model_type": "gemma", "head_dim": 64},
+    "gemma2": {**WIDE, "model_type": "gemma2", "head_dim": 64, "sliding_window": 64},
+    "gemma3": {**GEMMA3, "head_dim": 64, "sliding_window": 64, "num_hidden_layers": 7},
+    "gemma3, 13 layers": {**GEMMA3, "head_dim": 96, "sliding_window": 300, "num_hidden_layers": 13},
+    **OTHERS,
+    "qwen3_moe": ROUTED,
+    "qwen2_moe": {k: v for k, v in ROUTED.items() if k != "head_dim"} | {"model_type": "qwen2_moe", "norm_topk_prob": False, "shared_expert_intermediate_size": 512},
+    "deepseek2, 27 layers, no latent of queries": {**LATENT, "model_type": "deepseek_v2", "topk_method": "greedy", "q_lora_rank": None, "num_hidden_layers": 27},
+    "deepseek2": LATENT,
+    "deepseek2, 2 of 4 groups": {**LATENT, "n_group": 4, "topk_group": 2, "qk_rope_head_dim": 64},
     "deepseek2-ocr, 2 of 8 experts": MIXTURE,
     "deepseek2-ocr, 6 of 16 experts": {**MIXTURE, "experts": 16, "active": 6},
 }  # fmt: skip
@@ -52,6 +76,8 @@ def write(folder, name, policy):
         more |= {
             f"{architecture}.{key}": config["head_dim"] for key in ("attention.value_length", "rope.dimension_count")
         }
+    if architecture == "granite":
+        more[f"{architecture}.rope.dimension_count"] = config["hidden_size"] // config["num_attention_heads"]
     return gguf_files.write(folder / f"{name}.{policy}.gguf".replace(" ", "_"), config, given, more=more.items())
 
 
@@ -60,8 +86,6 @@ def asked(policy="f16", context=512, ubatch=512, **options):
     return policy, context, ubatch, options
 
 
-REASONS = {"gemma": "a node a layer: gemma's queries are scaled by an op of their own, which runs in place"}
-"""Differences that are known, and why."""
 DECODERS = [(name, asked(flash=flash)) for name in CONFIGS if "PaddleOCR" not in name for flash in (True, False)]
 SIZES = [
     ("llama", asked(context=context, ubatch=ubatch, flash=flash, **cache))
@@ -70,7 +94,7 @@ SIZES = [
 ]  # fmt: skip
 ROTATED = [
     (name, asked(flash=True, keys="q8_0", values="q8_0"))
-    for name in ("qwen3, heads of 96", "qwen3, heads of 192", "qwen3, heads of 256", "ernie4_5", "deepseek2-ocr, 2 of 8 experts")
+    for name in ("qwen3, heads of 96", "qwen3, heads of 192", "qwen3, heads of 256", "ernie4_5", "deepseek2-ocr, 2 of 8 experts", "qwen2", "smollm3", "qwen3_moe", "olmo2")
 ]  # fmt: skip
 STORED = [
     ("llama, tied", asked(policy, mapped=mapped, repack=repack))
@@ -80,7 +104,22 @@ STORED = [
 LARGE = [
     ("ernie4_5, as the decoder of PaddleOCR-VL", asked("q4_k_m", context=8192, flash=flash)) for flash in (True, False)
 ]
-QUESTIONS = [*DECODERS, *SIZES, *ROTATED, *STORED, *LARGE]
+WINDOWS = [
+    (name, asked(context=context, ubatch=ubatch, flash=flash, **cache))
+    for name in ("gemma2", "gemma3", "gemma3, 13 layers")
+    for context, ubatch, flash, cache in (
+        (2048, 64, True, {}), (2048, 64, False, {}), (1000, 512, False, {}), (4096, 7, True, {}),
+        (1000, 128, True, {"keys": "q8_0", "values": "q8_0"}), (1000, 128, False, {"keys": "q8_0"}),
+    )
+]  # fmt: skip
+LATENTS = [
+    (name, asked(context=context, ubatch=ubatch, flash=flash, **cache))
+    for name in ("deepseek2", "deepseek2, 2 of 4 groups")
+    for context, ubatch, flash, cache in (
+        (300, 64, False, {}), (2000, 512, False, {}), (4096, 7, True, {}), (1000, 128, True, {"keys": "q8_0", "values": "q8_0"}),
+    )
+]  # fmt: skip
+QUESTIONS = [*DECODERS, *SIZES, *ROTATED, *WINDOWS, *LATENTS, *STORED, *LARGE]
 
 
 def words(options):
@@ -93,3 +132,8 @@ def words(options):
 def mib(size):
     """Bytes as the engine writes them."""
     return f"{size / 2**20:.2f}"
+
+
+def caches(ours):
+    """The caches of `buffers` as the engine's report has them."""
+    return " + ".join(mib(size) for size in (ours.kv - ours.near, ours.near) if size)

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from modelmeter import Runtime
-from modelmeter.checkpoints.llama_cpp import buffers
+from modelmeter import InputError, Runtime
+from modelmeter.checkpoints.llama_cpp import buffers, graph_of
 from modelmeter.models.config_json import model_of
 from modelmeter.models.families import component
 from modelmeter.models.vlm import text_model
@@ -93,3 +93,52 @@ def test_a_plan_holds_what_is_alive_at_once(model, flash):
     lifetimes = Runtime.of(work.counting.runtime)
     apart = replace(lifetimes, name="apart", lifetimes=LIFETIMES["arena"])
     assert alive <= model.cost("prefill", model.text(S, runtime=apart)).peak_activation_bytes
+
+
+def test_a_quantised_cache_is_rotated_in_the_cost_too():
+    model = llama(3, hidden_size=512, num_attention_heads=4)  # heads of 128
+    plain, keys, both = (
+        model.cost("prefill", model.text(S, runtime="llama_cpp", precision=precision))
+        for precision in ({"kv": "fp16"}, {"kv": "fp16", "overrides": {"*C_k": "q8_0"}}, {"kv": "q8_0"})
+    )
+    layers, heads, kv_heads, width = 3, 4, 2, 128
+    assert keys.tensor_core_flops - plain.tensor_core_flops == 2 * layers * S * (heads + kv_heads) * width * 128
+    assert both.tensor_core_flops - keys.tensor_core_flops == 2 * layers * S * (heads + kv_heads) * width * 64
+    with pytest.raises(InputError, match="needs flash attention for values in q8_0"):
+        model.cost("prefill", model.text(S, runtime="llama_cpp_scores", precision={"kv": "q8_0"}))
+
+
+def test_a_basis_says_what_a_runtime_counts():
+    model = llama(2)
+    for precision, told in (("bf16", "bf16/fp32/bf16"), ({"kv": "q8_0"}, "bf16/fp32/q8_0"), ("fp32", "fp32")):
+        work = model.text(S, runtime="llama_cpp", causal="exact", precision=precision)
+        assert model.cost("prefill", work).basis == f"llama_cpp, causal full, logits last, {told}"
+    full, exact = (
+        model.cost("prefill", model.text(S, runtime="llama_cpp", causal=causal)) for causal in ("full", "exact")
+    )
+    assert full == exact
+
+
+@pytest.mark.parametrize("context", (300, 2000, 8000))
+def test_a_cache_of_windows_holds_the_window_and_what_is_computed_at_once(context):
+    model = llama(
+        12,
+        model_type="gemma3_text",
+        head_dim=32,
+        sliding_window=100,
+        sliding_window_pattern=6,
+        tie_word_embeddings=True,
+    )
+    ours = buffers(model, "f16", context, 64)
+    a_cell, cells = 2 * 2 * 32 * 2, -(-context // 256) * 256  # K and V, heads, width, bytes
+    assert ours.near == 10 * a_cell * min(256, cells)
+    assert ours.kv - ours.near == 2 * a_cell * cells
+    cost = model.cost("decode", model.text(context - 1, decode_steps=1, runtime="llama_cpp", precision={"kv": "fp16"}))
+    assert cost.kv_cache_bytes == 2 * a_cell * cells + 10 * a_cell * min(768, cells)  # 100 + 512, whole cells
+
+
+def test_layers_of_two_kinds_run_in_their_own_order():
+    fields = {"head_dim": 32, "sliding_window": 100, "model_type": "gemma2", "tie_word_embeddings": True}
+    graph = graph_of(llama(5, **fields))
+    caches = [op.n for op in graph.ops if op.writes and op.writes[0].name.endswith("C_k")]
+    assert ["window" in n.axes for n in caches] == [True, False, True, False, True]

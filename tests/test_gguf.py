@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import random
+import re
 import tracemalloc
 from fractions import Fraction
 
@@ -15,9 +16,10 @@ import pytest
 
 import modelmeter
 from modelmeter import Precision, cli
-from modelmeter.checkpoints.gguf import metadata_bytes
+from modelmeter.checkpoints.gguf import metadata_bytes, read_gguf
 from modelmeter.checkpoints.inspect import compare, model_in, read_header
 from modelmeter.checkpoints.layout import decoder_of, layout_of
+from modelmeter.checkpoints.split import parts_bytes
 from modelmeter.errors import InputError
 from modelmeter.models.config_json import model_of
 from modelmeter.models.families import component
@@ -31,6 +33,10 @@ files = pytest.importorskip("gguf_files")
 
 MODELS = (*files.CONFIGS, *files.MIXTURES)
 QUANTISED = [name for name in POLICIES if POLICIES[name]["file_type"] > 1 and name != "mostly_bf16"]
+
+
+MATRIX = [name for name in POLICIES if POLICIES[name].get("matrix")]
+"""Policies that need an importance matrix."""
 
 
 def made(name):
@@ -250,7 +256,8 @@ def test_formats_are_those_of_llama_cpps_own_quantiser(name, tmp_path):
     source, to = tmp_path / "f16.gguf", tmp_path / "quantised.gguf"
     files.write(source, config, files.formats(given))
     stored = 0
-    for policy in QUANTISED:
+    without = [policy for policy in QUANTISED if policy not in MATRIX]
+    for policy in without:
         params = llama.llama_model_quantize_default_params()
         params.ftype, params.nthread = POLICIES[policy]["file_type"], 1
         if llama.llama_model_quantize(os.fsencode(source), os.fsencode(to), ctypes.byref(params)):
@@ -261,7 +268,35 @@ def test_formats_are_those_of_llama_cpps_own_quantiser(name, tmp_path):
         layout, header = layout_of(model, policy), read_header(str(to))
         assert by_name(layout.tensors) == by_name(header.tensors.values()), policy
         assert layout.file(header.metadata_bytes)[1] == to.stat().st_size, policy
-    assert stored == len(QUANTISED)
+    assert stored == len(without)
+
+
+def planned(llama, source, policy):
+    """The format that the quantiser plans for each tensor, with an importance matrix; it stores nothing."""
+    kind, spoken = llama.llama_model_quantize_params._fields_[10][1]._type_, []
+    one = ctypes.cast((ctypes.c_float * 1)(1.0), ctypes.POINTER(ctypes.c_float))
+    params = llama.llama_model_quantize_default_params()
+    params.ftype, params.nthread, params.dry_run = POLICIES[policy]["file_type"], 1, True
+    params.imatrix = (kind * 2)(kind(b"none", one, 1), kind(None, None, 0))
+    log = llama.llama_log_callback(lambda level, text, _: spoken.append(text.decode()))
+    llama.llama_log_set(log, None)
+    failed = llama.llama_model_quantize(os.fsencode(source), os.fsencode(f"{source}.none"), ctypes.byref(params))
+    llama.llama_log_set(llama._logger.llama_log_callback, None)
+    lines = re.findall(r"\] +(\S+) +- \[.*?type = +(\w+), size = .*?(?:\((\w+)\))?\n", "".join(spoken))
+    return None if failed else {name: FORMATS[(new or old).lower()].name for name, old, new in lines}
+
+
+@pytest.mark.parametrize("name", [*MODELS, *files.OTHERS, *files.LARGE])
+def test_formats_with_an_importance_matrix_are_those_that_the_quantiser_plans(name, tmp_path):
+    llama = library()
+    model, config, given = made(name)
+    source = tmp_path / "f16.gguf"
+    files.write(source, config, files.formats(given))
+    assert len(MATRIX) == 9
+    for policy in MATRIX:
+        its = planned(llama, source, policy)
+        assert its, policy
+        assert {t.name: t.format.name for t in layout_of(model, policy).tensors} == its, policy
 
 
 # Seed 000's table
@@ -341,11 +376,96 @@ def test_inspect_names_what_differs(tmp_path, capsys):
     assert "every tensor of the decoder is as in the model" in capsys.readouterr().out
 
 
-def test_a_part_of_a_split_file_is_refused(tmp_path):
-    config, _ = small_gguf(tmp_path)
-    path = files.write(tmp_path / "part.gguf", config, files.formats(files.tensors(config)), more={"split.count": 3})
-    with pytest.raises(InputError, match="is one of 3 parts of a file; join them first"):
-        read_header(str(path))
+def in_parts(tmp_path, most=2500):
+    """A small file in parts, as the package gguf writes them, and its fields."""
+    config, whole = small_gguf(tmp_path)
+    given = list(files.formats(files.tensors(config)))
+    files.write(tmp_path / "small.gguf", config, given, most=most)
+    return config, whole, sorted(tmp_path.glob("small-*.gguf"))
+
+
+def test_parts_are_one_file_read_from_any_of_them(tmp_path):
+    config, _, parts = in_parts(tmp_path)
+    assert len(parts) > 3
+    model = model_of(config)
+    for part in parts:
+        header = read_header(str(part))
+        assert compare(header, model) == [] == compare(header, model_in(header))
+        assert header.file_bytes == sum(p.stat().st_size for p in parts)
+        assert header.path == str(parts[0])
+
+
+def test_parts_are_predicted_to_the_byte(tmp_path):
+    _config, _, parts = in_parts(tmp_path, 4096)
+    written = list(read_header(str(parts[0])).tensors.values())
+    known = read_gguf(parts[0]).metadata_bytes - read_gguf(parts[1]).metadata_bytes
+    assert [size for _, size in parts_bytes(written, known, 4096)] == [p.stat().st_size for p in parts]
+
+
+def test_a_part_that_is_missing_doubled_or_lies_is_said(tmp_path):
+    _config, _, parts = in_parts(tmp_path)
+    kept, many = [part.read_bytes() for part in parts], len(parts)
+
+    def said(sentence):
+        with pytest.raises(InputError, match=sentence):
+            read_header(str(parts[0]))
+        for part, data in zip(parts, kept, strict=True):
+            part.write_bytes(data)
+
+    parts[1].unlink()
+    said(f"part 2 of {many} is missing, 'small-00002-of-{many:05}.gguf'$")
+    parts[1].unlink(), parts[2].unlink()
+    said("part 2 .* and so are 1 more")
+    parts[1].write_bytes(kept[2])
+    said("key 'split.no' is 2, but of this part it must be 1")
+    parts[1].write_bytes(kept[1].replace(b"split.count", b"split.coumt"))
+    said("00002.*key 'split.count' is None")
+    at = kept[2].index(b"split.tensors.count") + len(b"split.tensors.count") + 4
+    parts[2].write_bytes(kept[2][:at] + b"\x07" + kept[2][at + 1 :])
+    said("00003.*key 'split.tensors.count' is 7")
+    for part, data in zip(parts, kept, strict=True):
+        at = data.index(b"split.tensors.count") + len(b"split.tensors.count") + 4
+        part.write_bytes(data[:at] + b"\x07" + data[at + 1 :])
+    said("its parts have 21 tensors, but 'split.tensors.count' is 7")
+    (tmp_path / "alone.gguf").write_bytes(kept[0])
+    with pytest.raises(InputError, match=f"is one of {many} parts, so its name must end in -00001-of-{many:05}.gguf"):
+        read_header(str(tmp_path / "alone.gguf"))
+
+
+def test_a_tensor_in_two_parts_is_said(tmp_path):
+    config, _, _ = in_parts(tmp_path)
+    given = list(files.formats(files.tensors(config)))
+    for i in range(2):
+        more = {"split.no": i, "split.count": 2, "split.tensors.count": 2 * len(given)}
+        files.write(tmp_path / f"twice-0000{i + 1}-of-00002.gguf", config, given, more=more)
+    with pytest.raises(InputError, match=r"twice-00002.*tensor '.*' is in another part too"):
+        read_header(str(tmp_path / "twice-00001-of-00002.gguf"))
+
+
+def test_500_damaged_parts_are_read_or_refused_with_a_sentence(tmp_path):
+    rng, refused = random.Random("parts"), 0
+    config, _, parts = in_parts(tmp_path)
+    model, kept = model_of(config), [part.read_bytes() for part in parts]
+    for _ in range(500):
+        at = rng.randrange(len(parts))
+        parts[at].write_bytes(mutated(kept[at], rng))
+        if rng.random() < 0.1:
+            parts[rng.randrange(len(parts))].unlink()
+        tracemalloc.start()
+        try:
+            header = read_header(str(next(part for part in parts if part.is_file())))
+            compare(header, model)
+            compare(header, model_in(header))
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 1000 and "small-" in str(error), error
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            for part, data in zip(parts, kept, strict=True):
+                part.write_bytes(data)
+        assert peak < 20 * sum(map(len, kept)) + 2_000_000
+    assert refused > 250
 
 
 def test_inspect_names_a_tensor_of_another_format(tmp_path):
@@ -475,6 +595,7 @@ def test_what_is_no_such_file_is_said(file, data, sentence, tmp_path, capsys):
     (["gguf", "paddleocr_vl", "--others", "q4_k"], "unknown format 'q4_k'"),
     (["gguf", "paddleocr_vl", "--metadata-bytes", "-3"], "--metadata-bytes"),
     (["gguf", "nothere"], "unknown model 'nothere'"),
+    (["gguf", "paddleocr_vl", "--split-max-size", "2T"], "--split-max-size must be a whole number with M or G"),
     (["inspect", "nothere.gguf"], "cannot read 'nothere.gguf'"),
     (["inspect"], "file"),
 ])  # fmt: skip
@@ -489,6 +610,8 @@ def test_the_command_tells_the_table_and_what_it_does_not_predict(capsys):
     assert "297.8 MB" in out and "without metadata" in out and "1.176 GB" in out
     assert cli.main(["gguf", "paddleocr_vl", "--metadata-bytes", "1000", "--tensors"]) == 0
     assert "blk.17.ffn_down.weight" in capsys.readouterr().out
+    assert cli.main(["gguf", "paddleocr_vl", "--split-max-size", "100M"]) == 0
+    assert "in 3 parts of at most 100 MB of tensors:" in capsys.readouterr().out
 
 
 def test_every_tensor_of_a_policy_is_of_the_graph():

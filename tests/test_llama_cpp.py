@@ -14,12 +14,12 @@ from modelmeter.runtimes.planner import unrolled
 pytest.importorskip("xllamacpp")
 pytest.importorskip("gguf")
 
-from gguf_files import SMALL
-from llama_files import CONFIGS, DECODERS, LARGE, QUESTIONS, made, mib, words, write
+from gguf_files import OTHERS, SMALL
+from llama_files import DECODERS, LARGE, QUESTIONS, caches, made, mib, words, write
 
 KINDS = {
-    "matmul": "MUL_MAT MUL_MAT_ID", "lookup": "GET_ROWS", "copy": "GET_ROWS SET_ROWS CONT ARGSORT", "norm": "RMS_NORM",
-    "reserved": "GET_ROWS DUP SET_ROWS", "pointwise": "MUL ADD ROPE", "softmax": "SOFT_MAX", "apart": "SWIGLU GEGLU",
+    "matmul": "MUL_MAT MUL_MAT_ID", "lookup": "GET_ROWS", "copy": "GET_ROWS SET_ROWS CONT CONCAT ARGSORT FILL", "norm": "RMS_NORM",
+    "reserved": "GET_ROWS DUP SET_ROWS", "pointwise": "MUL ADD ROPE SCALE TANH GELU SILU SIGMOID CLAMP DIV", "softmax": "SOFT_MAX", "apart": "SWIGLU GEGLU NORM SUM_ROWS",
 }  # fmt: skip
 """What the engine calls ops of a kind."""
 
@@ -41,11 +41,11 @@ def test_buffers_and_nodes_are_those_that_the_engine_reports(file_of, name, ques
         "CPU_REPACK": mib(ours.repacked),
     }
     assert {"CPU_REPACK": "0.00"} | report.model == weights
-    assert (report.kv, report.compute, report.splits) == (mib(ours.kv), mib(ours.compute), 1)
-    assert report.nodes == ours.nodes + (CONFIGS[name]["num_hidden_layers"] if name == "gemma" else 0)
+    assert (report.kv, report.compute, report.splits) == (caches(ours), mib(ours.compute), 1)
+    assert report.nodes == ours.nodes
 
 
-@pytest.mark.parametrize(("name", "question"), [given for given in DECODERS if given[0] != "gemma"], ids=str)
+@pytest.mark.parametrize(("name", "question"), DECODERS, ids=str)
 def test_the_engine_runs_these_ops_in_this_order(file_of, name, question):
     policy, context, ubatch, options = question
     report = load(file_of(name, policy), n_ctx=context, n_batch=4096, n_ubatch=ubatch, **words(options))
@@ -60,10 +60,23 @@ def test_the_engine_runs_these_ops_in_this_order(file_of, name, question):
 
 
 def test_what_is_not_known_is_refused():
-    windows = model_of({**SMALL, "model_type": "gemma2", "head_dim": 32, "sliding_window": 16})
-    with pytest.raises(InputError, match="attention in windows"):
-        buffers(windows, "f16", 512)
-    with pytest.raises(InputError, match="need flash attention"):
+    windows = model_of({**SMALL, "model_type": "mistral", "sliding_window": 16})
+    for refused in (
+        lambda: buffers(windows, "f16", 512),
+        lambda: windows.cost("prefill", windows.text(9, runtime="llama_cpp")),
+    ):
+        with pytest.raises(
+            InputError, match=r"attention in windows is known here in llama.cpp of gemma2, gemma3_text alone"
+        ):
+            refused()
+    with pytest.raises(InputError, match=r"llama.cpp runs latent attention of deepseek_v3 absorbed"):
+        made("deepseek2").cost("prefill", made("deepseek2").text(9, runtime="llama_cpp"))
+    with pytest.raises(InputError, match=r"llama.cpp keeps latents in one format"):
+        buffers(made("deepseek2"), "f16", 512, keys="q8_0")
+    parallel = model_of({**OTHERS["phi"], "model_type": "phi"})
+    with pytest.raises(InputError, match="side by side"):
+        buffers(parallel, "f16", 512)
+    with pytest.raises(InputError, match="needs flash attention"):
         buffers(made("llama"), "f16", 512, flash=False, values="q8_0")
     with pytest.raises(InputError, match="context must be a whole number"):
         buffers(made("llama"), "f16", 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llama_engine import Report, load
-from llama_files import QUESTIONS, REASONS, made, mib, words
+from llama_files import QUESTIONS, caches, made, mib, words
 from llama_files import write as write_file
 from page import both, write
 
@@ -38,7 +38,7 @@ def _rows(folder: Path) -> Iterator[list[str]]:
         report = load(path, n_ctx=context, n_batch=4096, n_ubatch=ubatch, **words(options))
         cells = list(_cells(report, buffers(made(name), policy, context, ubatch, **options)))
         told = {"n_ctx": context, "n_ubatch": ubatch} | {f"{key}": value for key, value in words(options).items()}
-        reason = REASONS.get(name, "unexplained") if any("/" in cell for cell in cells) else ""
+        reason = "unexplained" if any("/" in cell for cell in cells) else ""
         yield [name, policy, " ".join(f"{key}={value}" for key, value in told.items()), *cells, reason]
 
 
@@ -46,6 +46,6 @@ def _cells(report: Report, ours: Buffers) -> Iterator[str]:
     plain = next(size for name, size in report.model.items() if name != "CPU_REPACK")
     again = report.model.get("CPU_REPACK", "0.00")
     yield both(" + ".join((plain, again)), " + ".join((mib(ours.model), mib(ours.repacked)))).replace(" + 0.00", "")
-    yield both(report.kv, mib(ours.kv))
+    yield both(report.kv, caches(ours))
     yield both(report.compute, mib(ours.compute))
     yield both(str(report.nodes), str(ours.nodes))

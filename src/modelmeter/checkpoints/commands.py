@@ -20,6 +20,7 @@ def gguf(parser: Any, arguments: Sequence[str]) -> tuple[str, int]:
     parser.add_argument("--quant", default="q4_k_m", metavar="NAME", help="how llama.cpp stores it (q4_k_m)")
     parser.add_argument("--others", default="fp16", metavar="FORMAT", help="format of all but the decoder (fp16)")
     parser.add_argument("--metadata-bytes", metavar="N", help="bytes of metadata, the tokenizer's among them")
+    parser.add_argument("--split-max-size", metavar="SIZE", help="in parts of at most so many M or G bytes of tensors")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")
     options = parser.parse_args(arguments)
     from modelmeter.checkpoints.layout import layout_of, layout_text
@@ -33,7 +34,16 @@ def gguf(parser: Any, arguments: Sequence[str]) -> tuple[str, int]:
     if given is not None and not given.isdecimal():
         raise InputError(f"--metadata-bytes must be a whole number, not {given!r}")
     layout = layout_of(load_model(options.model, options.changes), policy, others)
-    return layout_text(layout, None if given is None else int(given), options.tensors), 0
+    most = None if options.split_max_size is None else _size(options.split_max_size)
+    return layout_text(layout, None if given is None else int(given), options.tensors, most), 0
+
+
+def _size(text: str) -> int:
+    """Bytes of a size such as 2G or 500M."""
+    number, unit = text[:-1], {"M": 10**6, "G": 10**9}.get(text[-1:])
+    if not number.isdecimal() or not int(number) or unit is None:
+        raise InputError(f"--split-max-size must be a whole number with M or G, such as 2G, not {text!r}")
+    return int(number) * unit
 
 
 def inspect(parser: Any, arguments: Sequence[str]) -> tuple[str, int]:

@@ -5,21 +5,22 @@ With no model named, the model is built from the file's own metadata, or from th
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelmeter.checkpoints.gguf import read_gguf
+from modelmeter.checkpoints.called import Wanted, alike, alike_folded, alike_stacked, decoders, is_decoders, towers
 from modelmeter.checkpoints.header import FileTensor, Header
-from modelmeter.checkpoints.layout import decoder_of, graphs_of, layout_of, names
+from modelmeter.checkpoints.layout import graphs_of, layout_of, names
 from modelmeter.checkpoints.safetensors import INDEX, read_index, read_safetensors
+from modelmeter.checkpoints.split import read_parts
 from modelmeter.errors import InputError, choose
 from modelmeter.models.config_json import model_of
 from modelmeter.models.families import component
 from modelmeter.models.model import BaseModel
 from modelmeter.models.vlm import text_model
-from modelmeter.programs.policies import POLICIES, of_decoder, placed
+from modelmeter.programs.formats import FORMATS, Format
+from modelmeter.programs.policies import POLICIES, of_decoder
 from modelmeter.programs.weights import weights_of
 from modelmeter.report.tables import align, si
 
@@ -50,11 +51,7 @@ def read_header(name: str) -> Header:
         return read_safetensors(path)
     if path.suffix != ".gguf":
         raise InputError(f"{name!r} must be a .gguf, a .safetensors, a {INDEX[1:]} or a folder of such")
-    header = read_gguf(path)
-    parts = header.metadata.get("split.count", 1)
-    if parts not in (0, 1):
-        raise InputError(f"{name!r} is one of {parts!r:.80} parts of a file; join them first, as with llama-gguf-split")
-    return header
+    return read_parts(path)
 
 
 def policy_of(header: Header) -> str:
@@ -114,72 +111,58 @@ def _told(header: Header, kind: str, told: str, fields: Mapping[str, Any]) -> An
 
 
 def compare(header: Header, model: BaseModel) -> list[Difference]:
-    """What differs between a file and a model's decoder; the vision part of a file is left to `beside`."""
-    policy = policy_of(header) if header.kind == "gguf" else ""
+    """What differs between a file and a model: its decoder, of a safetensors file its towers too if their names are
+    known; what is compared by number alone is told by `beside`."""
     if header.kind == "gguf":
-        wanted = {t.name: t for t in layout_of(model, policy or "f32").tensors}
-    else:
-        wanted = dict(_in_safetensors(header, model))
-    found = {
-        name: tensor for name, tensor in header.tensors.items() if header.kind == "gguf" or _decoders(header, name)
-    }
-    differences = [Difference("missing", name, _shape(wanted[name])) for name in wanted.keys() - found.keys()]
-    differences += [Difference("extra", name, "", _shape(found[name])) for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        ours, its = wanted[name], found[name]
-        if _plain(ours) != _plain(its):
-            differences.append(Difference("shape", name, _shape(ours), _shape(its)))
-        elif policy and ours.format is not its.format:
-            differences.append(Difference("format", name, ours.format.name, its.format.name))
-    return sorted(differences)
+        policy = policy_of(header)
+        layout = layout_of(model, policy or "f32").tensors
+        stored = {t.name: t.format if policy else None for t in layout}
+        return sorted(_compared([Wanted(t.name, t.shape) for t in layout], header.tensors, stored, alike))
+    told = _told_format(model)
+    its = {name: t for name, t in header.tensors.items() if is_decoders(header, name)}
+    found = list(_compared(list(decoders(header, model)), its, dict.fromkeys(its, told), alike_stacked))
+    tower = towers(header, model)
+    if tower is not None:
+        others = {name: t for name, t in header.tensors.items() if name not in its}
+        found += _compared(tower, others, dict.fromkeys(others, told), alike_folded)
+    return sorted(found)
 
 
-def _plain(tensor: FileTensor) -> tuple[int, ...]:
-    """A shape without axes of 1."""
-    return tuple(side for side in tensor.shape if side != 1)
+def _compared(
+    wanted: list[Wanted], found: Mapping[str, FileTensor], stored: Mapping[str, Format | None],
+    same: Callable[[tuple[int, ...], tuple[int, ...]], bool],
+) -> Iterator[Difference]:  # fmt: skip
+    """Differences of tensors, in formats too where one is known."""
+    shapes = dict(wanted)
+    for name in shapes.keys() | found.keys():
+        if name not in found:
+            yield Difference("missing", name, _shape(shapes[name]))
+        elif name not in shapes:
+            yield Difference("extra", name, "", _shape(found[name].shape))
+        elif not same(shapes[name], found[name].shape):
+            yield Difference("shape", name, _shape(shapes[name]), _shape(found[name].shape))
+        else:
+            form, its = stored[name], found[name].format
+            if form is not None and form is not its:
+                yield Difference("format", name, form.name, its.name)
 
 
-def _shape(tensor: FileTensor) -> str:
-    return "x".join(map(str, tensor.shape))
+def _told_format(model: BaseModel) -> Format | None:
+    """The format that a config.json tells, if it does."""
+    fields: Mapping[str, Any] = getattr(model, "config", None) or {}
+    told = str(fields.get("dtype") or fields.get("torch_dtype") or "").removeprefix("torch.")
+    return FORMATS.get({"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}.get(told, ""))
 
 
-def _prefix(header: Header) -> str:
-    """What stands before the names of a decoder's tensors in a safetensors file."""
-    ending = str(names()["safetensors"]["W_tok"])
-    return next((name.removesuffix(ending) for name in header.tensors if name.endswith(ending)), "model.")
-
-
-def _decoders(header: Header, name: str) -> bool:
-    """Whether a tensor of a safetensors file is of the decoder."""
-    own = name.removeprefix(_prefix(header))
-    begins = re.match(r"(embed_tokens|norm|final_layernorm|layers)\.", own)
-    return bool((begins and name.startswith(_prefix(header))) or re.search(r"(^|\.)lm_head\.", name))
-
-
-def _in_safetensors(header: Header, model: BaseModel) -> Iterator[tuple[str, FileTensor]]:
-    """The decoder's tensors as safetensors files call them, a matrix an expert; formats are those of the file."""
-    form, table, taken = next(iter(header.tensors.values())).format, names()["safetensors"], set[str]()
-    heads = [name for name in header.tensors if name.endswith("lm_head.weight")]
-    for p in sorted(placed(decoder_of(model)), key=lambda p: p.own.startswith("norm1")):
-        if p.own == "head.W_head":
-            yield (heads or ["lm_head.weight"])[0], FileTensor("", p.weight.shape, form, 0)
-            continue
-        if p.own not in table and "W_" not in p.own:
-            continue
-        calls = [_prefix(header) + call for call in choose("tensor", p.own, table) and table[p.own].split()]
-        experts = p.weight.shape[2] if "{e}" in calls[0] and len(p.weight.shape) > 2 else 1
-        there = (c for c in calls if c.format(p.layers[0], e=0) in header.tensors.keys() - taken)
-        call = next(there, calls[0])
-        taken.add(call.format(p.layers[0], e=0))
-        for i in p.layers:
-            for e in range(experts):
-                shape = p.weight.shape[:2] if experts > 1 else p.weight.shape
-                yield call.format(i, e=e), FileTensor("", shape, form, 0)
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def beside(header: Header, model: BaseModel) -> tuple[int, int]:
     """Elements beside the decoder: those of the file, and those of the model."""
-    its = sum(t.elements for name, t in header.tensors.items() if header.kind != "gguf" and not _decoders(header, name))
+    its = sum(
+        t.elements for name, t in header.tensors.items() if header.kind != "gguf" and not is_decoders(header, name)
+    )
     ours: dict[str, int] = {}
     for graph in graphs_of(model):
         for name, weight in weights_of(graph).items():
@@ -217,12 +200,28 @@ def comparison_text(header: Header, model: BaseModel) -> str:
         those = [d for d in differences if d.kind == kind]
         lines += [f"  {kind:8}{d.name}  {_sides(d)}" for d in those[:MOST]]
         lines += [f"  and {len(those) - MOST} more"] * (len(those) > MOST)
+    lines += _typed_otherwise(header, model)
     its, ours = beside(header, model)
-    if its or (ours and header.kind != "gguf"):
+    if (its or (ours and header.kind != "gguf")) and (header.kind == "gguf" or towers(header, model) is None):
         lines.append(
             f"beside the decoder the file has {si(its, '')} parameters, the model {si(ours, '')} ({its - ours:+,})"
         )
     return "\n".join([*lines, *model.notes])
+
+
+def _typed_otherwise(header: Header, model: BaseModel) -> list[str]:
+    """Tensors of a safetensors file in another format than most of its elements, where the model tells none."""
+    if header.kind == "gguf" or _told_format(model) is not None:
+        return []
+    elements: dict[str, int] = {}
+    for tensor in header.tensors.values():
+        elements[tensor.format.name] = elements.get(tensor.format.name, 0) + tensor.elements
+    most = max(elements, key=lambda name: elements[name], default="")
+    others = [t for t in header.tensors.values() if t.format.name != most]
+    told = [f"  {t.name}  {t.format.name}" for t in others[:MOST]] + [f"  and {len(others) - MOST} more"] * (
+        len(others) > MOST
+    )
+    return [f"typed otherwise than {most}, which most is: {len(others)}", *told] if others else []
 
 
 def _counted(differences: list[Difference]) -> str:

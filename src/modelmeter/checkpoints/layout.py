@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from modelmeter.checkpoints.gguf import file_bytes
 from modelmeter.checkpoints.header import FileTensor
+from modelmeter.checkpoints.split import parts_bytes
 from modelmeter.errors import InputError
 from modelmeter.graph.graph import Graph
 from modelmeter.models.model import BaseModel
@@ -147,8 +148,11 @@ def _others(model: BaseModel, form: str) -> tuple[Row, ...]:
     return tuple(Row(part, many, int(many * each), (form,)) for part, many in counted.items())
 
 
-def layout_text(layout: Layout, metadata_bytes: int | None = None, every: bool = False) -> str:
-    """The layout as text: a table by part, the file's size, what is not predicted; `every` lists the tensors."""
+def layout_text(layout: Layout, metadata_bytes: int | None = None, every: bool = False, most: int | None = None) -> str:
+    """The layout as text: a table by part, the file's size, what is not predicted.
+
+    `every` lists the tensors, `most` the files of at most so many bytes of them.
+    """
     rows = [*layout.rows(), *layout.others]
     rows += [layout.hybrid()] * bool(layout.others)
     heads = ["part", "parameters", *DENSE, layout.policy, "bits", *(f"below {name}" for name in DENSE), "formats"]
@@ -166,6 +170,10 @@ def layout_text(layout: Layout, metadata_bytes: int | None = None, every: bool =
     )
     lines = [f"{layout.model} as {layout.policy}, the decoder as llama.cpp stores it", "", align(cells), ""]
     lines.append(f"file of {size:,} bytes: {len(layout.tensors)} tensors, a header of {header:,} bytes ({told})")
+    if most is not None:
+        parts = parts_bytes(layout.tensors, metadata_bytes or 0, most)
+        lines.append(f"in {len(parts)} parts of at most {si(most, 'B')} of tensors:")
+        lines += [f"  {i + 1}: {many} tensors, {size:,} bytes" for i, (many, size) in enumerate(parts)]
     if every:
         listed = [[t.name, "x".join(map(str, t.shape)), t.format.name, f"{t.bytes:,}"] for t in layout.tensors]
         lines += ["", align([["tensor", "columns x rows", "format", "bytes"], *listed])]

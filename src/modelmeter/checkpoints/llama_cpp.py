@@ -6,6 +6,8 @@ Every number is what the engine itself reports of a file loaded on a CPU (docs/e
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,30 +17,34 @@ from modelmeter.checkpoints.layout import layout_of
 from modelmeter.errors import InputError
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Ref
-from modelmeter.layers.attention import attention_layers
+from modelmeter.models.decoders import in_turn
 from modelmeter.models.model import BaseModel
+from modelmeter.programs.counting import Counting
 from modelmeter.programs.policies import of_decoder
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.storage import Storage
-from modelmeter.runtimes.ggml import nodes
+from modelmeter.runtimes.ggml import UBATCH, ggml, nodes
+from modelmeter.runtimes.ggml_ops import last, near
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.runtimes.planner import planned_bytes
-from modelmeter.runtimes.rotated import rotated_cache
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.sizes import Size, evaluated
 
 REPACKED = {"q4_0": 8, "q4_k": 8, "iq4_nl": 8}
 """Formats of which a CPU with AVX2 rearranges the rows of matrices, so many together; those of tables it leaves."""
-ROTATED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl")
-"""Formats of a cache that holds rotated keys or values."""
+_PLAIN = Precision(kv="fp16")
 
 
 class Buffers(NamedTuple):
-    """Bytes of each buffer: `model` weights as in the file, `repacked` ones, `kv`, `compute`; `nodes` of the graph."""
+    """Bytes of each buffer: `model` weights as in the file, `repacked` ones, `kv`, `compute`; `nodes` of the graph.
+
+    `near` are those of `kv` that are a cache of its own, of layers with windows.
+    """
 
     model: int
     repacked: int
     kv: int
+    near: int
     compute: int
     nodes: int
 
@@ -55,35 +61,34 @@ def buffers(
     for name, value in (("context", context), ("ubatch", ubatch)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if values in ROTATED and not flash:
-        raise InputError(f"values of the cache in {values} need flash attention")
-    _require_whole(model)
-    weights = layout_of(model, policy).tensors
-    graph = graph_of(model, flash, keys, values)
-    sizes = {"b": 1, "s": min(ubatch, context), "t": context}
     precision = Precision(kv=keys, overrides={"*C_v": values})
-    kv, compute, many = _of_graph(graph, Storage(graph, precision), sizes)
-    return Buffers(*_of_weights(weights, mapped, repack), kv, compute, many)
+    weights = layout_of(model, policy).tensors
+    sizes = {"b": 1, "s": min(ubatch, context), "t": context}
+    graph = graph_of(model, flash, precision, sizes["s"])
+    return Buffers(*_of_weights(weights, mapped, repack), *_of_graph(graph, Storage(graph, precision), sizes))
 
 
-def graph_of(model: BaseModel, flash: bool = True, keys: str = "fp16", values: str = "fp16") -> Graph:
-    """The graph that the engine runs of a model's decoder."""
-    rotated = "k" * (keys in ROTATED) + "v" * (values in ROTATED)
-    return rotated_cache(Runtime.of("llama_cpp" if flash else "llama_cpp_scores").lowered(_decoder(model)), rotated)
+def graph_of(model: BaseModel, flash: bool = True, precision: Precision = _PLAIN, ubatch: int = UBATCH) -> Graph:
+    """The graph that the engine runs of a model's decoder, its cache in these formats."""
+    runtime = Runtime.of("llama_cpp" if flash else "llama_cpp_scores")
+    passes = tuple(partial(ggml, ubatch=ubatch) if given is ggml else given for given in runtime.passes)
+    graph = _decoder(model)
+    told = replace(graph, root=replace(graph.root, cached=precision.cached))
+    formats = {last(op): precision.cached(op.writes[0].name) for op in graph.ops if last(op).startswith("C_")}
+    if "C_l" in formats and formats["C_l"] != precision.cached("C_v"):
+        raise InputError(f"llama.cpp keeps latents in one format, not keys in {formats['C_l']} and values in another")
+    return replace(runtime, passes=passes).lowered(told)
 
 
 def _decoder(model: BaseModel) -> Graph:
-    """The graph of a model's decoder, tokens and context apart."""
+    """The graph of a model's decoder, tokens and context apart, its layers in the order in which they run."""
+    counting = Counting(latent="absorbed")
     for layer in (stage.layer_of(stage.whole) for stage in model.stages):
-        if set(layer.sizes.split()) == {"b", "s", "t"} and of_decoder((graph := layer.graph()).tensors()):
+        if set(layer.sizes.split()) == {"b", "s", "t"} and of_decoder(
+            (graph := in_turn(layer).graph(counting)).tensors()
+        ):
             return model.changed(graph)
     raise InputError(f"{model.name} has no decoder that llama.cpp runs")
-
-
-def _require_whole(model: BaseModel) -> None:
-    """Raise InputError for attention in windows, which has a cache of its own."""
-    if any(attention.window is not None for attention in attention_layers(model)):
-        raise InputError(f"{model.name} has attention in windows, for which llama.cpp's buffers are not known")
 
 
 def _of_weights(tensors: Iterable[FileTensor], mapped: bool, repack: bool) -> tuple[int, int]:
@@ -107,8 +112,8 @@ def _rearranged(tensor: FileTensor) -> bool:
     return together is not None and tensor.name != "token_embd.weight" and tensor.shape[1] % together == 0
 
 
-def _of_graph(graph: Graph, storage: Storage, sizes: dict[str, int]) -> tuple[int, int, int]:
-    """Bytes of the cache and of the compute buffer, and the nodes, at these sizes."""
+def _of_graph(graph: Graph, storage: Storage, sizes: dict[str, int]) -> tuple[int, int, int, int]:
+    """Bytes of the cache, of what is that of windows, and of the compute buffer, and the nodes, at these sizes."""
     stored = {r.stored: 0 for op in graph.ops for r in (*op.reads, *op.writes)}
     known = dict(zip(stored, evaluated(list(stored), sizes), strict=True))
     times = {op.node.times: 0 for op in graph.ops}
@@ -118,7 +123,7 @@ def _of_graph(graph: Graph, storage: Storage, sizes: dict[str, int]) -> tuple[in
         return known[r.stored] * storage.bytes(r)
 
     caches = {r.name: (r, op) for op in graph.ops for r in op.writes if r.role == "kv"}
-    kv = sum(size(r) * runs[op.node.times] for r, op in caches.values())
+    kv = [(size(r) * runs[op.node.times], near(op.n)) for r, op in caches.values()]
     compute = planned_bytes(graph, on_chip(graph), lambda r: int(size(r)), lambda op: int(runs[op.node.times]))
     (many,) = evaluated([nodes(graph)], sizes)
-    return int(kv), compute, int(many)
+    return int(sum(size for size, _ in kv)), int(sum(size for size, ending in kv if ending)), compute, int(many)

@@ -6,7 +6,7 @@ or bound in its `ops`; what the layers around it have is out of sight. Next: `op
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import NamedTuple
@@ -36,6 +36,11 @@ class Node(NamedTuple):
     around: tuple[str, ...] = ()
 
 
+def unknown(name: str) -> str:
+    """No format."""
+    return ""
+
+
 @dataclass
 class Root:
     """What all `placed` layers of a graph share: how pairs are counted, `buffers`, inputs that they bring along.
@@ -43,7 +48,8 @@ class Root:
     `choices` are those of a count that some layers alone have; `chosen` are those that one had.
     `requirements` are sizes that must not be negative, by the sentence that says so (its {names} are sizes). `places`
     are where the rounds of a repeated layer stand among the layers of its model, by its path, if not one behind the
-    other.
+    other. `vendor` is the architecture of a decoder, as its config.json calls it, if it says so; `cached` tells
+    the format of a tensor of the cache by its name, where a count has formats.
     """
 
     causal: str = "full"
@@ -52,6 +58,8 @@ class Root:
     buffers: set[str] = field(default_factory=set)
     requirements: dict[str, Size] = field(default_factory=dict)
     places: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    vendor: str = ""
+    cached: Callable[[str], str] = unknown
     placed: int = 0
 
     def choice(self, name: str) -> str:

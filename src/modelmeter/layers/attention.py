@@ -74,7 +74,7 @@ class CausalAttention(BaseLayer):
         window = None if self.window is None else n.window
         n = n.bind(P=n.pairs(n.s, n.t, window), m=n.t if window is None else minimum(n.t, window - 1))
         if window is not None:
-            n = n.bind(t=minimum(n.t, window + n.s - 1))
+            n = n.bind(t=minimum(n.t, window + n.s - 1), context=n.t)
         made = [self._projected("q", "g r e", n), self._projected("k", "g e", n), self._projected("v", "g e", n)]
         yield from composite("projections", *made, always=True) if self.one_matrix else made
         for x, norm, width in (("q", self.q_norm, n.g * n.r * n.e), ("k", self.k_norm, n.g * n.e)):

@@ -100,7 +100,8 @@ class CausalLM(BaseLayer):
     y = head(norm(layers(embedding(ids)))). With `rotary` the tables of cos and sin are made here once; without, the
     layers make their own; with `local_rotary` layers with a window have tables of their own. `learned` positions are
     added to the embeddings. `positions` is the longest context that it was made for; longer ones are counted too.
-    Layers with cross attention read the `features` of an encoder.
+    Layers with cross attention read the `features` of an encoder. `vendor` is its model_type in a config.json, by which
+    an engine chooses its code; no count of the layers depends on it.
     Vendor: DeepseekV2ForCausalLM in modeling_deepseekv2.py, MBartForCausalLM in transformers.
     Axes: b sequences, s tokens, t context, source features.
     Omits: putting image features in the place of embeddings (every position is looked up), sampling.
@@ -119,6 +120,7 @@ class CausalLM(BaseLayer):
     positions: Size | None = None
     local_rotary: BaseLayer | None = None
     learned: LearnedPositions | None = None
+    vendor: str = ""
     sizes = property(lambda self: union(("b s t", *(layer.sizes for layer in self.layers))))
     inputs = property(lambda self: "pos features" if _reads(self.layers) else "pos")
     d = property(attrgetter("embedding.d"))
@@ -131,6 +133,7 @@ class CausalLM(BaseLayer):
             self.require_equal(embedding=self.d, decoder_layer=width_of(layer))
 
     def ops(self, n: Sizes) -> Iterator[Op]:
+        n.root.vendor = self.vendor
         yield from self.embedding.at(n, "embedding", y="x", W_tok="W_tok")
         if self.rotary is not None:
             yield from self.rotary.at(n, "decoder.rotary", pos="pos", y="cos", sin="sin")

@@ -151,7 +151,7 @@ def _numbers(fields: Mapping[str, Any]) -> tuple[SimpleNamespace, list[str]]:
             if key == "flag" and numbers[number] is None:
                 numbers[number] = False
             _require_kind(reading.names.get(number, number), numbers[number], key)
-    return SimpleNamespace(**numbers), reading.assumed
+    return SimpleNamespace(**numbers, vendor=kind), reading.assumed
 
 
 _OF_ROPE = ("partial_rotary_factor", "mrope_section")

@@ -6,8 +6,9 @@ The numbers are those of `decoders.yaml`, read from the fields of a config.json 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import NamedTuple, final
 
@@ -101,6 +102,17 @@ class Apart(nn.Repeat):
     def ops(self, n: Sizes) -> Iterator[Op]:
         n.root.places[f"{n.node.path}.{self.scope}"] = self.places
         yield from super().ops(n)
+
+
+def in_turn(decoder: BaseLayer) -> BaseLayer:
+    """A decoder whose layers stand in the order in which they run: of layers apart each run of a kind by itself."""
+    if not isinstance(decoder, nn.CausalLM) or not any(isinstance(layer, Apart) for layer in decoder.layers):
+        return decoder
+    turns = sorted(
+        ((i, layer) for layer in decoder.layers if isinstance(layer, Apart) for i in layer.places), key=itemgetter(0)
+    )
+    runs = ((kind, len(list(run))) for kind, run in groupby(layer for _, layer in turns))
+    return replace(decoder, layers=tuple(nn.Repeat(kind.layer, many) for kind, many in runs))
 
 
 def kinds(v: SimpleNamespace) -> dict[Kind, tuple[int, ...]]:
@@ -198,5 +210,5 @@ def causal_lm(v: SimpleNamespace) -> nn.CausalLM:
     return nn.CausalLM(
         nn.TokenEmbedding(v.vocabulary, v.hidden, v.scaled_embedding), tuple(layers), norm,
         nn.LMHead(v.vocabulary, v.hidden, v.head_bias, v.scaled_logits, v.capped_logits is not None),
-        table, v.tied, v.positions, local_rotary=table if v.local_rotary and both else None,
+        table, v.tied, v.positions, local_rotary=table if v.local_rotary and both else None, vendor=v.vendor,
     )  # fmt: skip

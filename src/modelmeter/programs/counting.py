@@ -7,7 +7,7 @@ line, the configuration and Python calls all follow from it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -62,9 +62,12 @@ class Counting:
 
     @cached_property
     def basis(self) -> str:
-        """The options as words."""
-        named = ((name, getattr(self, name)) for name, *_ in OPTIONS if name not in self.choices)
-        words = (f"{name} {value}" if isinstance(value, str) else str(value) for name, value in named)
+        """The options as words, those that the runtime fixes as it has them."""
+        fixed: dict[str, Any] = dict(self.runtime.fixed)
+        if activations := fixed.pop("activations", None):
+            fixed["precision"] = replace(self.precision, activations=activations)
+        told = {name: getattr(self, name) for name, *_ in OPTIONS if name not in self.choices} | fixed
+        words = (f"{name} {value}" if isinstance(value, str) else str(value) for name, value in told.items())
         return ", ".join(filter(None, words))
 
     @cached_property

@@ -7,7 +7,7 @@ exact mean of theirs: `storage.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -29,6 +29,7 @@ LAYERS: dict[str, Callable[[int, int], bool]] = {
     "more": lambda i, n: i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2,
     "eighth": lambda i, n: i < n // 8,
     "sixteenth": lambda i, n: i < n // 16,
+    "middle": lambda i, n: n // 8 <= i < 7 * n // 8,
     "four": lambda i, n: i < 4,
     "two": lambda i, n: i < 2,
 }
@@ -166,22 +167,28 @@ def _merged(members: Iterable[Placed]) -> Iterator[_Named]:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What rules ask of a model: its layers, its experts, heads that share one of keys, whether the head is tied."""
+    """What rules ask of a model: its layers, its experts, heads that share one of keys, whether the head is tied.
+
+    `downs` are the tensors that lead back to the hidden width, in the order in which they are stored.
+    """
 
     layers: int
     experts: int
     grouped: int
     tied: bool
+    downs: tuple[str, ...]
 
     @classmethod
-    def of(cls, slots: Iterable[Slot]) -> _Facts:
+    def of(cls, slots: Sequence[Slot]) -> _Facts:
         first: dict[str, Slot] = {}
         for slot in slots:
             first.setdefault(slot.kind, slot)
         experts = first["ffn_down_exps"].shape[-1] if "ffn_down_exps" in first else 0
         parts = {name.rpartition(".")[2]: many for slot in first.values() for name, many in slot.parts.items()}
         grouped = parts["W_q"] // parts["W_k"] if parts.keys() >= {"W_q", "W_k"} else 1
-        return cls(max((slot.layer for slot in slots), default=0) + 1, experts, grouped, "output" not in first)
+        downs = sorted((slot.layer, slot.name) for slot in slots if slot.kind.startswith("ffn_down") and slot.shape[1:])
+        layers = max((slot.layer for slot in slots), default=0) + 1
+        return cls(layers, experts, grouped, "output" not in first, tuple(name for _, name in downs))
 
 
 def _format(policy: str, rules: Mapping[str, Any], slot: Slot, facts: _Facts) -> Format:
@@ -205,6 +212,8 @@ def _fits(rule: Mapping[str, Any], slot: Slot, facts: _Facts) -> bool:
     return (
         any(fnmatchcase(slot.kind, kind) for kind in rule["of"].split())
         and rule.get("experts", facts.experts) == facts.experts
+        and facts.experts >= rule.get("routed", 0)
+        and ("counted" not in rule or LAYERS[rule["counted"]](facts.downs.index(slot.name), facts.layers))
         and facts.grouped >= rule.get("grouped", 0)
         and ("layered" not in rule or (facts.layers == rule["layered"] and facts.grouped > 1))
         and ("layers" not in rule or LAYERS[rule["layers"]](slot.layer, facts.layers))

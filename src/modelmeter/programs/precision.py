@@ -97,6 +97,10 @@ class Precision:
             self._formats[key] = format_of(f"precision.{key}", getattr(self, key))
         return self._formats[key]
 
+    def cached(self, name: str) -> str:
+        """The name of the format of a tensor of the cache."""
+        return (self.override(name) or self.format("kv")).name
+
     def override(self, name: str) -> Format | None:
         """The format that an override sets for a tensor."""
         matching = (value for pattern, value in self.overrides.items() if fnmatchcase(name, pattern))

@@ -139,7 +139,8 @@ def program_of(
     read is stored in the first. With `steps` work and traffic are summed over all steps, the peak is that of the
     largest and the KV cache that of the last. Raises InputError for what cannot be summed exactly.
     """
-    lowered = counting.runtime.lowered(graph, logits=counting.logits, gradients=gradients)
+    told = replace(graph, root=replace(graph.root, cached=counting.precision.cached))
+    lowered = counting.runtime.lowered(told, logits=counting.logits, gradients=gradients)
     labels = [part(op) for op in lowered.ops]
     ledgers: dict[str, Ledger] = {label: {count: {} for count in COUNTS} for label in labels or [""]}
     storage = Storage(graph, counting.precision)

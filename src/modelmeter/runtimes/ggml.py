@@ -6,31 +6,48 @@ each check of the engine found is told in docs/engines.md. Next: `planner.py`, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
-from modelmeter.graph.forms import ADD, COMBINES, GATHERS, LAYER_NORM, MUL, SCATTER, TOP_K
+from modelmeter.graph.forms import ADD, CAP, COMBINES, GATHERS, MUL, SCATTER, SILU
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import COLLECTIVES, Op, Ref, build, resized
-from modelmeter.graph.place import Sizes
-from modelmeter.sizes import Size, ceil_div
+from modelmeter.runtimes.ggml_experts import Routing, routes
+from modelmeter.runtimes.ggml_latent import latent
+from modelmeter.runtimes.ggml_merged import WHOLE, one_matrix
+from modelmeter.runtimes.ggml_ops import (
+    EMBEDDINGS,
+    MIXED,
+    PROVIDED,
+    all_pairs,
+    capped,
+    combined,
+    embedding,
+    idle,
+    in_cells,
+    last,
+    near,
+    norm,
+    provided,
+    unread,
+    views,
+    wide_op,
+)  # fmt: skip
+from modelmeter.sizes import Size
 
-CELLS = 256
-"""The cache, and what attention sees of it, is a multiple of so many cells."""
 _VIEWS = 6
 """Views before attention: queries, keys and values, each cut out of its tensor and permuted."""
+UBATCH = 512
+"""Tokens that are computed at once, as the engine has it if nothing is said."""
 _ORDER = {"q": 0, "v": 1, "k": 2}
-"""Queries, values and keys are made in this order."""
-PROVIDED = "ggml."
-"""Before the names of what the engine gives a graph."""
-_EMBEDDINGS, _MIXED = f"{PROVIDED}embeddings", "mixed"
-"""What stays to the end: no op reads them."""
+"""Queries, values and keys are made in this order; where some layers have windows, values last."""
 
 
-def ggml(graph: Graph) -> Graph:
+def ggml(graph: Graph, ubatch: Size = UBATCH) -> Graph:
     """The graph that llama.cpp makes of a decoder. Attention is one kernel if it was one before.
 
     Positions are read by the rotations, which make their angles themselves; masks and the places of new tokens in the
@@ -39,45 +56,49 @@ def ggml(graph: Graph) -> Graph:
     """
     if any(op.kind in COLLECTIVES for op in graph.ops):
         raise InputError("llama.cpp's way to several devices is not modelled; parallel.tensor needs another runtime")
-    ops = list(_Writer(graph).ops())
+    ops = list(_Writer(one_matrix(latent(graph)), ubatch).ops())
     if not ops:
         return graph
     given = {r.name: idle(r) for op in ops for r in op.reads if r.name.startswith(PROVIDED)}
     start = ops[0]._replace(kind="constant", reads=(), writes=tuple(given.values()), tensor=0, cuda=0)
     known = {r.name: r for op in ops for r in (*op.reads, *op.writes)}
-    held = (_unread(known[name]) for name in (_EMBEDDINGS, _MIXED) if name in known)
+    held = (unread(known[name]) for name in (EMBEDDINGS, MIXED) if name in known)
     ops[-1] = ops[-1]._replace(reads=(*ops[-1].reads, *held))
     return graph.with_ops(map(wide_op, [start] * bool(given) + ops))
 
 
-def wide_op(op: Op) -> Op:
-    """An op on activations in 32 bits."""
+class _Habits(NamedTuple):
+    """What llama.cpp's code of an architecture does its own way.
 
-    def wide(r: Ref) -> Ref:
-        return r._replace(bits=32) if r.role == "activation" and not r.bits else r
+    `queries` are scaled, not scores; embeddings are scaled by `rows`, which are given; it has attention in `windows`.
+    """
 
-    return op._replace(reads=tuple(map(wide, op.reads)), writes=tuple(map(wide, op.writes)))
-
-
-def idle(r: Ref) -> Ref:
-    """A tensor that is there, without traffic."""
-    return r._replace(touched=0)
+    queries: bool = False
+    rows: bool = False
+    windows: bool = False
 
 
-def _unread(r: Ref) -> Ref:
-    """A tensor that is alive."""
-    return r._replace(stored=0, touched=0)
+_HABITS = {
+    "gemma": _Habits(queries=True), "gemma2": _Habits(queries=True, windows=True),
+    "gemma3_text": _Habits(queries=True, rows=True, windows=True), "phi3": _Habits(queries=True),
+}  # fmt: skip
+"""By the model_type of transformers; all others have none."""
+_PARALLEL = ("phi", "gpt_neox", "cohere")
+"""Whose parts are side by side, in an order of the engine that is not known here."""
 
 
-def provided(name: str, bits: int, elements: Size) -> Ref:
-    """A tensor that the engine gives a graph."""
-    return Ref(PROVIDED + name, "", False, "activation", bits, elements, elements)
-
-
-def views(op: Op, r: Ref, many: int = 1) -> Iterator[Op]:
-    """Views of a tensor: nodes that run nothing."""
-    for _ in range(many):
-        yield op._replace(kind="view", reads=(_unread(r),), writes=(), tensor=0, cuda=0, kernel="", composite=None)
+def _habits(graph: Graph) -> _Habits:
+    """Those of a graph's decoder; a layer by itself has none. Raises InputError where the engine's way is not known."""
+    vendor = graph.root.vendor
+    found = _HABITS.get(vendor, _Habits())
+    if vendor and any(near(op.n) for op in graph.ops) and not found.windows:
+        valid = ", ".join(name for name, habits in _HABITS.items() if habits.windows)
+        raise InputError(f"attention in windows is known here in llama.cpp of {valid} alone, not of {vendor}")
+    if vendor in _PARALLEL:
+        raise InputError(
+            f"the order in which llama.cpp runs attention and MLP of {vendor} side by side is not known here"
+        )
+    return found
 
 
 @dataclass
@@ -85,13 +106,15 @@ class _Writer:
     """The ops of a graph, rewritten one by one; `other` are the tensors that stand for others, by name."""
 
     graph: Graph
+    ubatch: Size
     other: dict[str, Ref] = field(default_factory=dict)
     saved: dict[str, Size] = field(default_factory=dict)
     """FLOPs that a later op does, by the tensor that it reads."""
-    sorted: list[Ref] = field(default_factory=list)
-    """The experts of each token, by their scores."""
 
     def __post_init__(self) -> None:
+        self.habits, self.routing = _habits(self.graph), Routing(self.other)
+        near_some = any(near(op.n) for op in self.graph.ops)
+        self.order = dict(zip("qkv", range(3), strict=True)) if near_some else _ORDER
         cores = [op for op in self.graph.ops if op.composite and op.composite.kind == "attention"]
         self.flash = {op.node.serial: bool(op.kernel) for op in cores}
         self.end = {op.composite: op for op in cores}
@@ -110,26 +133,28 @@ class _Writer:
             self.saved[name] = sum((op.cuda for op in self.graph.ops if op.node.serial == serial), start=0)
         rest = (op for op in self.graph.ops if op.node.serial not in tables)
         for projecting, group in groupby(rest, self._projects):
-            for op in sorted(group, key=lambda o: _ORDER[_last(o)]) if projecting else group:
+            for op in sorted(group, key=lambda o: self.order[last(o)]) if projecting else group:
                 known = op._replace(reads=tuple(self.other.get(r.name, r) for r in op.reads))
                 yield from self._op(op, known)
 
     def _projects(self, op: Op) -> bool:
         """Whether an op makes queries, keys or values, or works on them before attention."""
-        return bool(self.flash) and _last(op) in _ORDER and op.writes[0].role == "activation"
+        return bool(self.flash) and last(op) in _ORDER and op.writes[0].role == "activation"
 
     def _op(self, was: Op, op: Op) -> Iterator[Op]:
         names = [r.name.rpartition(".")[2] for r in op.reads]
-        if op.kind == "unused":
+        if op.kind in ("unused", "view"):
             yield op
         elif op.kind == "lookup" and names[0] == "W_tok":
-            yield from _embedding(op)
+            yield from embedding(op)
         elif op.kind == "norm":
-            yield from _norm(op)
+            yield from norm(op)
         elif _places(op):
             at = provided("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
             angles = self.saved.get(op.reads[-1].name, 0)
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
+            if self.habits.queries and op.output.name == "q":
+                yield build("pointwise", f"{op.output} = {op.output}", op.n, MUL)
         elif op.writes and op.writes[0].role == "kv":
             yield from self._cached(op)
         elif op.composite and op.composite.kind == "attention":
@@ -138,8 +163,10 @@ class _Writer:
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
             yield op._replace(reads=(*op.reads, provided("wanted", 32, op.n.elements(("b", "l")))))
-        elif op.kind == "matmul":
+        elif op.kind == "matmul" and op.output.name != WHOLE:
             yield from self._matmul(op)
+        elif routes(op):
+            yield from self.routing.ops(op)
         elif op.kind == "pointwise":
             yield from self._pointwise(was, op)
         else:
@@ -147,9 +174,9 @@ class _Writer:
 
     def _matmul(self, op: Op) -> Iterator[Op]:
         factors, out = op.equation.factors, op.output
-        experts = any(t.role == "weight" and t.stored != t.touched for t in factors)
+        experts = any(t.role == "weight" and t.stored[0] == "E" != t.touched[0] for t in factors)
         plain = parse(f"{out} = {' * '.join(map(str, factors))}")
-        reads = (*op.reads[: len(factors)], *(self.sorted if experts else ()))
+        reads = (*op.reads[: len(factors)], *(self.routing.sorted if experts else ()))
         yield op._replace(equation=plain, reads=reads, cuda=0)
         for addend in op.equation.addends:
             yield build("pointwise", f"{out} = {out} + {addend}", op.n, ADD)
@@ -162,73 +189,60 @@ class _Writer:
             self.saved[op.writes[0].name] = op.cuda
         elif op.reads[0].name in self.saved:
             yield op._replace(kind="apart", cuda=op.cuda + self.saved.pop(op.reads[0].name))
-        elif op.form is TOP_K:
-            yield from self._chosen(op)
-        elif alone and op.form is MUL and self.sorted and op.output.stored[-1:] == ("k",):
-            return  # the scale of routed experts, which is 1
         elif op.form in COMBINES:
-            yield from _combined(op)
+            yield from combined(op)
+        elif op.form is CAP:
+            yield from capped(op)
+        elif alone and op.output.name == "_s":  # the weight of shared experts: a sigmoid as silu(x) / x
+            yield build("pointwise", "_silu[b s] = _s[b s]", op.n, SILU)
+            yield build("pointwise", "_s[b s] = _silu[b s] * _s[b s]", op.n, MUL)
+        elif alone and self.habits.rows and op.node.layer == "TokenEmbedding":
+            yield op._replace(reads=(*op.reads, provided("scales", 32, op.n.elements(("b", "s")))))
         else:
             parts = sorted(op.reads, key=lambda r: (id(was), r.name) in self.shared)
             yield op._replace(reads=tuple(parts)) if op.form is ADD else op
 
-    def _chosen(self, op: Op) -> Iterator[Op]:
-        """The experts of each token: all are sorted, the first are taken."""
-        probabilities, out = op.equation.factors[0], op.output
-        yield from views(op, op.reads[0])
-        order = build("copy", f"_sorted:32{_axes(probabilities.stored)} = {probabilities}", op.n)
-        self.sorted = [idle(order.writes[0])]
-        yield order._replace(cuda=op.cuda)
-        yield from views(op, order.writes[0])
-        taken = build("copy", f"{out} = {probabilities}", op.n)
-        yield taken._replace(reads=(taken.reads[0]._replace(touched=taken.writes[0].stored), *self.sorted))
-        yield from views(op, op.reads[0])
-
     def _cached(self, op: Op) -> Iterator[Op]:
         """New keys or values are put into the cache, in the format of which it is; their places are given."""
-        new, n, flash = op.reads[0], op.n, self.flash.get(op.node.serial, True)
-        values = not flash and _last(op) == "C_v"  # lie transposed, so that each element has a place
-        yield from views(op, new, 3 if values else 1)
-        places = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
-        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, provided(places[0], 64, places[1])))
+        n, flash = in_cells(op.n, self.ubatch), self.flash.get(op.node.serial, True)
+        values = not flash and last(op) == "C_v"  # lie transposed, so that each element has a place
+        made = resized(op, n)._replace(reads=op.reads)
+        if values and last(op) == "C_v" and op.reads[0].name.endswith(WHOLE):
+            alone = build("copy", f"{op.equation.factors[0]} = {op.equation.factors[0]}", n)
+            yield alone._replace(reads=op.reads)
+            made = made._replace(reads=alone.writes)
+        yield from views(op, made.reads[0], 3 if values and made.reads == op.reads else 2 if values else 1)
+        new = made.reads[0]
+        places = ("values", new.stored) if values else (last(op), n.elements(("b", "s")))
+        yield made._replace(reads=(*made.reads, provided(places[0] + near(n), 64, places[1])))
 
     def _attention(self, was: Op, op: Op) -> Iterator[Op]:
         """Scores over whole cells, scaled and masked with the softmax."""
         assert op.composite is not None
-        flash, n = self.flash[op.node.serial], _in_cells(op.n)
+        flash, n = self.flash[op.node.serial], in_cells(op.n, self.ubatch)
         cached = n is not op.n
         if was is self.begin[op.composite]:
             yield from (view for r in op.reads[:2] for view in views(op, r, _VIEWS // 2))
         if op.kind == "pointwise" and op.form is MUL:
-            self.saved[op.composite.name] = resized(op, n, _all(op.over)).cuda
+            self.saved[op.composite.name] = 0 if self.habits.queries else resized(op, n, all_pairs(op.over)).cuda
             return
-        made = resized(op, n, _all(op.over))
+        made = resized(op, n, all_pairs(op.over))
         if op.kind == "softmax":
             made = made._replace(cuda=made.cuda + self.saved.pop(op.composite.name, 0))
         if op.kind == "softmax" and cached:
-            mask = provided("mask", 16 if flash else 32, n.elements(("b", "s", "t")))
+            mask = provided(f"mask{near(n)}", 16 if flash else 32, n.elements(("b", "s", "t")))
             made = made._replace(reads=(*made.reads, mask), cuda=made.cuda + n.elements(made.output.stored))
         if was is not self.end[op.composite]:
-            yield made
+            yield from capped(made) if op.form is CAP and not flash else (made,)
             return
-        query = _unread(self.begin[op.composite].reads[0])
+        query = unread(self.begin[op.composite].reads[0])
         yield made._replace(reads=(*made.reads, query)) if flash else made
+        if "z" in n.axes:  # of latents values are made first
+            yield from views(op, op.writes[0]) if flash else ()
+            return
         yield from views(op, op.writes[0])
         if not flash:
             yield build("copy", f"{op.output} = {op.output}", op.n)
-
-
-def _last(op: Op) -> str:
-    return op.writes[0].name.rpartition(".")[2] if op.writes else ""
-
-
-def _axes(axes: Iterable[str]) -> str:
-    return f"[{' '.join(axes)}]"
-
-
-def _all(over: str) -> str:
-    """Loops over all pairs."""
-    return over.replace("P", "s t")
 
 
 def _places(op: Op) -> bool:
@@ -240,52 +254,6 @@ def _casts(op: Op) -> bool:
     """Whether a copy changes nothing but the format."""
     given, made = op.equation.operands[0], op.output
     return len(op.reads) == 1 and given.stored == made.stored and made.bits > given.bits
-
-
-def _in_cells(n: Sizes) -> Sizes:
-    """A place whose context is whole cells; the same where it has no cache."""
-    if "t" not in n.axes or "m" not in n.axes:
-        return n
-    return n.bind(**{axis: ceil_div(n.axes[axis], CELLS) * CELLS for axis in ("t", "m")})
-
-
-def _embedding(op: Op) -> Iterator[Op]:
-    """Rows of the table; beside them what a batch needs that has embeddings, or some of them: reserved, not run."""
-    n, out = op.n, op.writes[0]
-    many = n.elements(("b", "s"))
-    embeddings = provided("embeddings", 32, out.stored)
-    yield op._replace(reads=(*op.reads, provided("tokens", 32, many), idle(embeddings)))
-    rows, mixed = (idle(out._replace(name=name, frame="")) for name in ("rows", _MIXED))
-    reserved = op._replace(kind="reserved", tensor=0, cuda=0)
-    yield reserved._replace(reads=(idle(provided("mixed.tokens", 32, many)),), writes=(rows,))
-    yield reserved._replace(reads=(idle(provided("mixed.embeddings", 32, out.stored)),), writes=(mixed,))
-    yield reserved._replace(reads=(rows, idle(provided("mixed.slots", 64, many))), writes=())
-
-
-def _norm(op: Op) -> Iterator[Op]:
-    """The norm, then its weight and its bias."""
-    out, weights = op.output, op.equation.operands[1:]
-    each = op.n.elements(out.touched)
-    kind = "apart" if op.form is LAYER_NORM else "norm"  # of which ggml runs one in place
-    plain = parse(f"{out} = {op.equation.operands[0]}")
-    yield op._replace(kind=kind, equation=plain, reads=op.reads[:1], cuda=op.cuda - each * len(weights))
-    for weight, form in zip(weights, (MUL, ADD), strict=False):
-        yield build("pointwise", f"{out} = {out} * {weight}", op.n, form)
-
-
-def _combined(op: Op) -> Iterator[Op]:
-    """The results of a token's experts, cut out and added one by one: as one op where their number is a symbol."""
-    many, out, share = op.n.k, op.writes[0], op.reads[0]._replace(touched=op.writes[0].stored)
-    if isinstance(many, int):
-        yield from views(op, share, many)
-    if many == 1:
-        yield op._replace(kind="copy", cuda=0)
-        return
-    each = out.stored if isinstance(many, int) else out.stored * (many - 1)
-    made = op._replace(kind="pointwise", form=ADD, cuda=each, writes=(out._replace(touched=each),))
-    yield made._replace(reads=(share._replace(touched=each * 2),))
-    for _ in range(many - 2 if isinstance(many, int) else 0):
-        yield made._replace(reads=(out, share))
 
 
 def nodes(graph: Graph) -> Size:

@@ -97,7 +97,7 @@ def last_layer(graph: Graph) -> Graph:
     before, after = last[: cut - start], [*last[cut - start :], *ops[end:wanted]]
     stored = (_placed(op, op.node.times) for op in unused(ops[start:end]) if op.reads)
     return graph.with_ops(
-        (*ops[:start], *stored, *rounds, *before, *_taken(before, after), *map(_of_one, after), *ops[wanted + 1 :])
+        (*ops[:start], *stored, *rounds, *before, *_of_last_positions(before, after), *ops[wanted + 1 :])
     )
 
 
@@ -133,20 +133,21 @@ def _of_one(op: Op) -> Op:
     return resized(op, op.n.bind(**sizes | {"s": 1}))
 
 
-def _taken(before: list[Op], after: list[Op]) -> Iterator[Op]:
-    """The last position of each tensor that is read from now on, the latest one first."""
+def _of_last_positions(before: list[Op], after: list[Op]) -> Iterator[Op]:
+    """Ops for one position; before the first that reads it that of each tensor is taken, of two the latest first."""
     latest = [w.name for op in before for w in op.writes]
-    found: dict[str, Op] = {}
     made: set[str] = set()
     for op in after:
+        found: dict[str, Op] = {}
         for tensor, r in zip(op.equation.operands, op.reads, strict=False):
             if r.name not in made and "s" in tensor.stored:
                 to, of = (" ".join(last if a == "s" else a for a in tensor.stored) for last in ("l", "s:l"))
                 copy = build("copy", f"{tensor.name}[{to}] = {tensor.name}[{of}]", op.n.bind(l=1))
                 read, written = (side[0]._replace(name=r.name) for side in (copy.reads, copy.writes))
                 found.setdefault(r.name, copy._replace(reads=(read,), writes=(written,)))
-        made |= {w.name for w in op.writes}
-    yield from (found[name] for name in sorted(found, key=lambda name: name not in latest))
+        yield from (found[name] for name in sorted(found, key=lambda name: name not in latest))
+        yield _of_one(op)
+        made |= {*found, *(w.name for w in op.writes)}
 
 
 def without_dead_copies(graph: Graph) -> Graph:

@@ -17,15 +17,21 @@ from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
+from modelmeter.runtimes.rotated import rotated_cache
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
     eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
     serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, serving.paged,
-    serving.residual_norms, ride, serving.rotary_in_place, eager.taken_apart, eager.torch_attention, held.views_of_one,
-    whole_stage, passes.without_dead_copies,
+    serving.residual_norms, ride, serving.rotary_in_place, rotated_cache, eager.taken_apart, eager.torch_attention,
+    held.views_of_one, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")
+
+FIXED: dict[Pass, dict[str, str]] = {
+    last_logits: {"logits": "last"}, ggml: {"causal": "full", "activations": "fp32"},
+}  # fmt: skip
+"""What a pass counts whatever a workload asks for: ggml computes masked pairs too, and everything in 32 bits."""
 
 
 @final
@@ -65,6 +71,11 @@ class Runtime:
     def attention(self) -> str:
         """How attention runs: `flash`, scores on chip, or `eager`, scores through memory."""
         return "flash" if attention_kernel in self.passes else "eager"
+
+    @cached_property
+    def fixed(self) -> dict[str, str]:
+        """The options of a count that its passes fix."""
+        return {name: value for given in self.passes for name, value in FIXED.get(given, {}).items()}
 
     def lowered(self, graph: Graph, *, logits: str = "all", gradients: bool = False) -> Graph:
         """The graph after the passes, in order; `gradients`: that of the backward pass, made before any op rides."""

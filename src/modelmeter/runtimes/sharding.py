@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
-from modelmeter.graph.forms import ADD, COMBINE, MUL
+from modelmeter.graph.forms import ADD, COMBINES, MUL
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Op
 from modelmeter.graph.place import Sizes
@@ -175,7 +175,7 @@ class Walk:
         """Whether partial sums may wait: what is linear makes a partial sum of them, within a round."""
         if any(self.graph.ops[writer].node.loop != op.node.loop for writer in partial):
             return False
-        if op.kind == "copy" or op.form is ADD or op.form is COMBINE:
+        if op.kind == "copy" or op.form is ADD or op.form in COMBINES:
             return len(partial) == len(op.reads)
         return op.form is MUL and len(partial) == 1  # equal forms are told apart as objects: EXP is not linear
 
