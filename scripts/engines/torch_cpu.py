@@ -38,8 +38,8 @@ def ask() -> str:
     summary = (
         f"PyTorch {torch.__version__.partition('+')[0]} and transformers {transformers.__version__}: "
         f"{len(rows)} checks. In {kernels} the kernels are ours, each with its bytes read and written; in {order} the "
-        f"profiler recorded the operators that the dispatch mode saw, in their order; in {peaks} the most that is held is ours to the byte, "
-        f"in {near} within 5 %. Where they differ PyTorch's figure comes first, ours second.\n\n"
+        f"profiler recorded the operators that the dispatch mode saw, in their order; in {peaks} the most that is held "
+        f"is ours to the byte, in {near} within 5 %. Where they differ PyTorch's figure comes first, ours second.\n\n"
         f"What operators ran inside, all checks together: {beneath}."
     )
     write("engine-torch.md", summary, HEADS, rows, numbers=5)

@@ -120,7 +120,7 @@ def fused_experts(graph: Graph) -> Graph:
     gathers = {op.node.serial: op for op in graph.ops if op.form in forms.GATHERS}
     weighing = [(op, reads) for op, reads in zip(graph.ops, graph.reads, strict=True) if op.output.name == "wo"]
     told = {reads[1].writer: op for op, reads in weighing}  # the last op of a router, and the experts that it is for
-    routers = {graph.ops[place].node.serial for place in told}
+    routers = {graph.ops[place].node.serial for place in told if place >= 0}
     ops: list[Op] = []
     for place, op in enumerate(graph.ops):
         if op.node.serial in gathers:
@@ -129,7 +129,7 @@ def fused_experts(graph: Graph) -> Graph:
             ops += _routed(op, told.get(place))
         else:
             ops.append(op)
-    return graph.with_ops(ops)
+    return _given(graph, ops, *(_of_choices(op, "ids").name for place, op in told.items() if place < 0))
 
 
 def _routed(op: Op, experts: Op | None) -> Iterator[Op]:
