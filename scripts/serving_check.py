@@ -17,7 +17,7 @@ from serving_settings import HELD_OUT, SEEN, Setting
 from modelmeter.serving import ClosedForm, Served, Simulation
 
 MARK = "<!-- below: written by scripts/serving_check.py -->"
-COUNT, SEEDS = 5000, (1, 2)
+COUNT, SEEDS = 4000, (1, 2)
 FIGURES = {
     "requests/s": lambda served: served.requests_per_s,
     "TPOT": lambda served: served.tpot_s.mean,

@@ -77,6 +77,7 @@ SEEN = {
     "code, light": Setting(Service(Engine(fast)), CODE, 0.25),
     "code": Setting(Service(Engine(fast)), CODE, 0.7),
     "code, slow device": Setting(Service(Engine(slow)), CODE, 0.5),
+    "books, CPU busy": Setting(Service(Engine(fast, host_threads=1)), BOOK, 0.85),
     "stations apart": Setting(parts, Mix(image=Fixed(256), prompt=Fixed(1000), output=Uniform(100, 300)), 0.8),
 }
 HELD_OUT = {
@@ -90,7 +91,7 @@ HELD_OUT = {
     "essays, prefill first": Setting(Service(Engine(slow, policy="prefill_first")), ESSAY, 0.9),
     "books": Setting(Service(Engine(fast, host_threads=4)), BOOK, 0.5),
     "books, busy": Setting(Service(Engine(fast, host_threads=16)), BOOK, 0.85),
-    "books, CPU busy": Setting(Service(Engine(fast, host_threads=1)), BOOK, 0.85),
+    "forms, CPU busy": Setting(Service(Engine(toy(2e-3, 1e-5, vision=1e-5, host=0.03), host_threads=2)), FORMS, 0.8),
     "books, 3 replicas": Setting(Service(Engine(fast, host_threads=4), replicas=3), BOOK, 0.7),
     "books, 4 replicas in turn": Setting(Service(Engine(fast, host_threads=4), 4, "round_robin"), BOOK, 0.8),
     "summaries": Setting(Service(Engine(fast, max_batched_tokens=4096)), SUMMARY, 0.6),

@@ -30,13 +30,12 @@ class ApartLoad:
     def times(self) -> dict[str, Array]:
         """Seconds of each request at each station before the decode, in order."""
         of, apart, tokens = self.demand, self.apart, self.demand.requests.prefill_tokens
-        prefill = of.alone_s(np.array(0.0), tokens, 0 * tokens)
         sent = of.requests.image_tokens * apart.embedding_bytes_per_token / apart.link_bytes_per_s + apart.link_s
         kept = of.engine.kv_bytes_of(tokens) / apart.link_bytes_per_s + apart.link_s
         kept = np.where(of.requests.steps > 0, kept, 0.0)
         if not apart.vision:
-            return {"prefill": prefill + of.vision, "to decode": kept}
-        return {"vision": of.vision, "to prefill": sent, "prefill": prefill, "to decode": kept}
+            return {"prefill": of.unshared_s, "to decode": kept}
+        return {"vision": of.vision, "to prefill": sent, "prefill": of.unshared_s - of.vision, "to decode": kept}
 
     @cached_property
     def stations(self) -> dict[str, Station]:

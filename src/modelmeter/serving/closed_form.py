@@ -134,7 +134,7 @@ class ClosedForm:
         host = self.host.wait(own, burstiness)
         mean = there.mean(there.states.queue_s + there.states.first_s) + there.wait_s + host + self.host.service_s
         token = batch / own / steps if steps else 0.0
-        first = likely.first_s(of, there, batch) + likely.wait(host, self.host.waits(own)) + self.host_s
+        first = likely.first_s(of, there) + likely.wait(host, self.host.waits(own)) + self.host_s
         tokens = likely.token_s(of, there, token)
         times = self._times(first, mean, tokens, token)
         utilisation = {"host": own / self.host.most, "engine": there.busy}

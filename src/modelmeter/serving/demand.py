@@ -100,6 +100,11 @@ class Demand:
         whole = step(room, room * (room * (np.maximum(full, 1) - 1) / 2 + (room + 1) / 2))
         return np.asarray(vision + full * whole + last)
 
+    @cached_property
+    def unshared_s(self) -> Array:
+        """Seconds of the vision and the prefill of each request, where nothing else runs."""
+        return self.alone_s(np.array(0.0), self.requests.prefill_tokens, self.vision)
+
     def chunks(self, batch: Array) -> Array:
         """Steps that a prompt needs beside batches, on average."""
         share, tokens, _ = self._strata

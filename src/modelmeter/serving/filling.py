@@ -43,15 +43,14 @@ class Filling:
         most = float(max(self.room.max(), 1.5 * self.alone.max(), demand.tokens))
         tokens = np.geomspace(min(1.0, 0.5 * self.alone.min()), most, TOKENS)
         every = np.broadcast_to(tokens, (len(self.batch), TOKENS))
-        self._tokens, self._each = np.log(tokens), np.arange(len(self.batch))
+        self._tokens, self._each, self._least = tokens, np.arange(len(self.batch)), np.log(tokens[0])
         self._seconds = step(every, every * demand.pairs_a_token) + demand.vision.mean() * every / demand.tokens
-        self._scale = (TOKENS - 1) / (self._tokens[-1] - self._tokens[0])
+        self._scale = (TOKENS - 1) / (np.log(tokens[-1]) - self._least)
 
     def _mixed_s(self, tokens: Array) -> Array:
         """Seconds of a step that prefills so many tokens (N), linear between those that the laws were asked for."""
-        place = (np.log(tokens) - self._tokens[0]) * self._scale
-        index = np.minimum(place.astype(np.intp), TOKENS - 2)
-        low, high = np.exp(self._tokens[index]), np.exp(self._tokens[index + 1])
+        index = np.minimum(((np.log(tokens) - self._least) * self._scale).astype(np.intp), TOKENS - 2)
+        low, high = self._tokens[index], self._tokens[index + 1]
         below, above = self._seconds[self._each, index], self._seconds[self._each, index + 1]
         return np.asarray(below + (above - below) * (tokens - low) / (high - low))
 

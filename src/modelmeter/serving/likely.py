@@ -36,16 +36,15 @@ class Likely:
 
     def wait(self, mean: float, share: float) -> Array:
         """Waits of a mean, which a share of the requests have."""
-        if mean <= 0 or share <= 0:
+        if mean <= 0 or share <= 1e-9:
             return np.zeros(self.count)
         level = self.level()
         waits = np.where(level < share, -np.log(np.clip(level / share, 1e-12, 1.0)), 0.0)
         return np.asarray(waits * mean / max(waits.mean(), 1e-300))
 
-    def first_s(self, of: Demand, there: Arrivals, batch: float) -> Array:
+    def first_s(self, of: Demand, there: Arrivals) -> Array:
         """Seconds from the engine's door to the first token."""
-        own = of.alone_s(np.array(batch), of.requests.prefill_tokens, of.vision)
-        own = own * there.mean(there.states.first_s) / own.mean()
+        own = of.unshared_s * there.mean(there.states.first_s) / of.unshared_s.mean()
         queue = there.mean(there.states.queue_s)
         rest = min(queue, there.mean(there.states.token_s) / 2 * there.busy)
         among = self.wait(queue - rest, there.prefilling) + 2 * rest * self.level()

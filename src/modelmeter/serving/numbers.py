@@ -45,6 +45,6 @@ def whole(key: str, value: Any, least: int = 1) -> int:
 def seconds(what: str, values: Any, like: Array) -> Array:
     """The answer of a law of step times as an array; raises InputError for one that is no time."""
     found = np.asarray(values, dtype=np.float64)
-    if not np.all(np.isfinite(found)) or np.any(found < 0):
+    if not (found.size and found.min() >= 0 and found.max() < np.inf):  # nan is neither
         raise InputError(f"{what} must give finite seconds of at least 0, not {values!r}")
-    return np.broadcast_to(found, np.shape(like)).astype(np.float64)
+    return found if found.shape == like.shape else np.broadcast_to(found, like.shape).copy()

@@ -46,7 +46,7 @@ def states_of(filling: Filling, rate: float, burstiness: float) -> States:
     that come meanwhile, as many as at any time.
     """
     of, steps = filling.demand, filling.at_rate(rate)
-    jitter = _jitter(filling, steps.mean_s, rate)
+    jitter = burstiness * _jitter(filling, steps.mean_s, rate)
     queue, rest, alike = _queue(filling, steps, jitter, rate, burstiness)
     met = alike * np.minimum(steps.mixed / np.maximum(rate * filling.full_s, TINY), 1.0)  # at any step anyway
     behind = np.maximum(queue - rest + filling.prompt_s - steps.mean_s, 0.0) * rate * (1 - met)
@@ -82,8 +82,8 @@ def _queue(filling: Filling, steps: Steps, jitter: Array, rate: float, burstines
     of, base, another, square = filling.demand, filling.decode_s, filling.another_s, filling.prompt_s2
     biased = steps.mean_s + jitter / np.maximum(steps.mean_s, TINY)  # the step that an arrival meets
     load = np.minimum(rate * another, 0.98)
-    empty = rate * square / (1 - load**2) * (0.5 + load)  # the same without decodes
-    shared = np.where(base > 0, biased / 2 + rate * another * biased, empty)
+    empty = burstiness * rate * square / (1 - load**2) * (0.5 + load)  # the same without decodes
+    shared = np.where(base > 0, biased / 2 + burstiness * rate * another * biased, empty)
     full = np.minimum(rate * filling.full_s, 1 - 1e-3)
     squeezed = square * (filling.full_s / filling.prompt_s) ** 2
     singly = burstiness * rate * squeezed / (2 * (1 - full)) + base / 2
