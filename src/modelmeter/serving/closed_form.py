@@ -39,7 +39,7 @@ class ClosedForm:
     >>> answer = ClosedForm(Service(Engine(times)), Mix(prompt=Fixed(500), output=Fixed(101)))
     >>> served = answer.at(2.0)
     >>> served.steady, served.output_tokens_per_s, round(served.tpot_s.mean, 4)
-    (True, 202.0, 0.0105)
+    (True, 202.0, 0.0103)
     """
 
     service: Service

@@ -119,8 +119,8 @@ class Mix:
     >>> sizes = [Image(640, 480), Image(1024, 1024)]
     >>> mix = Mix(sizes, output=Fixed(20), tokens_of_size=lambda width, height: width * height / 4096)
     >>> requests = mix.requests(4)
-    >>> sorted(requests.prefill_tokens), requests.decode_context - requests.prefill_tokens.mean()
-    ([85.0, 85.0, 266.0, 266.0], 10.0)
+    >>> sorted(requests.prefill_tokens.tolist()), requests.decode_context
+    ([85.0, 85.0, 266.0, 266.0], 185.5)
     """
 
     image: Distribution | Sequence[Image] = NO_IMAGE
