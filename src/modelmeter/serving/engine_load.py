@@ -206,7 +206,9 @@ class EngineLoad:
         mean, square = (float(np.interp(usual, filling.batch, column)) for column in filling.added)
         load = min(rate * mean, 0.95)
         cluster = 1 + 2 * load / (1 - load) + rate**2 * square / (1 - load) ** 2
-        return min(1 + (cluster - 1) * of.overlap + of.held_variation, 1 + usual / 8)  # no less than none
+        return min(
+            1 + (cluster - 1) * of.overlap + of.held_variation, 1 + usual / 8
+        )  # else many a share below none is cut off
 
 
 def _rows(users: Users, which: slice) -> Users:
