@@ -99,8 +99,8 @@ class _Writer:
 
     def ops(self) -> Iterator[Op]:
         """The ops in ggml's order."""
-        apart = {r.name for op in self.graph.ops if not _places(op) for r in op.reads}
-        read = {r.name for op in self.graph.ops if _places(op) for r in op.reads} - apart
+        apart = {r.name for op in self.graph.ops if not places(op) for r in op.reads}
+        read = {r.name for op in self.graph.ops if places(op) for r in op.reads} - apart
         made = (op for op in self.graph.ops if op.equation.outputs[-1].name == "sin" and op.writes[-1].name in read)
         tables = {op.node.serial: op.writes[-1].name for op in made}
         for op in (op for op in self.graph.ops if op.node.serial in tables):
@@ -123,7 +123,7 @@ class _Writer:
             yield from _embedding(op)
         elif op.kind == "norm":
             yield from _norm(op)
-        elif _places(op):
+        elif places(op):
             at = provided("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
             angles = self.saved.get(op.reads[-1].name, 0)
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
@@ -131,7 +131,7 @@ class _Writer:
             yield from self._cached(op)
         elif op.composite and op.composite.kind == "attention":
             yield from self._attention(was, op)
-        elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or _casts(op)):
+        elif op.kind == "copy" and (op.form in (GATHER, SCATTER) or casts(op)):
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
             yield op._replace(reads=(*op.reads, provided("wanted", 32, op.n.elements(("b", "l")))))
@@ -186,8 +186,8 @@ class _Writer:
         new, n, flash = op.reads[0], op.n, self.flash.get(op.node.serial, True)
         values = not flash and _last(op) == "C_v"  # lie transposed, so that each element has a place
         yield from views(op, new, 3 if values else 1)
-        places = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
-        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, provided(places[0], 64, places[1])))
+        where = ("values", new.stored) if values else (_last(op), n.elements(("b", "s")))
+        yield resized(op, _in_cells(n))._replace(reads=(*op.reads, provided(where[0], 64, where[1])))
 
     def _attention(self, was: Op, op: Op) -> Iterator[Op]:
         """Scores over whole cells, scaled and masked with the softmax."""
@@ -228,12 +228,12 @@ def _all(over: str) -> str:
     return over.replace("P", "s t")
 
 
-def _places(op: Op) -> bool:
+def places(op: Op) -> bool:
     """Whether an op rotates positions: x cos + turned(x) sin."""
     return op.kind == "pointwise" and [t.name for t in op.equation.factors[1:]] == ["cos", "sin"]
 
 
-def _casts(op: Op) -> bool:
+def casts(op: Op) -> bool:
     """Whether a copy changes nothing but the format."""
     given, made = op.equation.operands[0], op.output
     return len(op.reads) == 1 and given.stored == made.stored and made.bits > given.bits
