@@ -2,30 +2,24 @@
 
 The reference is OpenVINO 2026.4 on a CPU with AVX2, of models as optimum-intel exports them; what each check of the
 engine found is told in docs/engine-openvino.md. What works on shapes, positions and masks as integers is left out, and
-so are views. Next: `ggml.py`, another engine.
+so are views. Next: `openvino_writer.py`, the rules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections.abc import Iterable, Iterator
 
-from modelmeter.graph.equations import Tensor
-from modelmeter.graph.forms import ADD, GATHER, LAYER_NORM, LAYER_NORM_2D, MUL, SCATTER, TOP_K
+from modelmeter.graph.forms import MUL
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import SILENT, Composite, Op, Ref, build
-from modelmeter.runtimes.ggml import casts, places, wide_op
-from modelmeter.sizes import Size, ratio
-
-_MASK = "openvino.mask"
-_OTHERS = {"copy": "Transpose", "matmul": "MatMul", "softmax": "Softmax", "lookup": "Gather", "pointwise": "Eltwise"}
-"""Primitives of ops that no rule knows."""
+from modelmeter.graph.ops import SILENT, Op, Ref, build
+from modelmeter.runtimes.ggml import wide_op
+from modelmeter.runtimes.openvino_writer import MASK, Writer, core
+from modelmeter.sizes import Size
 
 
 def openvino(graph: Graph) -> Graph:
     """The graph of a stateful model: the cache lies in the engine, attention puts new keys and values into it."""
-    return graph.with_ops(map(wide_op, _Writer(graph).ops()))
+    return graph.with_ops(map(wide_op, _held(Writer(graph).ops())))
 
 
 def openvino_ports(graph: Graph) -> Graph:
@@ -38,10 +32,17 @@ def openvino_ports(graph: Graph) -> Graph:
     def wide(r: Ref) -> Ref:
         return r._replace(bits=32) if r.role == "kv" else r
 
-    made = (wide_op(op) for op in _Ports(graph).ops())
+    made = map(wide_op, _held(_Ports(graph).ops()))
     return graph.with_ops(
         op._replace(reads=tuple(map(wide, op.reads)), writes=tuple(map(wide, op.writes))) for op in made
     )
+
+
+def _held(ops: Iterable[Op]) -> Iterator[Op]:
+    """The ops, of which the last one still holds the mask: no other tensor takes its place."""
+    *before, final = ops
+    mask = (w._replace(touched=0) for op in before for w in op.writes if w.name == MASK)
+    yield from (*before, final._replace(reads=(*final.reads, *mask)))
 
 
 def primitives(graph: Graph) -> dict[str, Size]:
@@ -53,225 +54,7 @@ def primitives(graph: Graph) -> dict[str, Size]:
     return found
 
 
-@dataclass
-class _Writer:
-    """The ops of a graph, rewritten one by one.
-
-    By a tensor's name: `other` are what stands for it, `fused` the primitives that an op on it alone joins, `kept` ops
-    that wait for the primitive that runs them. `rowwise` lie token by token, `cut` are parts of what one product made.
-    """
-
-    graph: Graph
-    other: dict[str, Ref] = field(default_factory=dict)
-    fused: dict[str, str] = field(default_factory=dict)
-    kept: dict[str, Op] = field(default_factory=dict)
-    rowwise: set[str] = field(default_factory=set)
-    cut: set[str] = field(default_factory=set)
-    normed: dict[tuple[str, int], Ref] = field(default_factory=dict)
-    made: int = 0
-
-    def __post_init__(self) -> None:
-        cores = [op for op in self.graph.ops if _attends(op)]
-        self.end = {op.composite: op for op in cores}
-        self.begin = {op.composite: op for op in reversed(cores)}
-        self.cached = {op.composite for op in cores if any(r.role == "kv" for r in op.reads)}
-        self.of = {op.node.serial: op.composite for op in cores}
-        users = self.graph.users(range(len(self.graph.ops)))
-        self.lonely = {made for made, indices in users.items() if len(indices) == 1}
-
-    def ops(self) -> Iterator[Op]:
-        """The ops in the engine's order."""
-        masked = next((op for op in self.graph.ops if op.composite in self.cached), None)
-        for together, group in groupby(enumerate(self.graph.ops), lambda pair: _together(pair[1])):
-            if together:
-                yield from self._projected([self._known(op) for _, op in group])
-                continue
-            for index, op in group:
-                yield from self._op(index, self._known(op))
-                if masked is not None and op.writes:
-                    yield from self._mask(op, masked)
-                    masked = None
-
-    def one(self, primitive: str, *ops: Op) -> Iterator[Op]:
-        """Ops that one primitive runs."""
-        self.made += 1
-        return (op._replace(kernel=f"{primitive}#{self.made}") for op in ops)
-
-    def copied(self, primitive: str, tensor: Tensor, op: Op) -> Iterator[Op]:
-        """A tensor of an op in another order."""
-        yield from self.one(primitive, build("copy", f"{_whole(tensor)} = {_whole(tensor)}", op.n))
-
-    def _known(self, op: Op) -> Op:
-        return op._replace(reads=tuple(self.other.get(r.name, r) for r in op.reads))
-
-    def _mask(self, at: Op, core: Op) -> Iterator[Op]:
-        """The mask of all layers, selected once."""
-        mask = Ref(_MASK, "", False, "activation", 32, *[core.n.elements(("b", "s", "t"))] * 2)
-        yield from self.one("Eltwise", at._replace(kind="pointwise", reads=(), writes=(mask,), tensor=0, cuda=0))
-
-    def _op(self, index: int, op: Op) -> Iterator[Op]:
-        rules: tuple[tuple[bool, Callable[[Op], Iterator[Op]]], ...] = (
-            (op.kind in SILENT, lambda op: iter((op,))),
-            (op.kind == "norm", lambda op: self._norm(index, op)),
-            (_angles(op), self._angles),
-            (_table(op), self._tables),
-            (places(op), self._rotated),
-            (bool(op.writes) and op.writes[0].role == "kv", self._cached),
-            (_attends(op), self._attention),
-            (op.kind == "copy", self._copy),
-            (op.kind == "conv2d", self._convolution),
-            (op.kind == "matmul", self._matmul),
-            (op.kind == "pointwise", lambda op: self._pointwise(index, op)),
-        )
-        rule = next((rule for fits, rule in rules if fits), lambda op: self.one(_OTHERS[op.kind], op))
-        yield from rule(op)
-
-    def _norm(self, index: int, op: Op) -> Iterator[Op]:
-        """RMS is one primitive. LayerNorm is two, of which norms of one tensor share the first."""
-        if op.form not in (LAYER_NORM, LAYER_NORM_2D):
-            yield from self.one("RMS", op)
-            return
-        read, out, weights = self.graph.reads[index][0], op.output, op.equation.operands[1:]
-        each = op.n.elements(out.touched) * len(weights)
-        normed = build("norm", f"_normed{_axes(out)} = {op.equation.operands[0]}", op.n)
-        if (read.ref.name, read.writer) not in self.normed:
-            made = normed._replace(reads=op.reads[:1], cuda=op.cuda - each)
-            self.normed[read.ref.name, read.writer] = made.writes[0]
-            yield from self.one("MVN", made)
-        parts = " * ".join(map(str, (normed.output, *weights)))
-        scaled = build("pointwise", f"{out} = {parts}", op.n, MUL)
-        known = self.normed[read.ref.name, read.writer]
-        yield from self.one("Eltwise", scaled._replace(cuda=each, reads=(known, *scaled.reads[1:])))
-
-    def _angles(self, op: Op) -> Iterator[Op]:
-        """Positions become numbers, their angles a product in another order."""
-        freq, pos = op.equation.factors
-        at = build("copy", f"_at:32{_axes(pos)} = {pos}", op.n)
-        yield from self.one("Convert", at)
-        yield from self.one("MatMul", op._replace(reads=(op.reads[0], at.writes[0])))
-        yield from self.copied("Transpose", op.output, op)
-
-    def _tables(self, op: Op) -> Iterator[Op]:
-        """Both halves of the angles side by side, their cos and their sin."""
-        whole = build("copy", f"_both:32{_axes(op.output)} = {op.equation.factors[0]}", op.n)
-        yield from self.one("Concatenation", whole)
-        for w in op.writes:
-            yield from self.one("Math", op._replace(reads=whole.writes, writes=(w,), cuda=ratio(op.cuda, 2)))
-
-    def _rotated(self, op: Op) -> Iterator[Op]:
-        """One primitive, which leaves heads apart; what was cut is laid apart before."""
-        name = op.reads[0].name
-        if name in self.cut:
-            yield from self.copied("Transpose", op.equation.factors[0], op)
-        self.rowwise.discard(name)
-        yield from self.one("RoPE", op)
-
-    def _projected(self, ops: list[Op]) -> Iterator[Op]:
-        """Projections that are one matrix, then cut apart; those of experts are not one here."""
-        if _routed(ops[0]):
-            for op in ops:
-                yield from self._matmul(op)
-            return
-        yield from self.one("FullyConnected", *ops)
-        yield from self.one("Split", *(build("copy", f"{op.output} = {op.output}", op.n) for op in ops))
-        made = {op.writes[0].name for op in ops}
-        self.rowwise, self.cut = self.rowwise | made, self.cut | made
-
-    def _matmul(self, op: Op) -> Iterator[Op]:
-        weighs = any(r.role == "weight" for r in op.reads)
-        primitive = "GatherMatmul" if _routed(op) else "FullyConnected" if weighs else "MatMul"
-        yield from self.one(primitive, op)
-        if op.node.serial in self.of:
-            self.rowwise.add(op.writes[0].name)
-        if not _routed(op):
-            self.fused[op.writes[0].name] = f"{primitive}#{self.made}"
-
-    def _pointwise(self, index: int, op: Op) -> Iterator[Op]:
-        first, (made, writer) = op.reads[0], self.graph.reads[index][0]
-        after = self.fused.pop(first.name, "") if (made.name, writer) in self.lonely else ""
-        alone = len(op.reads) == 1
-        if op.form is TOP_K or (alone and first.stored != op.writes[0].stored):
-            yield from self.one("TopK" if op.form is TOP_K else "Reduce", op)
-        elif after and (alone or after.startswith("Eltwise")):
-            yield op._replace(kernel=after)
-            self.fused[op.writes[0].name] = after
-        elif alone and op.output.name == "_g" and "k" in op.output.stored:
-            self.kept[first.name] = op  # runs with the product
-        else:
-            yield from self._elementwise(op)
-
-    def _elementwise(self, op: Op) -> Iterator[Op]:
-        for tensor in (t for t in op.equation.factors if t.name == "w" and t.stored[-1:] == ("k",)):
-            yield from self.copied("StridedSlice", tensor, op)
-            yield from self.copied("Transpose", tensor, op)
-        waited = [self.kept.pop(op.reads[0].name)] if op.reads[0].name in self.kept else []
-        yield from self.one("Eltwise", *waited, op)
-        if op.form is ADD:
-            self.fused[op.writes[0].name] = f"Eltwise#{self.made}"
-
-    def _copy(self, op: Op) -> Iterator[Op]:
-        if op.form in (GATHER, SCATTER) or casts(op):
-            self.other[op.writes[0].name] = op.reads[0]
-        elif any(t.name == "W_class" for t in op.equation.factors):
-            yield from self._with_class(op)
-        else:
-            part = any(t.touched != t.stored for t in op.equation.factors)
-            yield from self.one("StridedSlice" if part else "Transpose", op)
-
-    def _with_class(self, op: Op) -> Iterator[Op]:
-        """A learnt token, once for each picture, before those of the picture."""
-        features, token = op.equation.factors
-        ones = build("copy", f"_ones[b] = {token}", op.n)._replace(reads=())
-        yield from self.one("Broadcast", ones)
-        each = build("pointwise", f"_class[b d] = _ones[b] * {token}", op.n, MUL)
-        yield from self.one("Eltwise", each._replace(cuda=0))
-        joined = build("copy", f"{op.output} = {features} * _class[b d]", op.n)
-        yield from self.one("Concatenation", joined._replace(reads=(op.reads[0], each.writes[0])))
-
-    def _convolution(self, op: Op) -> Iterator[Op]:
-        """Channels come last for a convolution, then first again, then tokens are rows."""
-        yield from self.copied("Reorder", op.equation.factors[0], op)
-        yield from self.one("Convolution", op)
-        yield from self.copied("Reorder", op.output, op)
-        yield from self.copied("Transpose", op.output, op)
-
-    def _cached(self, op: Op) -> Iterator[Op]:
-        """New keys or values, heads apart, are put into the cache by the primitive of attention."""
-        yield from self.apart(op)
-        yield op._replace(kernel=_core(self.of[op.node.serial]))
-
-    def _attention(self, op: Op) -> Iterator[Op]:
-        """The one primitive of a stateful model; elsewhere a generated kernel on keys that are scaled and transposed."""
-        begins, ends = (op.equation is end[op.composite].equation for end in (self.begin, self.end))
-        if op.composite not in self.cached:
-            if begins:
-                yield from self.scaled(op, _whole(op.equation.factors[1]))
-            yield op._replace(kernel=_core(op.composite, "Subgraph"))
-            return
-        if begins:
-            yield from self.apart(op)
-        yield self.masked(op)._replace(kernel=_core(op.composite))
-        if ends:
-            yield from self.copied("Transpose", op.output, op)
-
-    def apart(self, op: Op) -> Iterator[Op]:
-        """What an op reads first, head by head."""
-        if op.reads[0].name in self.rowwise:
-            yield from self.copied("Transpose", op.equation.factors[0], op)
-
-    def masked(self, op: Op) -> Op:
-        """An op of attention, of which the softmax reads the mask."""
-        size = op.n.elements(("b", "s", "t")) if op.kind == "softmax" else 0
-        mask = Ref(_MASK, "", False, "activation", 32, size, size)
-        return op._replace(reads=(*op.reads, mask)) if op.kind == "softmax" else op
-
-    def scaled(self, op: Op, keys: str) -> Iterator[Op]:
-        """Keys are scaled and transposed."""
-        yield from self.one("Eltwise", build("pointwise", f"{keys} = {keys}", op.n, MUL)._replace(cuda=0))
-        yield from self.one("Transpose", build("copy", f"{keys} = {keys}", op.n))
-
-
-class _Ports(_Writer):
+class _Ports(Writer):
     """The ops of a stateless model."""
 
     def _cached(self, op: Op) -> Iterator[Op]:
@@ -301,44 +84,4 @@ class _Ports(_Writer):
         if op.composite not in self.cached:
             yield from super()._attention(op)
             return
-        if op.equation is self.begin[op.composite].equation:
-            yield from self.apart(op)
-        yield self.masked(op)._replace(kernel=_core(op.composite, "Subgraph"))
-
-
-def _core(composite: Composite | None, primitive: str = "ScaledDotProductAttention") -> str:
-    return f"{primitive}#{composite.name if composite else ''}"
-
-
-def _together(op: Op) -> str:
-    """The name of the one matrix that an op is a part of."""
-    return op.composite.name if op.composite and op.composite.kind == "projections" else ""
-
-
-def _attends(op: Op) -> bool:
-    return bool(op.composite and op.composite.kind == "attention")
-
-
-def _routed(op: Op) -> bool:
-    """Whether an op reads the weights of some experts of all."""
-    return any(r.role == "weight" and r.stored != r.touched for r in op.reads)
-
-
-def _angles(op: Op) -> bool:
-    """Whether an op makes the angles of positions."""
-    return [t.name for t in op.equation.factors] == ["freq", "pos"] and op.output.stored == ("b", "s", "H")
-
-
-def _table(op: Op) -> bool:
-    """Whether an op makes full tables of cos and sin of angles."""
-    operands = [t.stored for t in op.equation.operands]
-    return len(op.writes) == 2 and op.equation.outputs[1].name == "sin" and operands == [("b", "s", "H")] and "e" in op.output.stored
-
-
-def _axes(tensor: Tensor) -> str:
-    return f"[{' '.join(tensor.stored)}]"
-
-
-def _whole(tensor: Tensor) -> str:
-    """A tensor of an equation, all of it."""
-    return f"{tensor.name}{f':{tensor.bits}' if tensor.bits else ''}{_axes(tensor)}"
+        yield self.masked(op)._replace(kernel=core(op.composite, "Subgraph"))

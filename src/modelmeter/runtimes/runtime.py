@@ -21,7 +21,8 @@ from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_lo
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
     attention_kernel, eager.concatenated_cache, eager.contiguous, ggml, passes.last_layer, last_logits,
-    passes.merge_projections, openvino, openvino_ports, ride, eager.taken_apart, eager.torch_attention, whole_stage, passes.without_dead_copies,
+    passes.merge_projections, openvino, openvino_ports, ride, eager.taken_apart, eager.torch_attention, whole_stage,
+    passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 
