@@ -26,7 +26,7 @@ def compressed(graph: Graph, policy: str) -> dict[str, Format]:
 
     >>> from modelmeter.layers import TokenEmbedding
     >>> [form.name for form in compressed(TokenEmbedding(V=100, d=4).graph(), "openvino_int4").values()]
-    ['int8_channel_sym']
+    ['int8_channel_zp']
     """
     known = weights_of(graph)
     found = {}

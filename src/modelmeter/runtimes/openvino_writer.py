@@ -49,6 +49,8 @@ class Writer:
         self.begin = {op.composite: op for op in reversed(cores)}
         self.cached = {op.composite for op in cores if any(r.role == "kv" for r in op.reads)}
         self.of = {op.node.serial: op.composite for op in cores}
+        for op in (op for op in cores if op.composite in self.cached and "t" not in op.n.axes):
+            raise InputError(f"{op.node.layer}: how OpenVINO runs it, on a cache of another sequence, is not modelled")
         users = self.graph.users(range(len(self.graph.ops)))
         self.lonely = {made for made, indices in users.items() if len(indices) == 1}
 
@@ -96,7 +98,7 @@ class Writer:
             (op.kind == "matmul", self._matmul),
             (op.kind == "pointwise", lambda op: self._pointwise(index, op)),
         )
-        for name in (w.name for w in op.writes if w.name not in [r.name for r in op.reads]):
+        for name in (w.name for w in op.writes if op.kind != "pointwise"):
             self.fused.pop(name, None)
         rule = next((rule for fits, rule in rules if fits), lambda op: self.one(_OTHERS[op.kind], op))
         yield from rule(op)
@@ -195,6 +197,7 @@ class Writer:
             waited = [self.kept.pop(op.reads[0].name)] if op.reads[0].name in self.kept else []
             yield from self.one("Eltwise", *waited, op)
             label = f"Eltwise#{self.made}"
+        self.fused.pop(op.writes[0].name, None)
         if not self.flat & {r.name for r in op.reads} and not (alone and label.startswith("Eltwise")):
             self.fused[op.writes[0].name] = label
 
