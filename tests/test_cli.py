@@ -20,6 +20,7 @@ FIGURES = [
     "stagecost_flops_tflops.svg", "stagecost_io_tb.svg", "stagecost_arithmetic_intensity.svg",
     "stagecost_activations_gb.svg", "vision_flops_split_log.svg",
 ]  # fmt: skip
+RUNTIMES = ", ".join(sorted(path.stem for path in Path("configs/runtime").glob("*.yaml")))
 COLUMNS = (
     "crops grid_h grid_w image_tokens attention tensor_core_flops cuda_core_flops weight_io_bytes "
     "activation_io_bytes kv_io_bytes io_bytes arithmetic_intensity_flop_per_byte weight_bytes "
@@ -212,7 +213,7 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["sweep", "vision_crops", "bacth=2"], "unknown key 'bacth', did you mean 'batch'"),
     (["sweep", "vision_crops", "--multirun", "bacth=1,2"], "unknown key 'bacth', did you mean 'batch'"),
     (["sweep", "vision_crops", "largest=0"], "largest must be a whole number of at least 2, not 0"),
-    (["sweep", "vision_crops", "runtime=fast"], "unknown runtime 'fast', did you mean 'flash'? Valid: compulsory, eager, flash, fused, llama_cpp, llama_cpp_scores, sdpa, vllm"),
+    (["sweep", "vision_crops", "runtime=fast"], f"unknown runtime 'fast', did you mean 'flash'? Valid: {RUNTIMES}"),
     (["sweep", "vision_crops", "mode=base"], "mode 'base' has no crops"),
     (["sweep", "vision_crops", "model=deepseek"], "unknown model 'deepseek', did you mean 'deepseek"),
     (["sweep", "vision_crops", "image=none.png"], "'none.png' does not exist"),
@@ -258,9 +259,9 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["sweep", "batch=2"], "unknown sweep ''; valid: compare, compression, e2e_decode, e2e_vision_prefill, encoders, profiles, sequence, targets, vision_crops"),
     (["sweep", "e2e_decode", "decode_steps=0"], "decode_steps must be a whole number of at least 1, not 0"),
     (["sweep", "e2e_decode", "reference=true"], "reference=true is not available for e2e_decode"),
-    (["sweep", "vision_crops", "runtime=[]"], "runtime must be one or more of compulsory, eager, flash, fused, llama_cpp, llama_cpp_scores, sdpa, vllm, each once, not []"),
+    (["sweep", "vision_crops", "runtime=[]"], f"runtime must be one or more of {RUNTIMES}, each once, not []"),
     (["sweep", "vision_crops", "runtime=[eager,eager]"], "each once"),
-    (["sweep", "vision_crops", "runtime=5"], "runtime must be one or more of compulsory, eager, flash, fused, llama_cpp, llama_cpp_scores, sdpa, vllm"),
+    (["sweep", "vision_crops", "runtime=5"], f"runtime must be one or more of {RUNTIMES}"),
     (["sweep", "vision_crops", "runtime=fusd"], "unknown runtime 'fusd', did you mean 'fused'"),
     (["sweep", "vision_crops", "--multirun", "largest=2,1"], "largest must be a whole number of at least 2, not 1"),
     (["sweep", "vision_crops", "largest=[2]"], "largest must be one value, not [2]"),

@@ -37,7 +37,8 @@ LAYERS: dict[str, Callable[[int, int], bool]] = {
 
 
 @cache
-def _table() -> dict[str, Any]:
+def data() -> dict[str, Any]:
+    """What `policies.yaml` holds."""
     import yaml
 
     text = Path(__file__).with_name("policies.yaml").read_bytes()
@@ -45,7 +46,7 @@ def _table() -> dict[str, Any]:
     return found
 
 
-POLICIES: Mapping[str, Mapping[str, Any]] = _table()["policies"]
+POLICIES: Mapping[str, Mapping[str, Any]] = data()["policies"]
 """The policies by name."""
 
 
@@ -140,7 +141,7 @@ _Named = tuple[str, tuple[int, ...], Mapping[str, int]]
 
 def _name(p: Placed) -> str:
     """What a file calls a weight; nothing of a buffer that it does not hold."""
-    known = _table()["names"]
+    known = data()["names"]
     if p.own not in known and "W_" in p.own:
         raise InputError(f"llama.cpp has no name here for {p.weight.name!r}, so no policy of its says how it is stored")
     return str(known.get(p.own, ""))
@@ -156,7 +157,7 @@ def _slots(p: Placed) -> Iterator[_Named]:
 def _merged(members: Iterable[Placed]) -> Iterator[_Named]:
     """The tensors of weights that are one matrix: their rows one below the other."""
     parts = {p.own: p for p in members}
-    for names, to in _table()["merged"].items():
+    for names, to in data()["merged"].items():
         one = [parts.pop(name).weight for name in names.split() if name in parts]
         if one:
             several = {w.name: prod(w.shape) for w in one}
@@ -194,7 +195,7 @@ class _Facts:
 def _format(policy: str, rules: Mapping[str, Any], slot: Slot, facts: _Facts) -> Format:
     """The format of a tensor. Raises InputError for a shape that it forbids."""
     base = FORMATS[rules["base"]]
-    if len(slot.shape) < 2 or any(fnmatchcase(slot.name, kept) for kept in _table()["kept"].split()):
+    if len(slot.shape) < 2 or any(fnmatchcase(slot.name, kept) for kept in data()["kept"].split()):
         return FORMATS["fp32"]
     if base.block == 1:
         return base

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from modelmeter.errors import InputError, choose
+from modelmeter.programs.compressed import COMPRESSED
 from modelmeter.programs.formats import FORMATS, Format, format_of
 from modelmeter.programs.policies import POLICIES, of_decoder
 
@@ -24,8 +25,8 @@ ROLES = {"weight": "weights", "activation": "activations", "kv": "kv"}
 class Precision:
     """Formats or bits per element by role, with overrides by tensor name.
 
-    `weights` may be a policy of llama.cpp (q4_k_m): a format for each tensor of a decoder; all that is none of its,
-    such as a vision tower, is stored as activations are.
+    `weights` may be a policy of llama.cpp (q4_k_m): a format for each tensor of a decoder; or of OpenVINO
+    (openvino_int4): one for each matrix. All that is none of its is stored as activations are.
 
     >>> Precision(weights="int8", overrides={"*.W_norm": "fp32"}).override("head.W_norm").bits
     Fraction(32, 1)
@@ -41,7 +42,7 @@ class Precision:
             raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
         object.__setattr__(self, "overrides", dict(self.overrides))  # a program is kept for what is asked now
         if isinstance(self.weights, str):
-            choose("dtype for precision.weights", self.weights, (*FORMATS, *POLICIES))
+            choose("dtype for precision.weights", self.weights, (*FORMATS, *POLICIES, *COMPRESSED))
         for role in ROLES:
             self.format(role)
         for key, value in self.overrides.items():
@@ -56,14 +57,14 @@ class Precision:
             for key in value:
                 choose("precision key", str(key), cls.__dataclass_fields__)
             return cls(**value)
-        if isinstance(value, str) and value in POLICIES:
+        if isinstance(value, str) and value in {*POLICIES, *COMPRESSED}:
             return cls(weights=value)
         return cls(weights=value, activations=value, kv=value)
 
     @property
     def policy(self) -> str:
         """The policy of weights ("": none)."""
-        return self.weights if isinstance(self.weights, str) and self.weights in POLICIES else ""
+        return self.weights if isinstance(self.weights, str) and self.weights in {*POLICIES, *COMPRESSED} else ""
 
     @property
     def names_tensors(self) -> bool:
@@ -73,7 +74,7 @@ class Precision:
     def require(self, names: Iterable[str]) -> None:
         """Raise InputError for an override that matches none of these tensors, or a policy that is of none."""
         known = list(names) if self.names_tensors else []
-        if self.policy and not of_decoder(known):
+        if self.policy in POLICIES and not of_decoder(known):
             how = "an override of '*W_*' gives all weights one format"
             raise InputError(f"{self.policy} is how llama.cpp stores a decoder, and there is none here; {how}")
         for pattern in self.overrides:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from modelmeter.errors import InputError
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import Ref
+from modelmeter.programs.compressed import COMPRESSED, compressed
 from modelmeter.programs.formats import ACTIVATIONS, Format
 from modelmeter.programs.policies import tensors_of
 from modelmeter.programs.precision import Precision
@@ -49,9 +50,12 @@ class Storage:
 
     @cached_property
     def _policy(self) -> dict[str, tuple[Share, ...]]:
-        """What a policy says of the decoder's weights, if there is one."""
+        """What a policy says of the weights, if there is one."""
         if not self.precision.policy:
             return {}
+        if self.precision.policy in COMPRESSED:
+            forms = compressed(self.graph, self.precision.policy)
+            return {name: (Share(form, Fraction(1), self._each(form, name, "weight")),) for name, form in forms.items()}
         found: dict[str, dict[tuple[Format, Size], int]] = {}
         for tensor in tensors_of(self.graph, self.precision.policy):
             for name, elements in tensor.slot.parts.items():

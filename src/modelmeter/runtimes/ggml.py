@@ -125,8 +125,8 @@ class _Writer:
 
     def ops(self) -> Iterator[Op]:
         """The ops in ggml's order."""
-        apart = {r.name for op in self.graph.ops if not _places(op) for r in op.reads}
-        read = {r.name for op in self.graph.ops if _places(op) for r in op.reads} - apart
+        apart = {r.name for op in self.graph.ops if not places(op) for r in op.reads}
+        read = {r.name for op in self.graph.ops if places(op) for r in op.reads} - apart
         made = (op for op in self.graph.ops if op.equation.outputs[-1].name == "sin" and op.writes[-1].name in read)
         tables = {op.node.serial: op.writes[-1].name for op in made}
         for serial, name in tables.items():  # the last round's are those of the others
@@ -149,7 +149,7 @@ class _Writer:
             yield from embedding(op)
         elif op.kind == "norm":
             yield from norm(op)
-        elif _places(op):
+        elif places(op):
             at = provided("positions", 32, op.n.elements(op.equation.factors[-1].stored[:-1]))
             angles = self.saved.get(op.reads[-1].name, 0)
             yield op._replace(kind="pointwise", reads=(op.reads[0], at), cuda=op.cuda + angles)
@@ -159,7 +159,7 @@ class _Writer:
             yield from self._cached(op)
         elif op.composite and op.composite.kind == "attention":
             yield from self._attention(was, op)
-        elif op.kind == "copy" and (op.form in (*GATHERS, SCATTER) or _casts(op)):
+        elif op.kind == "copy" and (op.form in (*GATHERS, SCATTER) or casts(op)):
             self.other[op.writes[0].name] = op.reads[0]
         elif op.kind == "copy" and "l" in op.output.stored:
             yield op._replace(reads=(*op.reads, provided("wanted", 32, op.n.elements(("b", "l")))))
@@ -213,8 +213,8 @@ class _Writer:
             made = made._replace(reads=alone.writes)
         yield from views(op, made.reads[0], 3 if values and made.reads == op.reads else 2 if values else 1)
         new = made.reads[0]
-        places = ("values", new.stored) if values else (last(op), n.elements(("b", "s")))
-        yield made._replace(reads=(*made.reads, provided(places[0] + near(n), 64, places[1])))
+        where = ("values", new.stored) if values else (last(op), n.elements(("b", "s")))
+        yield made._replace(reads=(*made.reads, provided(where[0] + near(n), 64, where[1])))
 
     def _attention(self, was: Op, op: Op) -> Iterator[Op]:
         """Scores over whole cells, scaled and masked with the softmax."""
@@ -245,12 +245,12 @@ class _Writer:
             yield build("copy", f"{op.output} = {op.output}", op.n)
 
 
-def _places(op: Op) -> bool:
+def places(op: Op) -> bool:
     """Whether an op rotates positions: x cos + turned(x) sin."""
     return op.kind == "pointwise" and [t.name for t in op.equation.factors[1:]] == ["cos", "sin"]
 
 
-def _casts(op: Op) -> bool:
+def casts(op: Op) -> bool:
     """Whether a copy changes nothing but the format."""
     given, made = op.equation.operands[0], op.output
     return len(op.reads) == 1 and given.stored == made.stored and made.bits > given.bits

@@ -16,14 +16,15 @@ from modelmeter.graph.graph import Graph
 from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
+from modelmeter.runtimes.openvino import openvino, openvino_ports
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 from modelmeter.runtimes.rotated import rotated_cache
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
     eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
-    serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, serving.paged,
-    serving.residual_norms, ride, serving.rotary_in_place, rotated_cache, eager.taken_apart, eager.torch_attention,
-    held.views_of_one, whole_stage, passes.without_dead_copies,
+    serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, openvino, openvino_ports,
+    serving.paged, serving.residual_norms, ride, serving.rotary_in_place, rotated_cache, eager.taken_apart,
+    eager.torch_attention, held.views_of_one, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")
