@@ -15,11 +15,12 @@ from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
 from modelmeter.runtimes import eager, passes
 from modelmeter.runtimes.ggml import ggml
+from modelmeter.runtimes.inductor import inductor
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
-    attention_kernel, eager.concatenated_cache, eager.contiguous, ggml, passes.last_layer, last_logits,
+    attention_kernel, eager.concatenated_cache, eager.contiguous, ggml, inductor, passes.last_layer, last_logits,
     passes.merge_projections, ride, eager.taken_apart, eager.torch_attention, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
