@@ -29,8 +29,13 @@ class Loop(NamedTuple):
     origins: frozenset[str]
     stored: tuple[int, ...]
     reduces: bool
-    read_bytes: int
+    read: dict[str, int]
     written_bytes: int
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that it reads of what others stored."""
+        return sum(self.read.values())
 
 
 class Report(NamedTuple):
@@ -53,7 +58,7 @@ def ask(module: nn.Module, *inputs, reorder=True, **named) -> Report:
 
     def written(graph, wrapper_code):
         text = wrapper_code.value
-        found.append(Report(tuple(_loops(graph)), *_calls(text), text))
+        found.append(Report(tuple(_loops(graph)), *_calls(graph, text), text))
         raise _Enough
 
     torch._dynamo.reset()
@@ -90,7 +95,7 @@ def _loops(graph):
         sizes = [(prod(b.node.get_size()), prod(b.node.get_size()) * b.node.get_dtype().itemsize) for b in leaving]
         reduces = any(bool(n.group[1][1]) for n in inner) if not extern else False
         stored = tuple(sorted((int(size) for size, _ in sizes), reverse=True))
-        yield Loop(extern, names, origins, stored, reduces, sum(read.values()), int(sum(size for _, size in sizes)))
+        yield Loop(extern, names, origins, stored, reduces, read, int(sum(size for _, size in sizes)))
 
 
 def _bytes(graph, dep):
@@ -104,15 +109,16 @@ def _origins(node):
     return {str(o.target).removeprefix("aten.").split(".")[0] for o in node.get_origins() if o.op == "call_function"}
 
 
+DEBUG = False
 _NEW = re.compile(r"(\w+) = empty_strided_cpu\(\((.*?)\), \((.*?)\), torch\.(\w+)\)")
 _TAKEN = re.compile(r"(\w+) = (?:reinterpret_tensor\((\w+),.*?\)|(\w+)); del (\w+)  # reuse")
 _ALIAS = re.compile(r"(\w+) = reinterpret_tensor\((\w+), .*# alias")
 _RESULT = re.compile(r"(\w+) = torch\.ops\.(\w+)\.(\w+)\.(\w+)\(")
-_ASSERT = re.compile(r"assert_size_stride\((\w+), \((.*?)\), \((.*?)\)")
+_ASSERT = re.compile(r"assert_size_stride\((buf\w+), \((.*?)\), \((.*?)\)")
 _ITEM = re.compile(r"(\w+) = (\w+)\[(\d+)\]")
 
 
-def _calls(text):
+def _calls(graph, text):
     body = text.rpartition("def call(")[2].partition("def benchmark")[0]
     kernels = []
     live, total, peak = {}, 0, 0
@@ -124,6 +130,11 @@ def _calls(text):
             total += live[m[1]]
         elif m := _TAKEN.match(line):
             live[m[1]] = live.pop(m[4], 0)
+        elif m := _ITEM.match(line):
+            live[m[1]] = 0
+        elif (m := _ASSERT.match(line)) and m[1] in live:
+            live[m[1]] = prod(int(x) for x in m[2].split(",") if x.strip()) * graph.get_dtype(m[1]).itemsize
+            total += live[m[1]]
         elif m := re.match(r"(cpp_fused_\w+)\(", line):
             kernels.append(m[1])
         elif m := re.match(r"extern_kernels\.(\w+)\(", line):
@@ -134,4 +145,5 @@ def _calls(text):
         elif m := re.match(r"del (\w+)", line):
             live.pop(m[1], None)
         peak = max(peak, sum(live.values()))
+        if DEBUG and "cpp_fused" in line or DEBUG and "extern_kernels" in line or DEBUG and "torch.ops" in line: print("     T", sum(live.values()), line[:50], len(live))
     return tuple(kernels), total, peak

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from modelmeter.graph.ops import Composite, Op
+from modelmeter.runtimes.passes import STORED
 from modelmeter.sizes import Size
 
 
@@ -144,5 +145,5 @@ def _written(loops: Sequence[Loop], groups: Iterator[list[int]]) -> Iterator[Op]
                     reads=tuple(r._replace(name=here.get(r.name, r.name)) for r in op.reads),
                     writes=tuple(w._replace(name=here.get(w.name, w.name)) for w in op.writes),
                     cuda=0 if again else op.cuda, kernel=label,
-                    composite=None if stored and _sums(op) else Composite("loop", label),
+                    composite=Composite(STORED if stored and _sums(op) else "loop", label),
                 )  # fmt: skip

@@ -140,6 +140,7 @@ class _Lowering:
             elif op.kernel or op.kind in _LIBRARY or op.form is TOP_K:
                 self._stored(_read(unit))
                 self.found.append(Loop(tuple(map(self._resolved, unit)), "library", frozenset()))
+                self._turned(unit)
             elif op.writes[0].role == "kv":
                 self._cached(op)
             elif _concatenates(op):
@@ -148,6 +149,18 @@ class _Lowering:
                 self._computed(op)
         self._stored([name for name in self.values if name not in self.users])
         return self.found
+
+    def _turned(self, unit: Unit) -> None:
+        """Attention of queries that were put together head by head gives heads, which are copied to positions."""
+        first, last = unit[0], unit[-1]
+        if not (first.kernel and first.reads and first.reads[0].name in self.parts):
+            return
+        out = last.writes[0]
+        many = minimum(last.n.elements((last.output.stored[1],)) - 1, 1)
+        copied = build("copy", f"{last.output} = {last.output}", last.n)
+        turned = out._replace(name=f"{out.name}.turned")
+        self.found.append(Loop((copied._replace(reads=(out,), writes=(turned,), again=many),), "loop", frozenset()))
+        self.parts[out.name] = (turned,)
 
     def _resolved(self, op: Op) -> Op:
         """An op that reads the parts of a tensor that has some."""
@@ -199,17 +212,16 @@ class _Lowering:
         """New keys or values behind a copy of the old ones; on an empty cache they are the cache."""
         new, cache = op.reads[0], op.writes[0]
         old = cache._replace(touched=cache.stored - cache.touched)
-        again = minimum(old.touched, 1)
+        grown = [op.n.elements((a,)) - op.n.elements((b,)) for a, b in zip(op.output.stored, op.output.touched) if a != b]
+        again = minimum(grown[0], 1) if grown else 0
         self.found.append(Loop((op._replace(reads=(old,), writes=(old,), again=again),), "loop", frozenset()))
-        computed = new.name in self.values
         value = self._value(op)
-        if computed:
-            self.values.pop(new.name)
+        if self.values.pop(new.name, None):
             self.found.append(Loop(value.ops, "loop", value.loads))
             return
         known = op._replace(kind="constant", reads=(), writes=(cache._replace(touched=0),))
         self.found.append(Loop((known,), "silent", frozenset()))
-        self.found.append(Loop((op._replace(again=again),), "loop", value.loads))
+        self.found.append(Loop((self._resolved(op)._replace(again=again),), "loop", value.loads))
 
 
 def _concatenates(op: Op) -> bool:
