@@ -144,7 +144,8 @@ class _Lowering:
             elif op.writes[0].role == "kv":
                 self._cached(op)
             elif _concatenates(op):
-                self.parts[op.writes[0].name] = tuple(self._part(op, r) for r in op.reads)
+                given = sorted(op.reads, key=lambda r: not self._whole(r))  # what is computed comes first
+                self.parts[op.writes[0].name] = tuple(self._part(op, r) for r in given)
             else:
                 self._computed(op)
         self._stored([name for name in self.values if name not in self.users])
@@ -197,9 +198,13 @@ class _Lowering:
             if value:
                 self.found.append(Loop(value.ops, "loop", value.loads))
 
+    def _whole(self, r: Ref) -> bool:
+        """Whether a tensor is computed where it is used, and all of it is used."""
+        return r.name in self.values and r.touched == r.stored
+
     def _part(self, op: Op, r: Ref) -> Ref:
         """A part of a tensor: what is computed is written there, what is stored is copied."""
-        if r.name in self.values and r.touched == r.stored:
+        if self._whole(r):
             self._stored([r.name])
             return r
         whole = op.writes[0]

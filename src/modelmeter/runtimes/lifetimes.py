@@ -137,7 +137,9 @@ def launched(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
         final = {one: result for result, found in sources.items() for one in found}
         total, taken = total + sum(made.values(), start=0), dict[tuple[str, int], Size]()
         for result in sources:
+            moved = graph.reads[result[1]] if graph.ops[result[1]].kind == "copy" else ()  # to other places
             fits = (one for one in dying if final.get(one) == result and one in held and one not in taken)
+            fits = (one for one in fits if one not in [(r.name, at) for r, at in moved])
             place = next((one for one in fits if held[one] == made.get(result)), None)
             if place:
                 taken[place] = held[place]
