@@ -2,10 +2,9 @@
 
 A decoder is transformers' module of a small config.json with random weights; masks are left out, as constants of the
 shape. A kernel is compared by what it is, the elements of each tensor that it stores, whether it sums, and, of a loop,
-the bytes that it reads and writes. `python tests/inductor_checks.py llama 0 7 1 bf16` shows both sides.
+the bytes that it reads and writes.
 """
 
-import sys
 from itertools import groupby
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from modelmeter.models.families import deepencoder, deepseek
 from modelmeter.programs.kernels import groups
 from modelmeter.programs.precision import Precision
 from modelmeter.programs.storage import Storage
-from modelmeter.runtimes.inductor import reduces
+from modelmeter.runtimes.fusion import sums
 from modelmeter.runtimes.lifetimes import launched
 from modelmeter.runtimes.passes import on_chip
 from modelmeter.runtimes.runtime import Runtime
@@ -57,6 +56,10 @@ class Question(NamedTuple):
     logits: str = "all"
     layers: int = 2
 
+    def __str__(self) -> str:
+        words = f"{self.tokens} of {self.past + self.tokens} tokens, batch {self.batch}, {self.layers} layers"
+        return f"{words}, {self.dtype}" + ", last logits" * (self.logits == "last")
+
 
 class Part(NamedTuple):
     """A layer of a small DeepSeek-OCR by its class, on so many images or sequences, patches of a side, or tokens."""
@@ -66,6 +69,9 @@ class Part(NamedTuple):
     side: int = 8
     tokens: int = 17
     dtype: str = "bf16"
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, {self.side} x {self.side} patches or {self.tokens} tokens, {self.dtype}"
 
 
 class Found(NamedTuple):
@@ -177,15 +183,18 @@ class Ours:
             made = ((w, users.get((w.name, i))) for i, op in ops for w in op.writes)
             stored = [self.at(w.touched) for w, by in made if w.role == "kv" or by != {first.kernel}]
             ids = sum(8 * self.at(op.n.elements(("b", "s"))) for _, op in ops if op.kind == "lookup")
-            sums = any(reduces(op) for _, op in ops)
-            found.append(Found("loop", tuple(sorted(stored, reverse=True)), sums, read + ids, written))
+            summing = any(sums(op) for _, op in ops)
+            found.append(Found("loop", tuple(sorted(stored, reverse=True)), summing, read + ids, written))
         return found
 
     def peak(self) -> int:
         """The most bytes alive in what is made, caches among them, which are results and stay."""
         ops = []
         for number, op in enumerate(self.graph.ops):
-            writes = (w._replace(role="activation", stored=w.touched, name=f"{w.name}.{number}") if w.role == "kv" else w for w in op.writes)
+            writes = (
+                w._replace(role="activation", stored=w.touched, name=f"{w.name}.{number}") if w.role == "kv" else w
+                for w in op.writes
+            )
             ops.append(op._replace(reads=tuple(r for r in op.reads if r.role != "kv"), writes=tuple(writes)))
         graph = self.graph.with_ops(ops)
         given = {r.name: self.size(r) for found in graph.reads for r, at in found if at < 0 and r.role == "activation"}
@@ -250,19 +259,5 @@ HELD_OUT: list[Question | Part] = [
     Part("Block (window)"), Part("Block (global)", batch=2), Part("DeepseekV2MoE"), Part("ImageEncoderViT"),
 ]  # fmt: skip
 """Looked at when the rules stood."""
-
-
-def show(question: Question | Part) -> None:
-    """Both sides, kernel by kernel."""
-    report, ours = answered(question)
-    a, b = theirs(report), ours.kernels()
-    for place in range(max(len(a), len(b))):
-        left, right = (side[place] if place < len(side) else None for side in (a, b))
-        print("=" if left == right else "!", left, "" if left == right else right)
-    calls = f"calls {len(report.calls)}, ours {functions(b)}, reordered {report.reordered}"
-    print(f"{calls}; peak {report.peak}, ours {ours.peak()}")
-
-
-if __name__ == "__main__":
-    kind, past, tokens, *others = sys.argv[1:]
-    show(Question(kind, int(past), int(tokens), *(int(x) if x.isdigit() else x for x in others)))
+REASONS: dict[str, str] = {}
+"""Why a module's kernels differ."""

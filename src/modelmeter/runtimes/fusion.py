@@ -37,10 +37,11 @@ class Loop(NamedTuple):
     def elements(self) -> Size:
         """How many points it runs over."""
         last = self.ops[-1]
-        return last.n.elements(last.equation.factors[0].touched) if _sums(last) else last.writes[0].touched
+        return last.n.elements(last.equation.factors[0].touched) if sums(last) else last.writes[0].touched
 
 
-def _sums(op: Op) -> bool:
+def sums(op: Op) -> bool:
+    """Whether an op sums over axes."""
     return op.kind == "pointwise" and set(op.output.touched) < set(op.equation.factors[0].touched)
 
 
@@ -145,5 +146,5 @@ def _written(loops: Sequence[Loop], groups: Iterator[list[int]]) -> Iterator[Op]
                     reads=tuple(r._replace(name=here.get(r.name, r.name)) for r in op.reads),
                     writes=tuple(w._replace(name=here.get(w.name, w.name)) for w in op.writes),
                     cuda=0 if again else op.cuda, kernel=label,
-                    composite=Composite(STORED if stored and _sums(op) else "loop", label),
+                    composite=Composite(STORED if stored and sums(op) else "loop", label),
                 )  # fmt: skip

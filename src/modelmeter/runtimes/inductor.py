@@ -15,7 +15,7 @@ from modelmeter.graph.forms import ACTIVATIONS, CAP, LAYER_NORM, SOFTPLUS, TOP_K
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import SILENT, Op, Ref, build
 from modelmeter.runtimes.eager import taken_apart
-from modelmeter.runtimes.fusion import Loop, fused
+from modelmeter.runtimes.fusion import Loop, fused, sums
 from modelmeter.runtimes.rounds import each_round
 from modelmeter.sizes import minimum
 
@@ -173,8 +173,8 @@ class _Lowering:
         self.values[name] = value
         users = self.users.get(name, [])
         library = any(unit[0].kernel or unit[0].kind in _LIBRARY for unit in users)
-        often = len(users) > 1 and (library or len(value.loads) > READS or op.form in _HEAVY)
-        if reduces(op) or often or len(value.loads) > MOST_READS:
+        often = len(users) > 1 and (library or len(value.loads) > READS or any(op.form is form for form in _HEAVY))
+        if sums(op) or often or len(value.loads) > MOST_READS:
             self._stored([name])
 
     def _value(self, op: Op) -> _Value:
@@ -182,19 +182,19 @@ class _Lowering:
         op = self._resolved(op)
         ops: dict[int, Op] = {}
         loads: set[tuple[str, object]] = {("indices", op.n.node.serial)} if op.kind == "lookup" else set()
-        for place, r in enumerate(op.reads):
+        for r in op.reads:
             if r.name in self.values:
                 ops |= {id(one): one for one in self.values[r.name].ops}
                 loads |= self.values[r.name].loads
-            else:
-                part = id(op) if r.touched is not r.stored and r.touched != r.stored and op.kind != "lookup" else place * 0
-                loads.add((r.name, part))
+            else:  # another part of a tensor is another load
+                loads.add((r.name, id(op) if op.kind != "lookup" and r.touched != r.stored else 0))
         return _Value((*ops.values(), op), frozenset(loads))
 
     def _stored(self, names: Iterable[str]) -> None:
         """Store what is not."""
-        for name in [part.name for name in names for part in self.parts.get(name, (Ref(name, "", False, "", 0, 0, 0),))]:
-            value = self.values.pop(name, None)
+        whole = ([part.name for part in self.parts[name]] if name in self.parts else [name] for name in names)
+        for one in [one for found in whole for one in found]:
+            value = self.values.pop(one, None)
             if value:
                 self.found.append(Loop(value.ops, "loop", value.loads))
 
@@ -217,7 +217,8 @@ class _Lowering:
         """New keys or values behind a copy of the old ones; on an empty cache they are the cache."""
         new, cache = op.reads[0], op.writes[0]
         old = cache._replace(touched=cache.stored - cache.touched)
-        grown = [op.n.elements((a,)) - op.n.elements((b,)) for a, b in zip(op.output.stored, op.output.touched) if a != b]
+        axes = zip(op.output.stored, op.output.touched, strict=True)
+        grown = [op.n.elements((a,)) - op.n.elements((b,)) for a, b in axes if a != b]
         again = minimum(grown[0], 1) if grown else 0
         self.found.append(Loop((op._replace(reads=(old,), writes=(old,), again=again),), "loop", frozenset()))
         value = self._value(op)
@@ -232,9 +233,3 @@ class _Lowering:
 def _concatenates(op: Op) -> bool:
     """Whether an op puts tensors side by side."""
     return op.kind == "copy" and len(op.reads) > 1 and all(r.bits != 64 and r.role == "activation" for r in op.reads)
-
-
-def reduces(op: Op) -> bool:
-    """Whether an op sums over axes."""
-    axes, made = set(op.equation.factors[0].touched), set(op.output.touched)
-    return op.kind == "pointwise" and made < axes

@@ -171,4 +171,5 @@ arena: Rule = partial(_arena, alive=last_read)
 """One buffer, as large as the most that `last_read` has alive at once."""
 in_place: Rule = partial(_arena, alive=partial(_alive, last_read=True, in_place=True))
 """The same, where results take the place of operands; gaps between tensors are left out (`planner.py` has them)."""
-LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read, "arena": arena, "in_place": in_place, "launched": launched}
+_RULES = {"names": names, "last_read": last_read, "arena": arena, "in_place": in_place}
+LIFETIMES: Mapping[str, Rule] = _RULES | {"launched": launched}

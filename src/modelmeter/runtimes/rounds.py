@@ -20,6 +20,9 @@ def each_round(graph: Graph) -> Graph:
 
 
 def _written_out(graph: Graph) -> Iterator[Op]:
+    loops = {op.node.loop for op in graph.ops} - {""}
+    for inner in (a for a in loops if any(a.startswith(f"{b}.") for b in loops)):
+        raise InputError(f"{inner}: a compiler writes out repeated layers, and none inside another")
     for loop, group in groupby(graph.ops, lambda op: op.node.loop):
         ops = list(group)
         if not loop:
@@ -42,7 +45,9 @@ def _in_round(op: Op, number: int) -> Op:
             return r._replace(name=leaving)
         return r._replace(name=f"{number}.{r.name}") if number and r.role == "kv" else r
 
-    node = op.node._replace(times=1, loop="", held=("", ""), again=0, serial=op.node.serial + number * (op.n.root.placed + 1))
+    node = op.node._replace(
+        times=1, loop="", held=("", ""), again=0, serial=op.node.serial + number * (op.n.root.placed + 1)
+    )
     composite = op.composite and op.composite._replace(name=f"{op.composite.name}.{number}")
     return op._replace(
         reads=tuple(map(named, op.reads)), writes=tuple(map(named, op.writes)), n=replace(op.n, node=node),

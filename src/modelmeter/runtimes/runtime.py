@@ -63,6 +63,8 @@ class Runtime:
         steps = list(self.passes)
         if logits == "last" and last_logits not in steps:
             steps.insert(0, last_logits)
+        if gradients and inductor in steps:
+            raise InputError(f"runtime {self.name!r}: what a compiler makes of a backward pass is not known")
         if gradients:
             fusing = (place for place, step in enumerate(steps) if step in (ride, whole_stage))
             steps.insert(next(fusing, len(steps)), backward)
