@@ -133,7 +133,7 @@ _GIVEN = re.compile(r"assert_size_stride\((buf\w+), \((.*?)\),")
 
 
 def _calls(graph, text):
-    """The calls of the code, and the most bytes that its buffers hold."""
+    """The calls of the code, and the most bytes that its buffers hold, those kept for a later one of their size too."""
     body = text.rpartition("def call(")[2].partition("def benchmark")[0]
     calls, live, peak = [], {}, 0
     for line in map(str.strip, body.splitlines()):

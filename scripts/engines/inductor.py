@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
 
-from inductor_checks import HELD_OUT, QUESTIONS, REASONS, Part, Question, answered, functions, theirs
+from inductor_checks import HELD_OUT, KEPT, QUESTIONS, REASONS, Part, Question, answered, functions, theirs
 from page import both, write
 
 HEADS = ("module", "call", "kernels", "calls", "reordered", "bytes of loops", "peak bytes", "differs")
@@ -21,8 +21,8 @@ def ask(answer: Answer = answered) -> str:
     torch = version("torch").partition("+")[0]
     summary = (
         f"torch {torch}, transformers {version('transformers')}: {len(rows)} checks, {equal} equal in every kernel and "
-        "figure. Where they differ inductor's figure comes first, ours second. Modules with a star were held back until "
-        "the rules stood."
+        "figure. Where they differ inductor's figure comes first, ours second. Modules with a star were held back "
+        "until the rules stood."
     )
     write("engine-inductor.md", summary, HEADS, rows, numbers=5)
     return f"{len(rows)} checks, {equal} equal"
@@ -37,6 +37,12 @@ def _rows(questions: list[Question | Part], held: bool, answer: Answer) -> Itera
             *(both(*(str(sum(k.read_bytes + k.written_bytes for k in side)) for side in (a, b))),),
             both(str(report.peak), str(ours.peak())),
         ]  # fmt: skip
-        alike = sorted(a) == sorted(b) and not any("/" in cell for cell in cells)
         name = question.kind if isinstance(question, Question) else question.name
-        yield [name + " *" * held, str(question), *cells, "" if alike else REASONS.get(name, "unexplained")]
+        yield [name + " *" * held, str(question), *cells, _reason(name, a, b, report.peak - ours.peak())]
+
+
+def _reason(name: str, a: list[Any], b: list[Any], more: int) -> str:
+    """Why two sides differ, if they do."""
+    if sorted(a) != sorted(b) or functions(a) != functions(b):
+        return REASONS.get(name, "unexplained")
+    return "" if more == 0 else KEPT if more > 0 else "unexplained"

@@ -140,7 +140,7 @@ def _written(loops: Sequence[Loop], groups: Iterator[list[int]]) -> Iterator[Op]
                 made.add(name)
                 stored = op is loop.ops[-1]
                 again = name in known and not stored and op.writes[0].role != "kv"
-                here[name] = f"{name}^{number}" if again else name
+                here |= {w.name: f"{w.name}^{number}" if again else w.name for w in op.writes}
                 known.add(name)
                 yield op._replace(
                     reads=tuple(r._replace(name=here.get(r.name, r.name)) for r in op.reads),

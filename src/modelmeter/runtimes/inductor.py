@@ -137,7 +137,7 @@ class _Lowering:
             op = unit[0]
             if op.kind in SILENT:
                 self.found.append(Loop(unit, "silent", frozenset()))
-            elif op.kernel or op.kind in _LIBRARY or op.form is TOP_K:
+            elif op.kernel or op.kind in _LIBRARY or op.form is TOP_K or _sorts(op):
                 self._stored(_read(unit))
                 self.found.append(Loop(tuple(map(self._resolved, unit)), "library", frozenset()))
                 self._turned(unit)
@@ -169,10 +169,16 @@ class _Lowering:
 
     def _computed(self, op: Op) -> None:
         """An op that a loop runs: it is stored at once, or where it is used."""
-        name, value = op.writes[0].name, self._value(op)
-        self.values[name] = value
+        name = op.writes[0].name
         users = self.users.get(name, [])
         library = any(unit[0].kernel or unit[0].kind in _LIBRARY for unit in users)
+        (first, *_) = op.reads
+        if library and op.kind == "copy" and first.touched != first.stored:  # a library reads a part in its place
+            self._stored([first.name])
+            self.parts[name] = (first,)
+            return
+        value = self._value(op)
+        self.values |= {w.name: value for w in op.writes}
         often = len(users) > 1 and (library or len(value.loads) > READS or any(op.form is form for form in _HEAVY))
         if sums(op) or often or len(value.loads) > MOST_READS:
             self._stored([name])
@@ -233,3 +239,8 @@ class _Lowering:
 def _concatenates(op: Op) -> bool:
     """Whether an op puts tensors side by side."""
     return op.kind == "copy" and len(op.reads) > 1 and all(r.bits != 64 and r.role == "activation" for r in op.reads)
+
+
+def _sorts(op: Op) -> bool:
+    """Whether an op puts tokens in order, which torch does by a kernel of its library."""
+    return len(op.writes) > 1 and all(w.bits == 64 for w in op.writes)
