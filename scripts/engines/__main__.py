@@ -6,7 +6,7 @@ An engine is a module of this folder with a function `ask`; none named are all.
 import sys
 from importlib import import_module
 
-ENGINES = ("llama_cpp", "parallel", "torch_cpu", "openvino_cpu")
+ENGINES = ("llama_cpp", "parallel", "torch_cpu", "inductor", "openvino_cpu")
 
 if __name__ == "__main__":
     sys.path.insert(0, "tests")

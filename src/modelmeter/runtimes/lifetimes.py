@@ -2,13 +2,15 @@
 
 `names`: as Python holds them. `last_read`: as a compiler frees them. `arena`: one buffer for all, planned ahead.
 `in_place`: such a buffer, where pointwise work takes the place of an operand that it reads for the last time.
+`launched`: as generated code frees them, kernel by kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial, reduce
-from itertools import repeat
+from itertools import groupby, repeat
+from typing import Any
 
 from modelmeter.graph.graph import Graph, Read
 from modelmeter.graph.ops import Ref
@@ -117,6 +119,47 @@ def _arena(graph: Graph, hidden: Hidden, size: Bytes, *, alive: Rule) -> Iterato
     return repeat(planned, len(graph.ops))
 
 
+def launched(graph: Graph, hidden: Hidden, size: Bytes) -> Iterator[Size]:
+    """What a kernel makes is there when it starts, what it reads last goes when it is done; results that nobody reads
+    stay. A result of a loop takes the place of an operand as large that no later one reads.
+    """
+    labels = graph.labels
+    users = graph.users(range(len(labels)))
+    given = {r.name: size(r) for found in graph.reads for r, at in found if at < 0 and r.role == "activation"}
+    held, total = dict[tuple[str, int], Size](), sum(given.values(), start=0)
+    for _, group in groupby(range(len(labels)), lambda index: labels[index]):
+        indices = list(group)
+        writes = ((w, i) for i in indices for w in graph.ops[i].writes if w.role == "activation")
+        made = {(w.name, i): size(w) * graph.ops[i].again for w, i in writes if (w.name, i) not in hidden}
+        read = dict.fromkeys((r.name, at) for i in indices for r, at in graph.reads[i])
+        dying = [one for one in read if (one in held or one in made) and max(users[one]) <= indices[-1]]
+        sources = _sources(graph, indices, made)
+        final = {one: result for result, found in sources.items() for one in found}
+        total, taken = total + sum(made.values(), start=0), dict[tuple[str, int], Size]()
+        for result in sources:
+            moved = graph.reads[result[1]] if graph.ops[result[1]].kind == "copy" else ()  # to other places
+            fits = (one for one in dying if final.get(one) == result and one in held and one not in taken)
+            fits = (one for one in fits if one not in [(r.name, at) for r, at in moved])
+            place = next((one for one in fits if held[one] == made.get(result)), None)
+            if place:
+                taken[place] = held[place]
+        yield from repeat(total - sum(taken.values(), start=0), len(indices))
+        held |= made
+        total = total - sum((held.pop(one) for one in dying), start=0)
+
+
+def _sources(graph: Graph, indices: list[int], made: Mapping[tuple[str, int], Size]) -> dict[tuple[str, int], set[Any]]:
+    """What each result of a generated kernel is computed from, by result; of a library's kernel nothing is told."""
+    found: dict[int, set[Any]] = {}
+    if any(graph.ops[i].kind in ("matmul", "conv2d") for i in indices):
+        return {}
+    for i in indices:
+        found[i] = set()
+        for r, at in graph.reads[i]:
+            found[i] |= found[at] if at in found and (r.name, at) not in made else {(r.name, at)}
+    return {result: found[result[1]] for result in made}
+
+
 names: Rule = partial(_alive, last_read=False)
 """A name holds its tensor until it is rebound or its layer returns; a temporary goes at its last read.
 
@@ -128,4 +171,5 @@ arena: Rule = partial(_arena, alive=last_read)
 """One buffer, as large as the most that `last_read` has alive at once."""
 in_place: Rule = partial(_arena, alive=partial(_alive, last_read=True, in_place=True))
 """The same, where results take the place of operands; gaps between tensors are left out (`planner.py` has them)."""
-LIFETIMES: Mapping[str, Rule] = {"names": names, "last_read": last_read, "arena": arena, "in_place": in_place}
+_RULES = {"names": names, "last_read": last_read, "arena": arena, "in_place": in_place}
+LIFETIMES: Mapping[str, Rule] = _RULES | {"launched": launched}

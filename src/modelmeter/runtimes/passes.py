@@ -17,6 +17,8 @@ from modelmeter.sizes import Size, substituted
 
 Pass = Callable[[Graph], Graph]
 WHOLE_STAGE = "whole stage"
+STORED = "stored"
+"""The kind of a composite whose kernel stores what it makes, though nothing else reads it."""
 _RIDES = frozenset({"pointwise", "norm", "softmax", "copy"})
 
 
@@ -219,5 +221,6 @@ def on_chip(graph: Graph) -> frozenset[tuple[str, int]]:
     """The tensors (name, writer) that one composite's kernel makes and nothing outside it reads."""
     labels = [op.composite.name if op.composite and op.kernel else "" for op in graph.ops]
     users = graph.users(labels)
-    made = ((w, i, label) for i, label in enumerate(labels) if label for w in graph.ops[i].writes if w.role != "kv")
-    return frozenset((w.name, i) for w, i, label in made if users.get((w.name, i)) == {label})
+    made = ((w, i) for i, op in enumerate(graph.ops) for w in op.writes if labels[i] and w.role != "kv")
+    alone = ((w.name, i) for w, i in made if users.get((w.name, i)) == {labels[i]})
+    return frozenset(one for one in alone if not (whole := graph.ops[one[1]].composite) or whole.kind != STORED)

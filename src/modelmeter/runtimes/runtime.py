@@ -15,6 +15,7 @@ from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
 from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
+from modelmeter.runtimes.inductor import inductor
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.openvino import openvino, openvino_ports
 from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_logits, ride, whole_stage
@@ -22,7 +23,7 @@ from modelmeter.runtimes.rotated import rotated_cache
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
     eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
-    serving.gated_in_one, ggml, passes.last_layer, last_logits, passes.merge_projections, openvino, openvino_ports,
+    serving.gated_in_one, ggml, inductor, passes.last_layer, last_logits, passes.merge_projections, openvino, openvino_ports,
     serving.paged, serving.residual_norms, ride, serving.rotary_in_place, rotated_cache, eager.taken_apart,
     eager.torch_attention, held.views_of_one, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
@@ -83,6 +84,8 @@ class Runtime:
         steps = list(self.passes)
         if logits == "last" and last_logits not in steps:
             steps.insert(0, last_logits)
+        if gradients and inductor in steps:
+            raise InputError(f"runtime {self.name!r}: what a compiler makes of a backward pass is not known")
         if gradients:
             fusing = (place for place, step in enumerate(steps) if step in (ride, whole_stage))
             steps.insert(next(fusing, len(steps)), backward)
