@@ -15,13 +15,15 @@ BLOCKS = (64.0, 128.0)
 """Rows of a block of queries: the better one is taken."""
 KEYS = 64.0
 """Keys that a block takes at a time."""
+WIDTHS = 32.0
+"""Kernels are made for heads of a multiple of so many elements; narrower ones are padded."""
 
 _CONSTANTS = (
-    Constant("launch", 1e-5, 1e-6, 6e-5, "s of the launches: attention and what the engine runs beside it"),
-    Constant("fill", 4e3, 100, 5e4, "cycles of a block before and after its loop"),
+    Constant("launch", 5.5e3, 500, 1e5, "cycles of the launch of one kernel"),
+    Constant("fill", 2.5e-6, 1e-8, 5e-5, "s of a block before and after its loop, which waits for the memory"),
     Constant("speed", 0.85, 0.3, 1.4, "share of the peak in the loop"),
     Constant("head", 15, 0.5, 200, "head width that halves it"),
-    Constant("exp", 16, 4, 64, "exponentials a cycle of a multiprocessor"),
+    Constant("exp", 16, 14, 18, "exponentials a cycle of a multiprocessor"),
     Constant("tail", 0.5, 0.05, 1.5, "share of the longest block that runs when the others are done"),
     Constant("stream", 0.85, 0.4, 1.0, "share of the bandwidth of the memory"),
     Constant("sharp", 1.4, 1.0, 12.0, "how well compute and memory overlap"),
@@ -44,27 +46,28 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of attention of s queries over t keys; see `PREFILL`."""
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak")
     b, h, g, e, s, t, window, each, peak = (np.asarray(w[name], float) for name in names)
-    grouped = w["grouped"] | (s == 1)
+    grouped = w["grouped"]
     of, heads = np.where(grouped, h / g, 1.0), np.where(grouped, g, h)
     rows = np.array(BLOCKS).reshape(-1, *(1,) * np.ndim(s + b))
     count = whole(of * s, rows)
     longest, mean = (whole(x, KEYS) for x in seen(s, t, window, rows / of, w["causal"]))
     clock, units = cycles_per_s(device), device.need("multiprocessors")
-    products = 4 * (e + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
+    products = 4 * (whole(e, WIDTHS) * WIDTHS + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
     step = rows * KEYS * (products + 1 / (c["exp"] * clock))
     blocks = b * heads * count / units
     walked = np.maximum(longest, blocks * mean + c["tail"] * longest) * step
-    compute = (walked + np.maximum(blocks, 1) * c["fill"] / clock).min(axis=0)
+    compute = (walked + np.maximum(blocks, 1) * c["fill"]).min(axis=0)
     bandwidth = device.memory_bytes_per_s * c["stream"]
     memory = (4 * b * s * h * e + 2 * b * t * g * e * each) / bandwidth
     kept = np.where(w["writes"], 2 * b * s * g * e * (2 + each) / bandwidth, 0) * c.get("keep", 0.0)
-    floor = c["launch"] * c.get("start", 1.0)
+    floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + soft(compute, memory, c["sharp"]) + kept
     return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor + 0 * memory)
 
 
 _WORK = (
     "batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak", "causal", "grouped", "writes",
+    "kernels",
 )  # fmt: skip
 _EXTRAS = {"rate": 1.0, "start": 1.0, "host": 0.0}
 _OMITS = "masks other than causal and a window, scores that are capped or biased, the order in which blocks start"

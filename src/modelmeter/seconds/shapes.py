@@ -14,8 +14,8 @@ from modelmeter.errors import choose
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.mixture import Loads
 
-GROUPED = frozenset({"Hopper"})
-"""Architectures whose attention kernel (FlashAttention 3) puts the query heads of one KV head into a block."""
+FLASH3 = frozenset({"Hopper"})
+"""Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
 
 
 class Multiplied(NamedTuple):
@@ -64,7 +64,7 @@ def product_work(
     form = multiplied(device, variant)
     vectors = form.units in ("bf16", "fp32") and form.left == form.right
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
-    few = np.where(sizes["m"] <= (LARGE if device.architecture in GROUPED else 2 * LARGE), LARGE / 2, LARGE)
+    few = np.where(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
     least = {"fp8": few, "int8": few, "fp4": LARGE}.get(form.units, 1.0)
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "least": least}
     return {**sizes, **known, "vectors": vectors, "warm": warm}
@@ -74,16 +74,27 @@ def attention_work(
     device: Device, law: str, variant: str, batch: Array, heads: Array, kv_heads: Array, width: Array, s: Array, t: Array,
     window: Array = 0.0, warm: bool = False,
 ) -> Work:  # fmt: skip
-    """The work of attention of s queries over t keys; `variant` begins with the format of the cache."""
+    """The work of attention of s queries over t keys; `variant` begins with the format of the cache.
+
+    The query heads of one KV head share a block (`grouped`) but in FlashAttention 2, which does so for one query and no
+    window, by copying queries and outputs (`passes` over them), and splits a sequence only then.
+    """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
+    known = dict(zip(names, sizes, strict=True))
+    each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
+    three = device.architecture in FLASH3
+    swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
+    two = (not three) & (each >= 2)
     return {
-        **dict(zip(names, sizes, strict=True)),
-        "kv_bytes": FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right,
+        **known,
+        "kv_bytes": each,
         "peak": device.peak("bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
-        "grouped": device.architecture in GROUPED,
+        "grouped": swapped | (not two),
+        "passes": np.where(two & swapped, 3.0, 1.0),
+        "kernels": 1.0 + (law != "vision") + (three | ((law == "decode") & (swapped | (not two)))),
         "warm": warm,
     }
 

@@ -29,7 +29,7 @@ NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell"})
 OTHERS = {
     "product": {"fill", "half", "load"},
     "mixture": {"fill", "half", "load", "around"},
-    "prefill": {"fill", "exp", "tail", "sharp", "keep"},
+    "prefill": {"fill", "tail", "sharp", "keep"},
     "decode": {"fill", "load", "combine", "sharp"},
 }
 """Constants of a law that a variant has values of its own for: another kernel of the engine runs it."""
@@ -71,12 +71,12 @@ def _own(found: Trained, groups: Sequence[Measured]) -> None:
     law, name = found.law, groups[0].device.name
     plain = [g for g in groups if g.variant in PLAIN]
     foreign = groups[0].device.architecture not in NVIDIA
-    host = [c for c in EXTRAS if foreign and c.name == "host"]
+    host = [c for c in EXTRAS if c.name in ({"host"} if foreign else set())]
     if plain:
         found.own[name] = _plain(law, plain, [*law.constants, *host], found.shared)
     base = found.own.get(name, found.shared)
     found.own_extras[name] = {
-        g.variant: _extras(law, g.variant, [g], {name: base}, found.extras.get(g.variant))
+        g.variant: _extras(law, g.variant, [g], {name: base}, found.extras.get(g.variant), host)
         for g in groups
         if g.variant not in PLAIN
     }
@@ -93,24 +93,27 @@ def _plain(law: Law, groups: Sequence[Measured], constants: Sequence[Constant], 
 
 
 def _extras(
-    law: Law, variant: str, groups: Sequence[Measured], base: Mapping[str, Values], start: Values | None = None
-) -> Values:
-    names = extra_names(law, variant)
+    law: Law, variant: str, groups: Sequence[Measured], base: Mapping[str, Values], start: Values | None = None,
+    further: Sequence[Constant] = (),
+) -> Values:  # fmt: skip
+    names = extra_names(law, variant) | {c.name for c in further}
     fit = [c for c in (*EXTRAS, *law.constants) if c.name in names]
 
     def errors(c: Values) -> Any:
         return np.concatenate([residuals(law, {**base[g.device.name], **c}, g) for g in groups])
 
-    return fitted(errors, fit, dict(start or {}))
+    first = base[groups[0].device.name]
+    return fitted(errors, fit, dict(start or {c.name: first[c.name] for c in fit if c.name in first}))
 
 
 def extra_names(law: Law, variant: str) -> set[str]:
     """The extras that a variant of a law has. fp8_block and eager were measured launched one by one from the host."""
     form = variant.partition(".")[0]
     names = {"host"} if variant == "eager" or (law is PRODUCT and form == "fp8_block") else {"rate", "start"}
+    names -= {"rate"} if law is DECODE else set()
     if form in QUANTISED and law in (PRODUCT, MIXTURE):
         names |= {"rate", "quantise", "quantised_row", "passes"}
-    return (names & law.extras.keys()) | (OTHERS.get(law.name, set()) if "rate" in names else set())
+    return (names & law.extras.keys()) | (OTHERS.get(law.name, set()) if variant != "eager" else set())
 
 
 def residuals(law: Law, c: Mapping[str, float], group: Measured) -> Any:
