@@ -172,7 +172,7 @@ def _mixture(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:
     alpha = np.array([float(name.rpartition("_")[2]) if "power" in name else 0.0 for name in c["distribution"]])
     found = loads(tokens * k, experts, parts, alpha)
     inner = c["inter_size"] / c["moe_tp_size"].astype(float)
-    work = mixture_work(chip, variant, c["hidden_size"].astype(float), inner, tokens, found, warm=True)
+    work = mixture_work(chip, variant, c["hidden_size"].astype(float), inner, tokens, k, found, warm=True)
     weights = 3 * work["hidden"] * work["inner"]
     compute = 2 * weights * found.total / work["peak"]
     return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * work["hidden"])

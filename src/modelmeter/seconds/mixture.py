@@ -94,15 +94,16 @@ def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: 
 
 def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of the experts of a layer; see `MIXTURE`."""
-    d, f, tokens, gates = (np.asarray(w[x], float) for x in ("hidden", "inner", "tokens", "gates"))
+    d, f, tokens, picks, gates = (np.asarray(w[x], float) for x in ("hidden", "inner", "tokens", "picks", "gates"))
     found = w["loads"]
     if not isinstance(found, Loads):
         raise InputError("the loads of a mixture are made by `loads`")
     products = [_grouped(c, device, found, n, k, w) for n, k in ((gates * f, d), (f * 0 + d, f))]
     compute, memory = (sum(part[i] for part in products) for i in (0, 1))
     rows = found.total
-    around = rows * (4 * d + 2 * (gates + 1) * f) + 4 * tokens * d
-    beside = around * c["around"] / (device.memory_bytes_per_s * c["stream"])
+    counted = rows * c["around"] + np.maximum(picks - rows, 0) * c["elsewhere"]
+    around = counted * (4 * d + 2 * (gates + 1) * f) + 4 * tokens * d
+    beside = around / (device.memory_bytes_per_s * c["stream"])
     floor = c["launch"] * c.get("start", 1.0)
     time = sum(soft(*part, c["sharp"]) for part in products)
     seconds = floor + time + beside + quantise_seconds(c, device, rows, d)
@@ -116,9 +117,10 @@ MIXTURE = Law(
         Constant("launch", 2.2e-5, 2e-6, 3e-4, "s of the launches: sorting, products, activation, sum"),
         *(c for c in TILED if c.name not in ("launch", "cached", "near")),
         Constant("around", 1.0, 0.1, 6.0, "passes over the rows beside the products"),
+        Constant("elsewhere", 0.5, 0.01, 6.0, "passes over the rows of experts on other devices"),
     ),
     ("multiprocessors", "clock_hz"),
-    ("hidden", "inner", "tokens", "gates", "loads", "left", "right", "peak"),
+    ("hidden", "inner", "tokens", "picks", "gates", "loads", "left", "right", "peak"),
     mixture_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
     "which tile the engine takes (the best is assumed), the order of experts, loads other than the expected ones",

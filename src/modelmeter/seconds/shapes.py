@@ -94,16 +94,18 @@ def attention_work(
         "writes": law == "prefill",
         "grouped": swapped | (not two),
         "passes": np.where(two & swapped, 3.0, 1.0),
-        "kernels": 1.0 + (law != "vision") + (three | ((law == "decode") & (swapped | (not two)))),
+        "kernels": 2.0 + (three | ((law == "decode") & (swapped | (not two)))),
         "warm": warm,
     }
 
 
 def mixture_work(
-    device: Device, variant: str, hidden: Array, inner: Array, tokens: Array, found: Loads, gates: float = 2.0,
-    warm: bool = False,
+    device: Device, variant: str, hidden: Array, inner: Array, tokens: Array, active: Array, found: Loads,
+    gates: float = 2.0, warm: bool = False,
 ) -> Work:  # fmt: skip
-    """The work of the experts of a layer, `gates` products into the inner width (2: gated)."""
+    """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width."""
     form = multiplied(device, variant)
-    sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": np.asarray(tokens, float)}
-    return {**sizes, "gates": gates, "loads": found, "left": form.left, "right": form.right, "peak": device.peak(form.units), "warm": warm}
+    tokens = np.asarray(tokens, float)
+    sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
+    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "warm": warm}
+    return {**sizes, **known, "picks": tokens * active, "gates": gates, "loads": found}
