@@ -38,7 +38,7 @@ class Device:
 
     `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units, `peaks` the
     dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
-    datasheet), B (secondary) or C (recalled or derived). Figures that a device may lack are None: see FIGURES and `need`.
+    datasheet), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES, `need`).
     `architecture` and `link` choose kernels. `laws` are constants of laws of time that were measured on it, by law.
     Raises InputError for a number that is none.
     """

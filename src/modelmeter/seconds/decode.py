@@ -69,5 +69,5 @@ DECODE = Law(
     ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak", "grouped", "kernels", "passes"),
     decode_parts,
     {"rate": 1.0, "start": 1.0, "host": 0.0},
-    "how many parts the engine's heuristic takes (the best is assumed), the layout of pages, sequences of unequal length",
+    "how many parts the engine takes (the best is assumed), the layout of pages, sequences of unequal length",
 )

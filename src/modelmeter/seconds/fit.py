@@ -17,7 +17,9 @@ SOFT = 0.1
 """Errors above this share count by their size, below it by its square."""
 
 
-def fitted(residuals: Residuals, constants: Sequence[Constant], start: dict[str, float], rounds: int = 60) -> dict[str, float]:
+def fitted(
+    residuals: Residuals, constants: Sequence[Constant], start: dict[str, float], rounds: int = 60
+) -> dict[str, float]:
     """The constants that make the logarithms of predicted over measured (`residuals`) least; others stay as in `start`.
 
     >>> slope = Constant("slope", 1.0, 0.1, 10.0, "")

@@ -25,7 +25,10 @@ def allreduce_parts(c: Constants, device: Device, w: Work) -> Parts:
 def transfer_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of a copy over the link to the host, or to another device (`peer`)."""
     links = ("link_bytes_per_s", "host_link_bytes_per_s")
-    used = [device.need(name) if np.any(w["peer"] == first) else 1.0 for name, first in zip(links, (True, False), strict=True)]
+    used = [
+        device.need(name) if np.any(w["peer"] == first) else 1.0
+        for name, first in zip(links, (True, False), strict=True)
+    ]
     memory = np.asarray(w["bytes"], float) / (np.where(w["peer"], *used) * c["share"])
     return Parts(c["launch"] + memory, 0 * memory, memory, c["launch"] + 0 * memory)
 

@@ -72,7 +72,9 @@ def read(folder: str | Path, devices: Mapping[str, Device]) -> list[Measured]:
     """
     found = [path for name in KINDS if (path := Path(folder) / f"{name}.parquet").is_file()]
     if not found:
-        raise InputError(f"{folder} holds none of the measured kernels: {', '.join(f'{name}.parquet' for name in KINDS)}")
+        raise InputError(
+            f"{folder} holds none of the measured kernels: {', '.join(f'{name}.parquet' for name in KINDS)}"
+        )
     return [group for path in found for group in _groups(path, devices)]
 
 
@@ -131,6 +133,8 @@ KERNELS = (
     ("deepgemm", ("deepgemm", ("fp8_block",))),
     ("flashinferfp8block", ("flashinfer", ("fp8_block",))),
     ("triton_attn", ("triton", ("fp8",))),
+    ("flash_attn_fa3", ("fa3", ("fp8",))),
+    ("flashinfer_fi", ("flashinfer", ("fp8",))),
     ("fa4", ("fa4", ("bf16",))),
     ("fp8moe_triton", ("triton", ("fp8_block",))),
     ("triton_oai", ("triton", ("mxfp4_wo",))),

@@ -10,11 +10,24 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
-from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, cycles_per_s, rounded, soft, timed, whole
+from modelmeter.seconds.laws import (
+    Array,
+    Constant,
+    Constants,
+    Law,
+    Parts,
+    Work,
+    rounded,
+    soft,
+    timed,
+    whole,
+)
 from modelmeter.seconds.product import TILED, quantise_seconds, tile_seconds
 
 ROWS = (16, 32, 64, 128)
 COLUMNS = (64, 128, 256)
+PLACES = 6.0
+"""Kernels that a measured mixture is: sorting (two), two products, the activation between them, the sum."""
 STEPS = 64
 """Experts stand for at most so many quantiles of the distribution of their loads."""
 
@@ -110,6 +123,15 @@ def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     return Parts(timed(c, w["warm"], seconds), compute, memory + beside, floor + 0 * memory)
 
 
+def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
+    """Seconds of one grouped product alone, m rows for each of `batch` experts; see `GROUPED`."""
+    m, n, k, batch = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch"))
+    m, batch = np.broadcast_arrays(m, batch)
+    compute, memory = _grouped(c, device, Loads(m[..., None], batch[..., None]), n, k, w)
+    floor = c["launch"] * c.get("start", 1.0) / PLACES + 0 * memory
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
+
+
 MIXTURE = Law(
     "mixture",
     "the experts of a mixture: two grouped products, the activation between them, sorting and adding up",
@@ -124,4 +146,13 @@ MIXTURE = Law(
     mixture_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
     "which tile the engine takes (the best is assumed), the order of experts, loads other than the expected ones",
+)
+GROUPED = Law(
+    "grouped",
+    "one grouped product of a mixture, where a runtime runs it as a kernel of its own",
+    (),
+    MIXTURE.needs,
+    ("m", "n", "k", "batch", "left", "right", "peak"),
+    grouped_parts,
+    omits="loads other than equal ones; measured was the mixture as a whole, and of its launches this has a sixth",
 )

@@ -85,7 +85,7 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m x k with k x n, `batch` of them; see `PRODUCT`."""
     m, n, k, batch, left, right = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "left", "right"))
     once, split = _tiled(c, device, w)
-    moved = batch * (m * k * left + n * k * right + 2 * m * n)
+    moved = w["moved"] if "moved" in w else batch * (m * k * left + n * k * right + 2 * m * n)
     memory = memory_seconds(c, device, moved, w["warm"], 2.0)
     clock = cycles_per_s(device)
     tiles = np.minimum(soft(once, memory, c["sharp"]), soft(split, memory, c["sharp"]) + c["split"] / clock)

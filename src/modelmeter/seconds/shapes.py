@@ -18,6 +18,11 @@ FLASH3 = frozenset({"Hopper"})
 """Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
 
 
+def cache_variant(device: Device, narrow: bool) -> str:
+    """The variant of attention that an engine runs on a cache of 16 bits, or of 8."""
+    return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
+
+
 class Multiplied(NamedTuple):
     """A format of products: bytes an element of activations and of weights, the format of the engine's units."""
 
@@ -43,7 +48,7 @@ FORMATS = {
 }
 """Formats of products; `_wo`: of the weights only."""
 LARGE = 128.0
-"""The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 have ones of half of it for few rows."""
+"""The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
 """Formats whose activations a kernel quantises first."""
 
@@ -71,8 +76,8 @@ def product_work(
 
 
 def attention_work(
-    device: Device, law: str, variant: str, batch: Array, heads: Array, kv_heads: Array, width: Array, s: Array, t: Array,
-    window: Array = 0.0, warm: bool = False,
+    device: Device, law: str, variant: str, batch: Array, heads: Array, kv_heads: Array, width: Array, s: Array,
+    t: Array, window: Array = 0.0, warm: bool = False,
 ) -> Work:  # fmt: skip
     """The work of attention of s queries over t keys; `variant` begins with the format of the cache.
 

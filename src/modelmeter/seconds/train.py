@@ -29,12 +29,13 @@ NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell"})
 OTHERS = {
     "product": {"fill", "half", "load"},
     "mixture": {"fill", "half", "load", "around"},
-    "prefill": {"fill", "tail", "sharp", "keep"},
-    "decode": {"fill", "load", "combine", "sharp"},
+    "prefill": {"fill", "head", "tail", "sharp", "keep"},
+    "decode": {"fill", "load", "speed", "near", "combine", "sharp"},
 }
 """Constants of a law that a variant has values of its own for: another kernel of the engine runs it."""
-ROWS = 2000
-"""Rows of a group that a fit takes at most, the same ones each time."""
+ROWS = {"mixture": 1000}
+"""Rows of a group that a fit takes at most, the same ones each time; of other laws MOST."""
+MOST = 2000
 Values = dict[str, float]
 
 
@@ -55,7 +56,7 @@ class Trained:
 
 
 def train(groups: Iterable[Measured], law: Law, own: bool = True, leave: str = "") -> Trained:
-    """The constants of a law from those rows that are not held back; `leave` names a device that has no part in them."""
+    """The constants of a law from those rows that are not held back; the device `leave` has no part."""
     kept = [_sample(g) for g in groups if g.law == law.name and g.device.name != leave]
     common = [g for g in kept if g.device.architecture in NVIDIA]
     found = Trained(law, _plain(law, common or kept, law.constants, {}))
@@ -83,7 +84,7 @@ def _own(found: Trained, groups: Sequence[Measured]) -> None:
 
 
 def _sample(group: Measured) -> Measured:
-    step = max(1, round(0.8 * len(group) / ROWS))
+    step = max(1, round(0.8 * len(group) / ROWS.get(group.law, MOST)))
     return group.where(~group.held & (group.shape // 7 % step == 0))
 
 
