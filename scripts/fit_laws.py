@@ -64,10 +64,7 @@ def shared(trained: Trained, found: Sequence[Score], nvidia: Iterable[str]) -> d
         "variants": {name: rounded(values) for name, values in trained.extras.items()},
         "plain": list(PLAIN),
         "error": errors(found, "device", set(nvidia)),
-        "spread": {
-            "shapes": [rows(row) for row in spread(found, "shapes", nvidia)],
-            "devices": [rows(row) for row in spread(found, "device", nvidia)],
-        },
+        "spread": {kind: [rows(row) for row in factors] for kind, factors in spread(found, nvidia).items()},
     }
 
 

@@ -29,10 +29,10 @@ WIDE = (0.5, 2.0)
 
 
 class Found(NamedTuple):
-    """Constants of a law on a device, whether they were measured there, what of them was not ("" for nothing)."""
+    """Constants of a law on a device, what was left out like it when errors were told, what was not measured."""
 
     constants: dict[str, float]
-    measured: bool
+    like: str
     derived: str
 
 
@@ -56,32 +56,33 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
     name = BORROWED.get(law.name, law.name)
     shared = shipped()["laws"].get(name, {"constants": {c.name: c.start for c in law.constants}})
     own = device.laws.get(name, {})
-    plain = {**shared["constants"], **_numbers(own)}
+    plain, like = {**shared["constants"], **_numbers(own)}, "shapes" if own else "devices"
     told = [] if own else [f"{device.name} was not measured: constants that NVIDIA devices share"]
     if variant in shared.get("plain", ("bf16",)):
-        return Found(plain, bool(own), "; ".join(told))
+        return Found(plain, like, "; ".join(told))
     extras = own.get("variants", {}).get(variant)
     if extras is None:
-        extras = shared.get("variants", {}).get(variant)
-        told += [] if extras is None or not own else [f"{variant} was not measured on {device.name}: extras of others"]
+        extras, like = shared.get("variants", {}).get(variant), "devices"
+        told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and own else []
     if extras is None:
+        extras, like = {}, "formats"
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
-    return Found({**plain, **(extras or {})}, bool(own) and not told, "; ".join(told))
+    return Found({**plain, **extras}, like, "; ".join(told))
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in own.items() if isinstance(value, (int, float)) and key != "error"}
 
 
-def spread_of(law: Law, size: int, measured: bool) -> tuple[float, float]:
+def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
     """Factors on predicted seconds between which 90 % of the measured ones are, by range of size.
 
-    They come from shapes left out of the fit, or from devices left out where the constants are shared.
+    They come from what was left out of a fit and is like it: shapes, devices or formats.
     """
     found = shipped()["laws"].get(law.name, {}).get("spread")
     if found is None:
         return WIDE
-    low, high = found["shapes" if measured else "devices"][size]
+    low, high = found[like][size]
     return float(low), float(high)
 
 

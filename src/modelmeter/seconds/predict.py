@@ -67,7 +67,7 @@ def seconds_of_work(law: str, variant: str, work: Work, device: Device) -> Estim
     known = constants_of(rule, device, variant)
     parts = rule.parts(known.constants, device, work)
     roofline = work["roofline"] if "roofline" in work else np.maximum(parts.compute, parts.memory)
-    factors = np.array([spread_of(rule, size, known.measured) for size in range(len(RANGES) + 1)])
+    factors = np.array([spread_of(rule, size, known.like) for size in range(len(RANGES) + 1)])
     size = np.digitize(roofline, RANGES)
     low, high = (parts.seconds * factors[size, side] for side in (0, 1))
     return Estimate(law, variant, parts.seconds, low, high, roofline, parts.binds, known.derived)

@@ -18,6 +18,8 @@ from modelmeter.seconds.train import NVIDIA, PLAIN, TRAINED, Trained, residuals,
 
 NAMES = ("below 2 us", "2 to 20 us", "20 to 200 us", "above 200 us")
 """The ranges of size, by what a plain roofline says."""
+LAUNCHED = ("fp8_block", "eager")
+"""Variants that the host launched one by one: their times tell of the loop, not of the kernel."""
 LEAST = 10
 """A range with fewer rows tells nothing."""
 
@@ -86,10 +88,23 @@ def _score(trained: Trained, group: Measured, left_out: str) -> Score:
     return Score(group.law, group.variant, group.device.name, left_out, errors, roofline, size, known)
 
 
-def spread(found: Iterable[Score], left_out: str, nvidia: Iterable[str]) -> list[list[float]]:
-    """Factors on predicted seconds that 90 % of the measured ones are between, by range of size."""
-    kept, names = [s for s in found if s.left_out == left_out], set(nvidia)
-    kept = [s for s in kept if s.device in names] or kept
+def spread(found: Iterable[Score], nvidia: Iterable[str]) -> dict[str, list[list[float]]]:
+    """Factors on predicted seconds that 90 % of the measured ones are between, by range of size.
+
+    By what was left out: shapes, devices, and formats, which no other device was measured in.
+    """
+    names = set(nvidia)
+    own = [s for s in found if s.device in names and not s.variant.startswith(LAUNCHED)]
+    devices = [s for s in own if s.left_out == "device"]
+    kinds = {
+        "shapes": [s for s in own if s.left_out == "shapes"],
+        "devices": [s for s in devices if s.known],
+        "formats": [s for s in devices if not s.known],
+    }
+    return {kind: _factors(rows or kinds["devices"]) for kind, rows in kinds.items()}
+
+
+def _factors(kept: Sequence[Score]) -> list[list[float]]:
     errors, size = (np.concatenate([getattr(s, name) for s in kept]) for name in ("errors", "size"))
     rows = [errors[size == i] if (size == i).sum() >= LEAST else errors for i in range(len(NAMES))]
     return [[float(np.exp(-np.quantile(row, share))) for share in (0.95, 0.05)] for row in rows]
