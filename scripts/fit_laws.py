@@ -38,13 +38,14 @@ def main() -> None:
     options = parser.parse_args()
     groups = read(options.folder, {device.name: device for device in load_devices()})
     nvidia = of_nvidia(groups)
+    architectures = {g.device.name: g.device.architecture for g in groups if g.device.name in nvidia}
     laws: dict[str, Any] = {}
     devices: dict[str, dict[str, Any]] = {}
     told: list[Score] = []
     for trained, found in scores(groups, lambda text: print(text, file=sys.stderr, flush=True)):
         name = trained.law.name
         told += found
-        laws[name] = shared(trained, found, nvidia)
+        laws[name] = shared(trained, found, architectures)
         for device in trained.own:
             devices.setdefault(device, {})[name] = own(trained, found, device)
     if options.page:
@@ -57,22 +58,31 @@ def main() -> None:
         write(Path("configs/device") / f"{device}.yaml", {"source": SOURCE, "date": options.date, **content})
 
 
-def shared(trained: Trained, found: Sequence[Score], nvidia: Iterable[str]) -> dict[str, Any]:
-    """What all devices of a law share, with the errors on devices that were left out."""
+def shared(trained: Trained, found: Sequence[Score], nvidia: Mapping[str, str]) -> dict[str, Any]:
+    """What devices of a law share: all of them, with the errors on those left out, and the kin of a measured one.
+
+    `nvidia` are the architectures of the measured devices.
+    """
+    kin = {nvidia[name]: {"device": name, **measured(trained, name)} for name in trained.own if name in nvidia}
     return {
         "constants": rounded(trained.shared),
         "variants": {name: rounded(values) for name, values in trained.extras.items()},
         "plain": list(PLAIN),
         "error": errors(found, "device", set(nvidia)),
+        "kin": kin,
         "spread": {kind: [rows(row) for row in factors] for kind, factors in spread(found, nvidia).items()},
     }
 
 
 def own(trained: Trained, found: Sequence[Score], device: str) -> dict[str, Any]:
     """A device's own constants, with the errors on shapes that were left out."""
+    return {**measured(trained, device), "error": errors(found, "shapes", {device})}
+
+
+def measured(trained: Trained, device: str) -> dict[str, Any]:
+    """A device's own constants, and those of its variants."""
     variants = {name: rounded(values) for name, values in trained.own_extras.get(device, {}).items()}
-    known = rounded(trained.own[device])
-    return known | ({"variants": variants} if variants else {}) | {"error": errors(found, "shapes", {device})}
+    return {**rounded(trained.own[device]), **({"variants": variants} if variants else {})}
 
 
 def errors(found: Sequence[Score], left_out: str, devices: set[str]) -> dict[str, float]:

@@ -150,7 +150,8 @@ def test_a_format_without_units_is_stored_and_multiplied_in_16_bits():
     assert product(1, 8192, 8192, a100, "fp8").seconds < product(1, 8192, 8192, a100).seconds
     assert "not measured" in product(1, 64, 64, H100, "int8").derived
     assert product(1, 64, 64, H100).derived == ""
-    assert "was not measured" in product(1, 64, 64, DEVICES["l40s"]).derived
+    assert "what NVIDIA devices share" in product(1, 64, 64, DEVICES["l40s"]).derived
+    assert "those of h100_sxm" in product(1, 64, 64, DEVICES["h200_sxm"]).derived
 
 
 def test_what_a_device_lacks_is_refused_and_never_guessed(kernels):

@@ -46,7 +46,8 @@ def shipped() -> Mapping[str, Any]:
 
 
 def constants_of(law: Law, device: Device, variant: str) -> Found:
-    """The constants of a law on a device in a variant: its own where it was measured, else the shared ones.
+    """The constants of a law on a device in a variant: its own where it was measured, else those of a measured device
+    of the same architecture, else the shared ones.
 
     A variant that was measured nowhere is the plain one at the peak of its format. Raises InputError for a device that
     lacks a figure that the law needs.
@@ -55,15 +56,18 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
         device.need(figure)
     name = BORROWED.get(law.name, law.name)
     shared = shipped()["laws"].get(name, {"constants": {c.name: c.start for c in law.constants}})
-    own = device.laws.get(name, {})
-    plain, like = {**shared["constants"], **_numbers(own)}, "shapes" if own else "devices"
-    told = [] if own else [f"{device.name} was not measured: constants that NVIDIA devices share"]
+    own, like, told = device.laws.get(name, {}), "shapes", []
+    if not own:
+        own, like = shared.get("kin", {}).get(device.architecture, {}), "devices"
+        of = f"those of {own['device']}, of its architecture" if own else "what NVIDIA devices share"
+        told.append(f"{device.name} was not measured: {of}")
+    plain = {**shared["constants"], **_numbers(own)}
     if variant in shared.get("plain", ("bf16",)):
         return Found(plain, like, "; ".join(told))
     extras = own.get("variants", {}).get(variant)
     if extras is None:
         extras, like = shared.get("variants", {}).get(variant), "devices"
-        told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and own else []
+        told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and not told else []
     if extras is None:
         extras, like = {}, "formats"
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
