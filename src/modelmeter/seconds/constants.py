@@ -79,7 +79,7 @@ def _numbers(own: Mapping[str, Any]) -> dict[str, float]:
 
 
 def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
-    """Factors on predicted seconds between which 90 % of the measured ones are, by range of size.
+    """Factors on predicted seconds between which 90 % of the measured ones are, by range of size; 1 is among them.
 
     They come from what was left out of a fit and is like it: shapes, devices or formats.
     """
@@ -87,7 +87,7 @@ def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
     if found is None:
         return WIDE
     low, high = found[like][size]
-    return float(low), float(high)
+    return min(float(low), 1.0), max(float(high), 1.0)
 
 
 def law_of(name: str) -> Law:

@@ -5,7 +5,7 @@ Kernels of one law are computed in one call, at one workload or many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,8 @@ def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False)
         groups.setdefault((law, variant), []).append(index)
     found: dict[int, Estimate] = {}
     for (law, variant), indices in groups.items():
-        stacked = _stacked([works[i] for i in indices])
-        shapes = [np.shape(np.broadcast_arrays(*(np.asarray(v, float) for v in works[i].values()))[0]) for i in indices]
-        estimate = seconds_of_work(law, variant, stacked, device)
-        for row, index in enumerate(indices):
-            found[index] = _row(estimate, row, shapes[row])
+        estimate = seconds_of_work(law, variant, _stacked([works[i] for i in indices]), device)
+        found |= zip(indices, _rows(estimate), strict=True)
     return [found[index] for index in range(len(kernels))]
 
 
@@ -78,17 +75,21 @@ def _stacked(works: Sequence[Work]) -> dict[str, Any]:
     depth = max(np.ndim(value) for work in works for value in work.values())
     stacked = {}
     for name in works[0]:
-        rows = [np.asarray(work[name]) for work in works]
-        rows = [row.reshape((1,) * (depth - row.ndim) + row.shape) for row in rows]
-        stacked[name] = np.stack(np.broadcast_arrays(*rows))
+        rows: Sequence[Any] = [work[name] for work in works]
+        if depth:
+            deep = (np.asarray(row) for row in rows)
+            rows = np.broadcast_arrays(*(row.reshape((1,) * (depth - row.ndim) + row.shape) for row in deep))
+        stacked[name] = np.array(rows)
     return stacked
 
 
-def _row(found: Estimate, row: int, shape: tuple[int, ...]) -> Estimate:
+def _rows(found: Estimate) -> Iterator[Estimate]:
+    """The estimates of the kernels along the first axis; numbers where there is no further one."""
     names = ("seconds", "low", "high", "roofline", "binds")
-    own = (np.broadcast_to(getattr(found, name), np.shape(found.seconds))[row] for name in names)
-    seconds, low, high, roof, binds = (array.item() if not shape and array.size == 1 else array for array in own)
-    return Estimate(found.law, found.variant, seconds, low, high, roof, binds, found.derived)
+    arrays = np.broadcast_arrays(*(getattr(found, name) for name in names))
+    columns = (array.tolist() if array.ndim == 1 else array for array in arrays)
+    for seconds, low, high, roofline, binds in zip(*columns, strict=True):
+        yield Estimate(found.law, found.variant, seconds, low, high, roofline, binds, found.derived)
 
 
 def _work(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:

@@ -1,6 +1,7 @@
 """Kernels that only stream: norms, pointwise work, copies, look-ups. Bandwidth with a floor; work on CUDA cores.
 
-Nothing was measured for them: the constants are those of products, which stream the same memory.
+Nothing was measured for them: the constants are those of products, which stream the same memory. A kernel of one short
+tile costs 5,100 to 5,500 cycles on each of the measured NVIDIA devices, and so does one of these.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def stream_parts(c: Constants, device: Device, w: Work) -> Parts:
     moved, operations = (np.asarray(w[x], float) for x in ("bytes", "operations"))
     memory = memory_seconds(c, device, moved, w["warm"], 2.0)
     compute = operations / device.cuda_flops_per_s
-    floor = c["launch"] / cycles_per_s(device) + 0 * memory
+    floor = (c["launch"] + c["fill"]) / cycles_per_s(device) + 0 * memory
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
 
 
