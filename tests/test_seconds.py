@@ -19,6 +19,7 @@ from modelmeter.seconds.fit import fitted
 from modelmeter.seconds.links import TRANSFER
 from modelmeter.seconds.measured import read
 from modelmeter.seconds.mixture import loads
+from modelmeter.seconds.page import MARK
 from modelmeter.seconds.shapes import attention_work, multiplied, product_work
 from modelmeter.seconds.train import TRAINED, residuals
 
@@ -235,3 +236,16 @@ def test_long_caches_are_split_and_short_ones_are_not():
     alone, all_heads = seconds_of_work("decode", "bf16", work, H100).seconds, 2 * 131072 * 8 * 128 * 2
     assert alone[1] < 3 * all_heads / H100.memory_bytes_per_s
     assert alone[0] < 2e-5
+
+
+def test_the_score_is_written_below_its_mark(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "allreduce.parquet").write_bytes((SAMPLE / "allreduce.parquet").read_bytes())
+    page = tmp_path / "page.md"
+    page.write_text(f"# Above\n\n{MARK}\nold\n")
+    assert cli.main(["score", "kernels", str(tmp_path), f"--out={page}"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Above") and "old" not in text
+    assert "## Devices left out" in text and "| allreduce | graph | h100_sxm |" in text
+    page.write_text("no mark")
+    assert cli.main(["score", "kernels", str(tmp_path), f"--out={page}"]) == 2

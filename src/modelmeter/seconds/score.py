@@ -72,7 +72,7 @@ def scores(groups: Sequence[Measured], told: Told = lambda _: None) -> Iterator[
         own = [g for g in groups if g.law == name]
         told(f"{name}: {sum(map(len, own)):,} rows, shapes left out")
         trained = train(own, TRAINED[name])
-        found = [_score(trained, g.where(g.held), "shapes") for g in own]
+        found = [_score(trained, g.where(g.held), "shapes") for g in own if g.held.any()]
         for device in dict.fromkeys(g.device.name for g in own):
             told(f"{name}: {device} left out")
             others = train(own, TRAINED[name], own=False, leave=device)

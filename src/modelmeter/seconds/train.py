@@ -57,7 +57,9 @@ class Trained:
 
 def train(groups: Iterable[Measured], law: Law, own: bool = True, leave: str = "") -> Trained:
     """The constants of a law from those rows that are not held back; the device `leave` has no part."""
-    kept = [_sample(g) for g in groups if g.law == law.name and g.device.name != leave]
+    kept = [g for g in map(_sample, groups) if g.law == law.name and g.device.name != leave and len(g)]
+    if not kept:
+        return Trained(law, {c.name: c.start for c in law.constants})
     common = [g for g in kept if g.device.architecture in NVIDIA]
     found = Trained(law, _plain(law, common or kept, law.constants, {}))
     for variant in dict.fromkeys(g.variant for g in common if g.variant not in PLAIN):
@@ -84,6 +86,7 @@ def _own(found: Trained, groups: Sequence[Measured]) -> None:
 
 
 def _sample(group: Measured) -> Measured:
+    """Rows of a group that a fit may see."""
     step = max(1, round(0.8 * len(group) / ROWS.get(group.law, MOST)))
     return group.where(~group.held & (group.shape // 7 % step == 0))
 
