@@ -272,7 +272,7 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["sweep", "vision_crops", "--multirun", "batch=1,2", "out=/proc/zzz"], "out='/proc/zzz' cannot be written"),
     (["sweep", "targets", "devices=[rtx_4080]"], "unknown device 'rtx_4080', did you mean 'rtx_4090'"),
     (["sweep", "targets", "device=l40s"], "unknown key 'device', did you mean 'devices'"),
-    (["sweep", "targets", "devices=[]"], "devices must be one or more of a100_40gb"),
+    (["sweep", "targets", "devices=[]"], "devices must be one or more of a10, a100_40gb"),
     (["sweep", "targets", "devices=[l40s,l40s]"], "each once"),
     (["sweep", "targets", "devices=[none.yaml]"], "'none.yaml' cannot be read as YAML: No such file"),
     (["sweep", "targets", "ttft=0"], "ttft must be one or more budgets in seconds, each above 0 (from 1e-09 to 1e+09), not 0"),

@@ -21,6 +21,9 @@ from modelmeter.sweep.profiles import Profile
 KINDS: dict[str, tuple[str, type[Any]]] = {"devices": ("device", Device), "profiles": ("profile", Profile)}
 """Catalogues by the key of a sweep that takes their entries: folder of configs/, class."""
 
+FEATURED = ("a100_40gb", "a100_80gb", "h100_sxm", "h200_sxm", "l40s", "mi300x", "rtx_4090", "rtx_5090")
+"""The devices of a page's answer, where nobody names some."""
+
 
 def load_devices(names: Any = None) -> list[Device]:
     """Device objects by name of configs/device or path of a YAML file; None: the whole catalogue. Raises InputError."""
@@ -83,6 +86,7 @@ def _entry(group: str, name: str, kind: type[Any]) -> Any:
     valid = {f.name: f for f in fields(kind) if f.name != "name"}
     for given in (given for given in values if given not in valid):
         raise unknown(f"key of {group} {name!r}:", given, valid)
-    for lacking in (key for key, field in valid.items() if field.default is MISSING and key not in values):
+    needed = (key for key, f in valid.items() if f.default is MISSING and f.default_factory is MISSING)
+    for lacking in (key for key in needed if key not in values):
         raise InputError(f"{group} {name!r} lacks {lacking}; its keys: {', '.join(valid)}")
     return kind(name=path.stem, **values)

@@ -340,6 +340,23 @@ def _inspect(_: str, arguments: list[str], usage: str) -> int:
     return _told(commands.inspect(_parser(usage, "inspect"), arguments))
 
 
+def _score(_: str, arguments: list[str], usage: str) -> None:
+    parser = _parser(usage, "score")
+    parser.add_argument("what", help="kernels: the laws of time against measured kernels")
+    parser.add_argument("folder", help="where the Parquet files of the measurements are")
+    parser.add_argument("--out", metavar="PAGE", help="write the tables into this page of the docs, below its mark")
+    options = parser.parse_args(arguments)
+    choose("score", options.what, ("kernels",))
+    from modelmeter.catalogue import load_devices
+    from modelmeter.seconds import measured, page, score
+
+    groups = measured.read(options.folder, {device.name: device for device in load_devices()})
+    told = lambda text: print(text, file=sys.stderr, flush=True)
+    found = [row for _, rows in score.scores(groups, told) for row in rows]
+    text = page.text_of(found, score.of_nvidia(groups))
+    page.write(Path(options.out), text) if options.out else print(text)
+
+
 def _told(answer: tuple[str, int]) -> int:
     print(answer[0])
     return answer[1]
@@ -370,5 +387,6 @@ COMMANDS = {
     "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),
     "gguf": Command("the GGUF file of a model's decoder, predicted by part and in total", _gguf),
     "inspect": Command("a .gguf or .safetensors file, compared with a model", _inspect),
+    "score": Command("the laws of time against measured kernels: errors on shapes and devices left out", _score),
     "validate": Command("the proof: counts of the real modules beside ours (needs the extra `validation`)", _validate),
 }  # fmt: skip

@@ -1,20 +1,34 @@
-"""Devices: datasheet peaks of accelerators (YAML of configs/device/), and what share of them a required rate takes.
+"""Devices: datasheet figures of accelerators (YAML of configs/device/), and what share of them a required rate takes.
 
-Nothing here predicts time: a share of 1 is the whole datasheet, which no kernel reaches.
+A share of 1 is the whole datasheet, which no kernel reaches; what kernels do reach is predicted in `seconds/`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
-from modelmeter.errors import InputError, choose
+from modelmeter.errors import InputError, choose, unknown
 from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import Size
 
-CONFIDENCE = ("A", "B")
+CONFIDENCE = ("A", "B", "C")
 MOST = 1e30
 RESOURCES = ("tensor cores", "CUDA cores", "memory bandwidth")
+PEAKS = ("fp32", "tf32", "bf16", "fp8", "fp4", "int8")
+"""Formats that an engine multiplies in; fp16 runs as bf16 does."""
+LINKS = ("nvlink", "xgmi", "pcie", "roce", "none")
+REQUIRED = ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes")
+FIGURES = {
+    "multiprocessors": "SMs, compute units or Xe cores",
+    "clock_hz": "the boost clock that the peaks are stated at",
+    "l2_bytes": "the last cache before the memory",
+    "watts": "the board's power",
+    "link_bytes_per_s": "the link to other devices, one direction",
+    "host_link_bytes_per_s": "the link to the host, one direction",
+}
+"""Figures that some laws of time need, and that a device may lack."""
 
 
 @final
@@ -22,9 +36,11 @@ RESOURCES = ("tensor cores", "CUDA cores", "memory bandwidth")
 class Device:
     """One accelerator: peaks in FLOPs a second, bandwidth in bytes a second, memory in bytes.
 
-    `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units.
-    `link_bytes_per_s` is what its links to other devices of its kind move in one direction (None: not known here).
-    `source` names the datasheet; `confidence` is A (figures quoted from the vendor's datasheet) or B (secondary).
+    `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units, `peaks` the
+    dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
+    datasheet), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES, `need`).
+    `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
+    way. `laws` are constants of laws of time that were measured on it, by law.
     Raises InputError for a number that is none.
     """
 
@@ -36,18 +52,67 @@ class Device:
     memory_bytes: float
     source: str
     confidence: str = "B"
+    peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
+    architecture: str = ""
+    link: str = "none"
+    multiprocessors: float | None = None
+    clock_hz: float | None = None
+    l2_bytes: float | None = None
+    watts: float | None = None
     link_bytes_per_s: float | None = None
+    host_link_bytes_per_s: float | None = None
+    laws: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        linked = ("link_bytes_per_s",) if self.link_bytes_per_s is not None else ()
-        for key in ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes", *linked):
-            value: Any = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
-                raise InputError(f"device {self.name}: {key} must be a number above 0, at most {MOST:g}, not {value!r}")
+        for key in REQUIRED:
+            self._require_number(key, getattr(self, key))
+        for key in (key for key in FIGURES if getattr(self, key) is not None):
+            self._require_number(key, getattr(self, key))
+        for form, peak in self._mapping("peaks").items():
+            choose(f"format of the peaks of device {self.name}", form, PEAKS)
+            self._require_number(f"peaks.{form}", peak)
+        for law, constants in self._mapping("laws").items():
+            for key, value in constants.items() if isinstance(constants, Mapping) else ((law, constants),):
+                if not isinstance(value, (Mapping, str)):
+                    self._require_number(f"laws.{law}.{key}", value)
         for key in ("title", "source"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
                 raise InputError(f"device {self.name}: {key} must be words, not {getattr(self, key)!r}")
         choose(f"confidence of device {self.name}", self.confidence, CONFIDENCE)
+        choose(f"link of device {self.name}", self.link, LINKS)
+
+    def _require_number(self, key: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:
+            raise InputError(f"device {self.name}: {key} must be a number above 0, at most {MOST:g}, not {value!r}")
+
+    def _mapping(self, key: str) -> Mapping[str, Any]:
+        found = getattr(self, key)
+        if not isinstance(found, Mapping):
+            raise InputError(f"device {self.name}: {key} must be names with values, not {found!r}")
+        return found
+
+    def need(self, figure: str) -> float:
+        """A figure that a law needs. Raises InputError where the device lacks it.
+
+        >>> Device("x", "X", 100, 10, 10, 1, "a sheet", clock_hz=1e9).need("clock_hz")
+        1000000000.0
+        """
+        value = getattr(self, figure)
+        if value is None:
+            raise InputError(f"device {self.name} has no {figure} ({FIGURES[figure]}); add it to the device's YAML")
+        return float(value)
+
+    def peak(self, form: str) -> float:
+        """The peak of products in a format, FLOPs a second. Raises InputError for one that the device lacks.
+
+        >>> Device("x", "X", 100, 10, 10, 1, "a sheet", peaks={"fp8": 200}).peak("fp8")
+        200.0
+        """
+        known = {"bf16": self.tensor_flops_per_s, "fp32": self.cuda_flops_per_s} | dict(self.peaks)
+        known["fp16"] = known["bf16"]
+        if form not in known:
+            raise unknown(f"format of products on device {self.name}", form, known)
+        return float(known[form])
 
     @property
     def ridge_flops_per_byte(self) -> float:

@@ -28,7 +28,7 @@ def page_text(model: BaseModel, work: Workload, depth: int = 1) -> str:
     """A page in five lines, then its table."""
     from modelmeter.report.tables import page_answer, page_table
 
-    return f"{page_answer(model, work, catalogue.load_devices())}\n\n{page_table(model, work, depth)}"
+    return f"{page_answer(model, work, catalogue.load_devices(catalogue.FEATURED))}\n\n{page_table(model, work, depth)}"
 
 
 def fits_page(name: str, overrides: Sequence[str]) -> str:

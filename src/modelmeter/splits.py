@@ -19,7 +19,7 @@ from modelmeter.models.model import BaseModel, Stage
 from modelmeter.models.parts import Homes, Part
 from modelmeter.placement import Place, Placement, wire_bits
 from modelmeter.programs.program import Program
-from modelmeter.runtimes.ggml import PROVIDED
+from modelmeter.runtimes.ggml_ops import PROVIDED
 from modelmeter.runtimes.places import RECEIVED
 from modelmeter.sizes import Evaluator, Size, ratio, summed, whole
 from modelmeter.workload import Workload

@@ -6,7 +6,7 @@ it reads, what leaves the stage, and the KV cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from modelmeter.graph.ops import COLLECTIVES, SILENT, Op, Ref
 from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import WHOLE_STAGE
 from modelmeter.sizes import Size, maximum, ratio
+
+PRODUCTS = ("matmul", "conv2d")
+"""Kinds of ops that a tensor core runs."""
 
 
 class Move(NamedTuple):
@@ -40,8 +43,10 @@ class Kernel:
 
     `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
     `unpack_flops` are the CUDA-core operations that take the weights that it reads apart, by their format: what a
-    kernel that multiplies in another format does beside its FLOPs, in none of the sums. A `collective` (its kind; "":
-    none) of so many `devices` sends `link_bytes` to others, beside what it moves in memory.
+    kernel that multiplies in another format does beside its FLOPs, in none of the sums. `attention` is the shape of
+    one that is attention as a whole (see `attention_of`), `grouped` says that its products are those of experts,
+    `products` how many of different operands it has: with more than one, and no attention, it is a bound.
+    A `collective` (its kind; "": none) of so many `devices` sends `link_bytes` to others, beside its memory traffic.
     """
 
     path: str
@@ -53,6 +58,9 @@ class Kernel:
     read_bytes: dict[str, Size]
     written_bytes: dict[str, Size]
     unpack_flops: dict[str, Size]
+    attention: dict[str, Size] = field(default_factory=dict)
+    grouped: bool = False
+    products: int = 0
     link_bytes: Size = field(default=0, kw_only=True)
     collective: str = field(default="", kw_only=True)
     devices: int = field(default=1, kw_only=True)
@@ -111,9 +119,11 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
         ops = [op for _, op, _ in group.ops]
         if all(op.kind in SILENT for op in ops):
             continue
-        main = next((op for op in ops if op.kind in ("matmul", "conv2d")), None)
+        main = next((op for op in ops if op.kind in PRODUCTS), None)
         texts = tuple(op.equation.text for op in ops)
-        found = Kernel(ops[0].path, texts, group.times, loops_of(main) if main else {}, {}, {}, {}, {}, {})
+        shape, grouped = attention_of(ops), main is not None and bool(_loop_axes(main)["experts"])
+        loops, distinct = loops_of(main) if main else {}, len({op.reads[0].name for op in ops if op.kind in PRODUCTS})
+        found = Kernel(ops[0].path, texts, group.times, loops, {}, {}, {}, {}, {}, shape, grouped, distinct)
         sends = next((op for op in ops if op.kind in COLLECTIVES), None)
         if sends:
             link = sum((linked(op, storage) * often for _, op, often in group.ops), start=0)
@@ -142,12 +152,8 @@ def _unpack(group: Group, storage: Storage, found: dict[str, Size]) -> None:
                 found[part.format.name] = found.get(part.format.name, 0) + work
 
 
-def loops_of(op: Op) -> dict[str, Size]:
-    """m, n, k and batch of a product: 2 m n k batch are its FLOPs, attention counted full.
-
-    A convolution is a product of its patches with its kernel; routed experts are a batch of the distinct ones,
-    each with its share of the rows.
-    """
+def _loop_axes(op: Op) -> dict[str, list[str]]:
+    """The axes of a product's m, n, k and batch, and of its experts."""
     out, left, right = op.equation.outputs[0].stored, *op.equation.factors[:2]
     a, b = left.touched, right.touched
     if op.kind == "conv2d":
@@ -157,5 +163,47 @@ def loops_of(op: Op) -> dict[str, Size]:
         reduced = x not in out
         loop = "m" if x not in b else ("k" if reduced else "batch") if x in a else ("experts" if reduced else "n")
         axes[loop].append(x)
-    m, n, k, batch, experts = (op.n.elements(tuple(found)) for found in axes.values())
+    return axes
+
+
+def loops_of(op: Op) -> dict[str, Size]:
+    """m, n, k and batch of a product: 2 m n k batch are its FLOPs, attention counted full.
+
+    A convolution is a product of its patches with its kernel; routed experts are a batch of the distinct ones,
+    each with its share of the rows.
+    """
+    m, n, k, batch, experts = (op.n.elements(tuple(found)) for found in _loop_axes(op).values())
     return {"m": ratio(m, experts), "n": n, "k": k, "batch": batch * experts}
+
+
+def attention_of(ops: Sequence[Op]) -> dict[str, Size]:
+    """The shape of a kernel that is attention as a whole, {} for another: two products with a softmax between.
+
+    s queries of `batch` sequences and `heads` heads look at t keys of `kv_heads`; `width` and `values` are those of a
+    head; where `causal` is 1, the queries are the last s of t positions, each with the `window` (0: all) up to its own.
+    """
+    products = [op for op in ops if op.kind in PRODUCTS]
+    attended = [op for op in products if op.composite and op.composite.kind == "attention"]
+    if len(products) != 2 or len(attended) != 2:
+        return {}
+    scores, seen = attended
+    axes, n = _loop_axes(scores), scores.n
+    heads = [x for x in axes["batch"] if x in _HEADS]
+    groups = [x for x in axes["m"] if x == "r"]
+    window = n.axes.get("window")
+    kv_heads, causal = n.elements(tuple(heads)), "P" in scores.over.split()
+    return {
+        "batch": n.elements(tuple(x for x in axes["batch"] if x not in heads)),
+        "kv_heads": kv_heads,
+        "heads": kv_heads * n.elements(tuple(groups)),
+        "s": n.elements(tuple(x for x in axes["m"] if x not in groups)),
+        "t": n.elements(tuple(axes["n"])),
+        "width": n.elements(tuple(axes["k"])),
+        "values": loops_of(seen)["n"],
+        "window": 0 if window is None or not causal else window,
+        "causal": int(causal),
+    }
+
+
+_HEADS = frozenset({"g", "h"})
+"""Axes that are heads, in every layer."""

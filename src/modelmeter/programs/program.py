@@ -89,25 +89,26 @@ class Program:
     def kernels(self, **sizes: Size) -> list[Kernel]:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
         found = list(kernels_of(self.graph, self.storage))
-        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops")
+        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops", "attention")
         flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()), k.link_bytes)]
         names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
         asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
         _require(dict(zip(asked, evaluated(list(asked.values()), given), strict=True)), given)
         values = iter(evaluated(flat, given))
-        return [
-            replace(
-                Kernel(k.path, k.ops, next(values), *({key: next(values) for key in getattr(k, f)} for f in fields)),
-                link_bytes=next(values), collective=k.collective, devices=k.devices,
-            )
-            for k in found
-        ]  # fmt: skip
+        return [_evaluated(kernel, fields, values) for kernel in found]
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""
         content = self._evaluator.as_json()
         keys = [[part, count] for part in self.costs for count in COUNTS]
         return content | {"basis": self.basis, "counts": keys, "outputs": content["outputs"][: len(keys)]}
+
+
+def _evaluated(kernel: Kernel, fields: Sequence[str], values: Iterator[Size]) -> Kernel:
+    """A kernel with its sizes in place of its expressions, in their order."""
+    runs = next(values)
+    counts: dict[str, Any] = {f: {key: next(values) for key in getattr(kernel, f)} for f in fields}
+    return replace(kernel, runs=runs, **counts, link_bytes=next(values))
 
 
 def _basis(counting: Counting, graph: Graph) -> str:

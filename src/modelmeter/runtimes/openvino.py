@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from modelmeter.graph.forms import MUL
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import SILENT, Op, Ref, build
-from modelmeter.runtimes.ggml import wide_op
+from modelmeter.runtimes.ggml_ops import wide_op
 from modelmeter.runtimes.openvino_writer import MASK, Writer, core
 from modelmeter.sizes import Size
 

@@ -23,9 +23,9 @@ from modelmeter.runtimes.rotated import rotated_cache
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
     eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
-    serving.gated_in_one, ggml, inductor, passes.last_layer, last_logits, passes.merge_projections, openvino, openvino_ports,
-    serving.paged, serving.residual_norms, ride, serving.rotary_in_place, rotated_cache, eager.taken_apart,
-    eager.torch_attention, held.views_of_one, whole_stage, passes.without_dead_copies,
+    serving.gated_in_one, ggml, inductor, passes.last_layer, last_logits, passes.merge_projections, openvino,
+    openvino_ports, serving.paged, serving.residual_norms, ride, serving.rotary_in_place, rotated_cache,
+    eager.taken_apart, eager.torch_attention, held.views_of_one, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")

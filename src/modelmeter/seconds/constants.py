@@ -1,0 +1,95 @@
+"""Constants of the laws as they ship: `laws.yaml` has those that all NVIDIA devices share, a device's YAML its own.
+
+Both are written by `scripts/fit_laws.py` from measured kernels, with source, date and the error of the fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelmeter.device import Device
+from modelmeter.errors import choose
+from modelmeter.seconds.attention import PREFILL, VISION
+from modelmeter.seconds.decode import DECODE
+from modelmeter.seconds.laws import Law
+from modelmeter.seconds.links import ALLREDUCE, TRANSFER
+from modelmeter.seconds.mixture import GROUPED, MIXTURE
+from modelmeter.seconds.product import PRODUCT
+from modelmeter.seconds.stream import STREAM
+
+LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER)}
+FILE = Path(__file__).with_name("laws.yaml")
+BORROWED = {"stream": "product", "grouped": "mixture"}
+"""Laws without constants of their own, and whose they take."""
+WIDE = (0.5, 2.0)
+"""The interval of what nothing was measured for: half to twice."""
+
+
+class Found(NamedTuple):
+    """Constants of a law on a device, what was left out like it when errors were told, what was not measured."""
+
+    constants: dict[str, float]
+    like: str
+    derived: str
+
+
+@cache
+def shipped() -> Mapping[str, Any]:
+    """The content of `laws.yaml`."""
+    import yaml
+
+    content: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return content
+
+
+def constants_of(law: Law, device: Device, variant: str) -> Found:
+    """The constants of a law on a device in a variant: its own where it was measured, else those of a measured device
+    of the same architecture, else the shared ones.
+
+    A variant that was measured nowhere is the plain one at the peak of its format. Raises InputError for a device that
+    lacks a figure that the law needs.
+    """
+    for figure in law.needs:
+        device.need(figure)
+    name = BORROWED.get(law.name, law.name)
+    shared = shipped()["laws"].get(name, {"constants": {c.name: c.start for c in law.constants}})
+    own, like, told = device.laws.get(name, {}), "shapes", []
+    if not own:
+        own, like = shared.get("kin", {}).get(device.architecture, {}), "devices"
+        of = f"those of {own['device']}, of its architecture" if own else "what NVIDIA devices share"
+        told.append(f"{device.name} was not measured: {of}")
+    plain = {**shared["constants"], **_numbers(own)}
+    if variant in shared.get("plain", ("bf16",)):
+        return Found(plain, like, "; ".join(told))
+    extras = own.get("variants", {}).get(variant)
+    if extras is None:
+        extras, like = shared.get("variants", {}).get(variant), "devices"
+        told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and not told else []
+    if extras is None:
+        extras, like = {}, "formats"
+        told.append(f"{variant} was not measured: as bf16 at the peak of its format")
+    return Found({**plain, **extras}, like, "; ".join(told))
+
+
+def _numbers(own: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in own.items() if isinstance(value, (int, float)) and key != "error"}
+
+
+def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
+    """Factors on predicted seconds between which 90 % of the measured ones are, by range of size; 1 is among them.
+
+    They come from what was left out of a fit and is like it: shapes, devices or formats.
+    """
+    found = shipped()["laws"].get(law.name, {}).get("spread")
+    if found is None:
+        return WIDE
+    low, high = found[like][size]
+    return min(float(low), 1.0), max(float(high), 1.0)
+
+
+def law_of(name: str) -> Law:
+    """A law by name. Raises InputError for an unknown one."""
+    return LAWS[choose("law of time", name, LAWS)]

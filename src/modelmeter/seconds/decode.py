@@ -1,0 +1,73 @@
+"""Attention of a decode step: each sequence's keys and values are read once, split over the multiprocessors.
+
+The least over splits of launch + the softened maximum of rounds x part and bytes / bandwidth, + adding up the parts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modelmeter.device import Device
+from modelmeter.seconds.laws import (
+    LINE,
+    Constant,
+    Constants,
+    Law,
+    Parts,
+    Work,
+    cycles_per_s,
+    memory_seconds,
+    soft,
+    timed,
+    whole,
+)
+
+SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
+ROWS = 64.0
+"""Query heads of one KV head that share a tile."""
+
+
+def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
+    """Seconds of attention of one query a sequence over t keys; see `DECODE`."""
+    names = ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak")
+    b, h, g, e, t, window, each, peak = (np.asarray(w[name], float) for name in names)
+    clock, units = cycles_per_s(device), device.need("multiprocessors")
+    t = np.where(window > 0, np.minimum(t, window), t)
+    grouped = w["grouped"]
+    tiles = whole(np.where(grouped, h / g, 1.0), ROWS)
+    parts = np.array(SPLITS, float).reshape(-1, *(1,) * np.ndim(t + b))
+    keys = whole(t / parts, LINE) * LINE
+    loaded = 2 * keys * e * each / (c["load"] * clock)
+    multiplied = 4 * ROWS * keys * e * units / (peak * c["speed"] * c.get("rate", 1.0))
+    rounds = np.maximum(b * np.where(grouped, g, h) * tiles * parts / units, 1)
+    compute = rounds * (np.maximum(loaded, multiplied) + c["fill"])
+    memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8.0)
+    queries = 4 * b * h * e * w["passes"] / (device.memory_bytes_per_s * c["stream"])
+    added = c["combine"] + 8 * parts * b * h * e / device.memory_bytes_per_s
+    found = soft(compute, memory, c["sharp"]) + np.where(parts > 1, np.where(grouped, added, np.inf), 0)
+    floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
+    seconds = floor + found.min(axis=0) + queries + c["sequence"] * b
+    return Parts(timed(c, w["warm"], seconds), compute.min(axis=0), memory + queries, floor + 0 * memory)
+
+
+DECODE = Law(
+    "decode",
+    "attention of one token a sequence over its cache, with the kernel that writes its keys and values",
+    (
+        Constant("launch", 5.5e3, 500, 1e5, "cycles of the launch of one kernel"),
+        Constant("fill", 3.5e-6, 1e-8, 5e-5, "s of a part before and after its loop, which waits for the memory"),
+        Constant("load", 50, 5, 400, "bytes a cycle that a multiprocessor loads keys and values with"),
+        Constant("speed", 0.8, 0.05, 1.5, "share of the peak in the products"),
+        Constant("stream", 0.9, 0.4, 1.0, "share of the bandwidth of the memory"),
+        Constant("sharp", 2.0, 1.0, 12.0, "how well compute and memory overlap"),
+        Constant("combine", 3.5e-6, 1e-8, 5e-5, "s to add up the parts of a split sequence"),
+        Constant("sequence", 5e-9, 5e-11, 1e-7, "s a sequence: its entry in the tables of pages"),
+        Constant("cached", 1.2, 0.05, 4.0, "share of the L2 that holds keys and values from one run to the next"),
+        Constant("near", 10, 1, 100, "bytes a cycle of a multiprocessor from the L2"),
+    ),
+    ("multiprocessors", "clock_hz", "l2_bytes"),
+    ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak", "grouped", "kernels", "passes"),
+    decode_parts,
+    {"rate": 1.0, "start": 1.0, "host": 0.0},
+    "how many parts the engine takes (the best is assumed), the layout of pages, sequences of unequal length",
+)

@@ -1,0 +1,33 @@
+"""Kernels that only stream: norms, pointwise work, copies, look-ups. Bandwidth with a floor; work on CUDA cores.
+
+Nothing was measured for them: the constants are those of products, which stream the same memory. A kernel of one short
+tile costs 5,100 to 5,500 cycles on each of the measured NVIDIA devices, and so does one of these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from modelmeter.device import Device
+from modelmeter.seconds.laws import Constants, Law, Parts, Work, cycles_per_s, memory_seconds, soft
+from modelmeter.seconds.product import PRODUCT
+
+
+def stream_parts(c: Constants, device: Device, w: Work) -> Parts:
+    """Seconds to move `bytes` and to do `operations` on CUDA cores, which overlap."""
+    moved, operations = (np.asarray(w[x], float) for x in ("bytes", "operations"))
+    memory = memory_seconds(c, device, moved, w["warm"], 2.0)
+    compute = operations / device.cuda_flops_per_s
+    floor = (c["launch"] + c["fill"]) / cycles_per_s(device) + 0 * memory
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
+
+
+STREAM = Law(
+    "stream",
+    "norms, pointwise work, copies and look-ups",
+    (),
+    PRODUCT.needs,
+    ("bytes", "operations"),
+    stream_parts,
+    omits="how well an access pattern coalesces, reductions over long rows; not measured: the constants of products",
+)

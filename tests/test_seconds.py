@@ -1,0 +1,251 @@
+"""Laws of time: what holds whatever the constants, and what the shipped ones are worth on a sample."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modelmeter import cli, load_model
+from modelmeter import layers as mm
+from modelmeter.catalogue import load_devices
+from modelmeter.device import Device
+from modelmeter.errors import InputError
+from modelmeter.seconds import seconds_of, seconds_of_work
+from modelmeter.seconds.attention import seen
+from modelmeter.seconds.constants import LAWS, constants_of, shipped
+from modelmeter.seconds.fit import fitted
+from modelmeter.seconds.links import TRANSFER
+from modelmeter.seconds.measured import read
+from modelmeter.seconds.mixture import loads
+from modelmeter.seconds.page import MARK
+from modelmeter.seconds.shapes import attention_work, multiplied, product_work
+from modelmeter.seconds.train import TRAINED, residuals
+
+DEVICES = {device.name: device for device in load_devices()}
+H100 = DEVICES["h100_sxm"]
+SAMPLE = Path(__file__).parent / "data" / "kernels"
+BARE = Device("bare", "Bare", 1e14, 1e13, 1e12, 1e10, "a sheet")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    model = load_model("deepseek_ocr")
+    return model.kernels("decode", model.workload(grid="2x3", prompt_tokens=20, decode_steps=9))
+
+
+def product(m, n, k, device=H100, form="bf16", warm=False):
+    return seconds_of_work("product", form, product_work(device, form, m, n, k, warm=warm), device)
+
+
+def test_every_device_of_the_catalogue_says_where_its_figures_come_from():
+    assert len(DEVICES) >= 40
+    for device in DEVICES.values():
+        lines = Path(f"configs/device/{device.name}.yaml").read_text().partition("\nlaws:")[0].splitlines()
+        for line in lines:
+            if line.split(":")[0] in ("multiprocessors", "clock_hz", "l2_bytes", "watts", "link_bytes_per_s"):
+                assert "#" in line, (device.name, line)
+
+
+def test_a_known_device_does_not_multiply_faster_than_its_units_allow():
+    cycles = {"Ampere": 2049, "Hopper": 4100, "Ada": 1025, "Blackwell": 1025, "Blackwell datacenter": 8200}
+    for device in DEVICES.values():
+        if device.architecture in cycles:
+            each = device.tensor_flops_per_s / device.need("multiprocessors") / device.need("clock_hz")
+            assert each <= cycles[device.architecture], device.name
+
+
+def test_no_kernel_in_a_model_is_faster_than_its_bytes(kernels):
+    for estimate, kernel in zip(seconds_of(kernels, H100), kernels, strict=True):
+        assert estimate.seconds > kernel.io_bytes / H100.memory_bytes_per_s
+        assert estimate.low <= estimate.seconds <= estimate.high
+        assert estimate.binds in ("compute", "memory", "launch")
+
+
+def test_a_kernel_that_does_nothing_costs_five_thousand_cycles():
+    for name in ("a100_80gb", "h100_sxm", "rtx_pro_6000_server"):
+        work = {"bytes": 64.0, "operations": 0.0, "warm": False}
+        cycles = seconds_of_work("stream", "bf16", work, DEVICES[name]).seconds * DEVICES[name].need("clock_hz")
+        assert 5000 < cycles < 6000
+
+
+def test_a_warm_loop_is_never_slower_but_for_its_host():
+    sizes = np.array([32.0, 256, 1024, 4096, 16384])
+    for device in (H100, DEVICES["a100_80gb"], DEVICES["l40s"]):
+        cold, warm = (product(16, sizes, sizes, device, warm=w).seconds for w in (False, True))
+        assert np.all(warm <= cold * (1 + 1e-12))
+
+
+def test_twice_the_inner_loop_takes_longer_and_at_most_twice():
+    k = np.array([256.0, 1024, 4096, 16384])
+    once, twice = product(512, 4096, k).seconds, product(512, 4096, 2 * k).seconds
+    assert np.all(twice > once) and np.all(twice <= 2 * once)
+
+
+def test_arrays_are_what_points_are():
+    m = np.array([1.0, 7, 64, 500, 4096])
+    together = product(m, 4096, 1024).seconds
+    assert together == pytest.approx(np.array([product(x, 4096, 1024).seconds for x in m]))
+
+
+def test_kernels_together_are_what_they_are_alone(kernels):
+    together = seconds_of(kernels, H100)
+    alone = [seconds_of([kernel], H100)[0] for kernel in kernels]
+    assert [e.seconds for e in together] == pytest.approx([e.seconds for e in alone])
+
+
+def test_workloads_together_are_what_they_are_alone():
+    layer, t = mm.LlamaAttention(d=512, g=2, r=4, e=64), np.array([100.0, 1000, 50_000])
+    many = layer.program().kernels(b=np.ones(3), s=np.ones(3), t=t)
+    found = seconds_of(many, H100)
+    for i, one in enumerate(t):
+        points = seconds_of(layer.program().kernels(b=1, s=1, t=int(one)), H100)
+        for together, point in zip(found, points, strict=True):
+            assert np.broadcast_to(together.seconds, 3)[i] == pytest.approx(point.seconds)
+
+
+def test_attention_is_told_by_its_shape():
+    layer = mm.LlamaAttention(d=512, g=2, r=4, e=64)
+    [kernel] = [k for k in layer.program().kernels(b=3, s=5, t=9) if k.attention]
+    assert kernel.attention == {
+        "batch": 3, "kv_heads": 2, "heads": 8, "s": 5, "t": 9, "width": 64, "values": 64, "window": 0, "causal": 1,
+    }  # fmt: skip
+    windowed = mm.CausalAttention(512, 2, 4, 64, window=4)
+    [kernel] = [k for k in windowed.program().kernels(b=1, s=2, t=9) if k.attention]
+    assert kernel.attention["window"] == 4 and kernel.attention["t"] == 5
+
+
+@pytest.mark.parametrize("window", [0, 3, 64])
+def test_blocks_of_queries_see_what_their_queries_see(window):
+    s = t = 512
+    block = 32
+    ends = np.arange(block, s + 1, block)
+    keys = np.minimum(ends, window + block) if window else ends
+    longest, mean = seen(float(s), float(t), float(window), float(block), True)
+    assert longest == keys.max() and mean == pytest.approx(keys.mean(), rel=0.05)
+
+
+def test_loads_of_all_devices_are_all_picks_and_the_heaviest_has_no_less_than_its_share():
+    for alpha in (0.0, 1.01, 1.2):
+        for devices in (1.0, 8.0):
+            found = loads(np.array([8192.0]), np.array([128.0]), np.array([devices]), np.array([alpha]))
+            assert found.total[0] >= 8192 / devices * 0.98
+            assert found.reached[0] <= 128 / devices
+    assert loads(np.array([8192.0]), np.array([128.0]), np.array([1.0]), np.array([0.0])).total[0] == pytest.approx(
+        8192
+    )
+
+
+def test_a_fit_finds_the_constants_that_made_the_data():
+    law, rng = TRAINED["allreduce"], np.random.default_rng(0)
+    work = {"devices": rng.choice([2.0, 4, 8], 200), "bytes": 2.0 ** rng.integers(8, 30, 200), "warm": True}
+    true = {"launch": 6e-6, "peer": 4e-7, "once": 0.4, "round": 9e-6, "ring": 0.8}
+    seconds = law.parts(true, H100, work).seconds
+    found = fitted(lambda c: np.log(law.parts(c, H100, work).seconds / seconds), law.constants, {})
+    assert found == pytest.approx(true, rel=0.02)
+
+
+def test_a_fit_hardly_follows_an_outlier():
+    [c] = [c for c in TRANSFER.constants if c.name == "share"]
+    values = np.array([0.5] * 9 + [0.01])
+    assert fitted(lambda k: np.log(k["share"] / values), [c], {})["share"] == pytest.approx(0.5, rel=0.02)
+
+
+def test_a_format_without_units_is_stored_and_multiplied_in_16_bits():
+    a100 = DEVICES["a100_80gb"]
+    assert multiplied(a100, "fp8").units == "bf16" and multiplied(H100, "fp8").units == "fp8"
+    assert product(1, 8192, 8192, a100, "fp8").seconds < product(1, 8192, 8192, a100).seconds
+    assert "not measured" in product(1, 64, 64, H100, "int8").derived
+    assert product(1, 64, 64, H100).derived == ""
+    assert "what NVIDIA devices share" in product(1, 64, 64, DEVICES["l40s"]).derived
+    assert "those of h100_sxm" in product(1, 64, 64, DEVICES["h200_sxm"]).derived
+
+
+def test_what_a_device_lacks_is_refused_and_never_guessed(kernels):
+    with pytest.raises(InputError, match=r"device bare has no multiprocessors .* add it to the device's YAML"):
+        seconds_of(kernels, BARE)
+    without = replace(H100, l2_bytes=None)
+    with pytest.raises(InputError, match="device h100_sxm has no l2_bytes"):
+        seconds_of(kernels, without)
+    with pytest.raises(InputError, match="unknown format of products on device bare 'fp8'"):
+        BARE.peak("fp8")
+    with pytest.raises(InputError, match=r"peaks.fp8 must be a number above 0"):
+        replace(BARE, peaks={"fp8": -1})
+    with pytest.raises(InputError, match="unknown format of the peaks of device bare 'fp7'"):
+        replace(BARE, peaks={"fp7": 1.0})
+    with pytest.raises(InputError, match="unknown law of time 'produkt'"):
+        seconds_of_work("produkt", "bf16", {}, H100)
+
+
+def test_a_whole_stage_is_a_bound_and_no_kernel():
+    layer = mm.GatedMLP(d=64, f=128)
+    with pytest.raises(InputError, match="is a bound, not one that runs"):
+        seconds_of(layer.program(runtime="compulsory").kernels(b=1, s=4), H100)
+
+
+def test_a_users_device_is_one_file(tmp_path, kernels):
+    text = Path("configs/device/l40s.yaml").read_text().replace("NVIDIA L40S", "Mine")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    [mine] = load_devices([str(path)])
+    assert [e.seconds for e in seconds_of(kernels, mine)] == [e.seconds for e in seconds_of(kernels, DEVICES["l40s"])]
+
+
+def test_every_law_has_all_its_constants_within_their_bounds():
+    for law in TRAINED.values():
+        found = shipped()["laws"][law.name]
+        assert found["constants"].keys() == {c.name for c in law.constants}
+        for c in law.constants:
+            assert c.low * 0.999 <= found["constants"][c.name] <= c.high * 1.001, (law.name, c.name)
+        for rows in found["spread"].values():
+            assert all(0 < low < high for low, high in rows)
+    for law in LAWS.values():
+        assert law.what and constants_of(law, H100, "bf16").constants is not None
+
+
+def test_the_sample_is_predicted_as_the_page_says():
+    pytest.importorskip("pyarrow")
+    groups = read(SAMPLE, DEVICES)
+    assert sum(map(len, groups)) == 740
+    for name, most in (("product", 0.12), ("prefill", 0.15), ("decode", 0.15), ("vision", 0.15), ("allreduce", 0.15)):
+        law, errors = TRAINED[name], []
+        for g in (g for g in groups if g.law == name and g.device.architecture != "Xe2"):
+            errors.append(np.abs(np.expm1(residuals(law, constants_of(law, g.device, g.variant).constants, g))))
+        assert np.median(np.concatenate(errors)) < most, name
+
+
+def test_sixty_thousand_products_take_no_second():
+    rng = np.random.default_rng(0)
+    work = product_work(H100, "bf16", *(2.0 ** rng.integers(4, 15, 60_000) for _ in range(3)))
+    start = time.process_time()
+    seconds_of_work("product", "bf16", work, H100)
+    assert time.process_time() - start < 2.0
+
+
+def test_the_score_refuses_what_is_none(tmp_path, capsys):
+    assert cli.main(["score", "kernels", str(tmp_path)]) == 2
+    assert "holds none of the measured kernels: gemm.parquet" in capsys.readouterr().err
+    assert cli.main(["score", "models", str(tmp_path)]) == 2
+    assert "unknown score 'models'" in capsys.readouterr().err
+
+
+def test_long_caches_are_split_and_short_ones_are_not():
+    t = np.array([64.0, 131072])
+    work = attention_work(H100, "decode", "bf16", 1, 8, 8, 128, 1, t)
+    alone, all_heads = seconds_of_work("decode", "bf16", work, H100).seconds, 2 * 131072 * 8 * 128 * 2
+    assert alone[1] < 3 * all_heads / H100.memory_bytes_per_s
+    assert alone[0] < 2e-5
+
+
+def test_the_score_is_written_below_its_mark(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "allreduce.parquet").write_bytes((SAMPLE / "allreduce.parquet").read_bytes())
+    page = tmp_path / "page.md"
+    page.write_text(f"# Above\n\n{MARK}\nold\n")
+    assert cli.main(["score", "kernels", str(tmp_path), f"--out={page}"]) == 0
+    text = page.read_text()
+    assert text.startswith("# Above") and "old" not in text
+    assert "## Devices left out" in text and "| allreduce | graph | h100_sxm |" in text
+    page.write_text("no mark")
+    assert cli.main(["score", "kernels", str(tmp_path), f"--out={page}"]) == 2
