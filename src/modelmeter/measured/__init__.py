@@ -1,0 +1,1 @@
+"""Measured: published figures, and what a model says of the same."""
