@@ -166,8 +166,10 @@ def test_all_devices_at_once(capsys):
         most = [f"{size:,}" if size else "none" for size in (batch, context)]
         assert row.split()[-3:] == ["yes" if inside else "no", *most]
     short = [device for device in devices if fits.needed > device.memory_bytes]
-    assert text.startswith(f"llama_3_1_70b fits {8 - len(short)} of 8 devices, the smallest NVIDIA L40S: ")
-    assert text.count("does not fit") == len(short) == 3
+    assert text.startswith(
+        f"llama_3_1_70b fits {len(devices) - len(short)} of {len(devices)} devices, the smallest NVIDIA L40S: "
+    )
+    assert text.count("does not fit") == len(short) > 0
     assert text == said(capsys, "fits", "llama_3_1_70b", "weights=q4_k_m", "overhead=0", "context=4000", "device=all")
     two = said(capsys, "fits", "llama_3_1_70b", "weights=q4_k_m", "overhead=0", "device=l40s,mi300x")
     assert two.startswith("llama_3_1_70b fits 2 of 2 devices, the smallest NVIDIA L40S")

@@ -427,7 +427,7 @@ def test_every_sweep_has_findings_in_both_languages(model, options):
 
 def test_the_binding_resource_is_told_by_execution(model):
     """The ratio of the shares is that of FLOPs per byte to the ridge of the device, at every grid."""
-    from modelmeter.catalogue import load_devices
+    from modelmeter.catalogue import FEATURED, load_devices
 
     *_, table = swept_tables(model, "targets", largest=4)["targets"]
     intensities = [
@@ -435,7 +435,7 @@ def test_the_binding_resource_is_told_by_execution(model):
         / float((model.cost("vision", w) + model.cost("prefill", w)).io_bytes)
         for w in (model.workload(grid=grid, runtime="compulsory") for grid in model.planner.grids(4))
     ]
-    ridges = [device.ridge_flops_per_byte for device in load_devices()]
+    ridges = [device.ridge_flops_per_byte for device in load_devices(FEATURED)]
     low, high = min(ridges) / max(intensities), max(ridges) / min(intensities)
     (sentence,) = [s for s in said_of(table) if s.startswith("TTFT, compulsory")]
     assert f"its share is {significant(low)} to {significant(high)} times" in sentence

@@ -21,7 +21,7 @@ from modelmeter.sweep.profiles import Profile
 KINDS: dict[str, tuple[str, type[Any]]] = {"devices": ("device", Device), "profiles": ("profile", Profile)}
 """Catalogues by the key of a sweep that takes their entries: folder of configs/, class."""
 
-FEATURED = ("a100_40gb", "a100_80gb", "h100_sxm", "h200_sxm", "l40s", "mi300x", "rtx_4090", "rtx_5090")
+FEATURED = ["a100_40gb", "a100_80gb", "h100_sxm", "h200_sxm", "l40s", "mi300x", "rtx_4090", "rtx_5090"]
 """The devices of a page's answer, where nobody names some."""
 
 
