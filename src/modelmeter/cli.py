@@ -199,10 +199,10 @@ def _require_model(named: str, given: Iterable[str], usage: str) -> None:
 
 
 def _device_help(usage: str, named: str) -> list[str]:
-    from modelmeter.settings import CHOICES, COUNTING, FITS, REQUEST, SPLIT
+    from modelmeter.settings import CHOICES, COUNTING, FITS, REQUEST, SPLIT, TIME
 
     command = usage.rpartition(" ")[2]
-    own = {"fits": FITS, "split": SPLIT}[command]
+    own = {"fits": FITS, "split": SPLIT, "time": TIME}[command]
     keys = _keys((*CHOICES[1:], *own, *REQUEST, *COUNTING), "page", "counting", command)
     return [*_model_help(usage, *keys), "", f"devices: {', '.join(config_names('device'))}"]
 
@@ -380,6 +380,8 @@ COMMANDS = {
                     _on_devices, "model", "model", _device_help),
     "split": Command("what each device or process of a placed model holds, and what crosses between them",
                      _on_devices, "model", "model", _device_help),
+    "time": Command("how long a request takes on devices: TTFT, TPOT, what binds, the dearest kernels",
+                    _on_devices, "model", "model", _device_help),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",

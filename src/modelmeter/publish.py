@@ -1,7 +1,7 @@
 """Sweeps, reports and pages from their configuration: models, devices, profiles and published figures put together.
 
 `sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
-`page_text`, `fits_page` and `split_page` are what the commands `cost`, `fits` and `split` print.
+`page_text`, `fits_page`, `split_page` and `time_page` are what the commands `cost`, `fits`, `split` and `time` print.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelmeter.errors import InputError
 from modelmeter.fits import Fits, request_of
 from modelmeter.folders import comment_of, commented_yaml, config_dir
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, SPLIT, Setting, checked, options_of
+from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, SPLIT, TIME, Setting, checked, options_of
 from modelmeter.splits import Split, split
 from modelmeter.sweep.registry import SWEEPS
 from modelmeter.sweep.table import Table
@@ -45,6 +45,21 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
     work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
     source = "as given" if "overhead" in given else "; ".join(comment_of(commented_yaml("", "fits"), "overhead"))
     return fits_text(Fits(model, work, values["overhead"]), devices, catalogue.load_devices(), source)
+
+
+def time_page(name: str, overrides: Sequence[str]) -> str:
+    """What a request to a model takes on devices. Raises InputError."""
+    from modelmeter.report.times import times_text
+    from modelmeter.times import Host, Times
+
+    _require_one_of(overrides)
+    keys = (*TIME, *REQUEST, *COUNTING)
+    settings = config.compose("time", [f"model={name}", *config.listed(overrides, "device")], keys)
+    values = checked(keys, settings)
+    model = config.build_model(settings)
+    work = request_of(model, None, **options_of(values, values["runtime"], *REQUEST))
+    host = Host.of(values["host"])
+    return times_text([Times(model, work, device, host) for device in catalogue.load_devices(values["device"])])
 
 
 def split_page(name: str, overrides: Sequence[str]) -> str:
@@ -76,7 +91,7 @@ def _devices_of(found: Split, names: list[str] | None) -> list[Device]:
     return [known[name] for name in (names * len(found.parts))[: len(found.parts)]]
 
 
-DEVICE_PAGES = {"fits": fits_page, "split": split_page}
+DEVICE_PAGES = {"fits": fits_page, "split": split_page, "time": time_page}
 """Pages of models on devices, by command."""
 
 

@@ -18,6 +18,7 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.parallel import Parallel
 from modelmeter.sizes import as_size
+from modelmeter.times import Host
 from modelmeter.workload import parse_pair
 
 
@@ -131,6 +132,11 @@ def _parallel(key: str, value: Any) -> Any:
     return value
 
 
+def _host(key: str, value: Any) -> Any:
+    Host.of(value)
+    return value
+
+
 FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
 DEVICES = Kind(_parallel, lists=True)
 WORD = Kind(lambda key, value: value, lambda: "words", str)
@@ -224,6 +230,12 @@ SPLIT = (
     *FITS[1:],
 )  # fmt: skip
 """What a split takes."""
+
+TIME = (
+    Setting("device", _DEVICE, "of configs/device or YAML files, several as A,B", several=True),
+    Setting("host", Kind(_host, lists=True), "seconds of the host, each [low, point, high]; host.step=[0,0,0]"),
+)
+"""What a prediction of time takes."""
 
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip

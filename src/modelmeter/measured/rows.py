@@ -95,7 +95,7 @@ def _found(kind: str, text: str) -> Any:
 
 
 def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
-    """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError with the reason."""
+    """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError: the reason."""
     told: list[str] = []
     device = next(
         (name for pattern, name in devices.items() if re.search(pattern, row["hardware"], re.IGNORECASE)), None
@@ -110,10 +110,10 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
         raise InputError(f"unit {row['unit']!r} is none of {', '.join(names()['units'])}")
     many = _whole(row["n_gpu"]) or 1
     factor = names()["units"][unit] * (many if unit.endswith("/gpu") else 1)
+    load = _load(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     return Question(
-        row["id"], model, _found("engines", row["engine"]), device, many, _found("formats", row["quant"]),
-        _load(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told), prompt, steps, image, quantity, _number(row["value"]) * factor, tuple(told),
-        page, _statistic(row["metric"]), dict(row),
+        row["id"], model, _found("engines", row["engine"]), device, many, _found("formats", row["quant"]), load, prompt,
+        steps, image, quantity, _number(row["value"]) * factor, tuple(told), page, _statistic(row["metric"]), dict(row),
     )  # fmt: skip
 
 

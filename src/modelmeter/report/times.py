@@ -1,0 +1,128 @@
+"""What a request takes on a device, as text: the answer first, then stages, components and the dearest kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from modelmeter.report.tables import align
+from modelmeter.seconds.predict import Estimate
+from modelmeter.times import Span, StageTime, Times, busy
+
+DEAREST = 10
+UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))
+"""Below how many seconds which unit is used."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits, to four digits.
+
+    >>> duration(3.6e-5), duration(0.0123456), duration(98.7654)
+    ('36 us', '12.35 ms', '98.77 s')
+    """
+    factor, unit = next((factor, unit) for below, factor, unit in UNITS if seconds < below)
+    return f"{seconds * factor:.4g} {unit}"
+
+
+def times_text(found: Sequence[Times]) -> str:
+    """The answer for each device, and the tables of the first."""
+    one = found[0]
+    work, model = one.work, one.model
+    image = work.image.describe() if work.image.views or not model.planner else "text alone, without an image"
+    request = (
+        f"{image}; {work.prompt_tokens:,} prompt tokens and an answer of {work.decode_steps:,}; batch {work.batch:,}"
+    )
+    told = (
+        "each figure: the point, and the interval that nine of ten are expected in; least: the datasheet at the least "
+        "traffic of any fusion, a bound that nothing reaches"
+    )
+    tables = [_stages(one), _components(one), _kernels(one)]
+    own = [f"{one.on.title}, confidence {one.on.confidence}"] if len(found) > 1 else []
+    derived = sorted({estimate.derived for stage in one.stages.values() for _, estimate in stage.kernels} - {""})
+    left_out = "left out: reading and decoding image files, the network, other requests, a cache of prefixes"
+    head = [*map(_answer, found), "", request, model.basis(work), told, left_out]
+    return "\n".join([*head, *derived, *own, *(part for table in tables for part in ("", table)), *model.notes])
+
+
+def _answer(found: Times) -> str:
+    """TTFT, TPOT and the page, and what binds."""
+    figures = f"TTFT {_span(found.ttft)}, TPOT {_span(found.tpot)}, the request {_span(found.request)}"
+    binds = ", ".join(f"{name} {stage.binds}" for name, stage in found.stages.items())
+    images = f", images {_span(found.images)} of it" if found.images.seconds else ""
+    return f"{found.model.name} on {found.on.title}, {found.work.execution}: {figures}{images}; {binds}"
+
+
+def _span(span: Span) -> str:
+    return f"{duration(span.seconds)} ({duration(span.low)} to {duration(span.high)})"
+
+
+def _stages(found: Times) -> str:
+    rows = [["stage", "seconds", "low", "high", "device busy", "host", "step", "least", "kernels", "binds"]]
+    if found.images.seconds:
+        ends = (found.images.seconds, found.images.low, found.images.high)
+        rows.append(
+            [
+                "images",
+                *(duration(end) for end in ends),
+                "-",
+                duration(found.images.seconds),
+                "-",
+                "-",
+                "-",
+                "host-bound",
+            ]
+        )
+    for name, stage in found.stages.items():
+        span = stage.span
+        parts = (span.seconds, span.low, span.high, stage.device.seconds, stage.launches.seconds, stage.step.seconds)
+        many = sum(_each(kernel.runs) for kernel, _ in stage.kernels)
+        title = "decode, a step" if name == "decode" else name
+        rows.append([title, *(duration(p) for p in parts), duration(stage.bound), f"{many:,.0f}", stage.binds])
+    return align(rows)
+
+
+def _components(found: Times) -> str:
+    """Where the device is busy, by component of each stage."""
+    rows = [["component", "device busy", "% of the stage", "binds"]]
+    for name, stage in found.stages.items():
+        parts: dict[str, list[int]] = {}
+        for index, (kernel, _) in enumerate(stage.kernels):
+            parts.setdefault(kernel.path.partition(".")[0] or name, []).append(index)
+        for part, indices in parts.items():
+            own = StageTime(name, busy([stage.kernels[i] for i in indices]), stage.launches * 0, stage.step, 0.0,
+                            tuple(stage.kernels[i] for i in indices))  # fmt: skip
+            share = own.device.seconds / max(stage.device.seconds, 1e-30)
+            rows.append([f"{name}: {part}", duration(own.device.seconds), f"{100 * share:.1f}", own.binds])
+    return align(rows)
+
+
+def _kernels(found: Times) -> str:
+    """The dearest kernels of the whole request."""
+    times = {name: found.work.decode_steps if name == "decode" else 1 for name in found.stages}
+    every = [
+        (times[name] * _each(kernel.runs * np.asarray(estimate.seconds)), name, kernel, estimate)
+        for name, stage in found.stages.items()
+        for kernel, estimate in stage.kernels
+    ]
+    total = max(sum(row[0] for row in every), 1e-30)
+    rows = [["kernel", "in", "runs", "one run", "all", "% of busy", "law", "binds"]]
+    for seconds, name, kernel, estimate in sorted(every, key=lambda row: -row[0])[:DEAREST]:
+        runs = times[name] * _each(kernel.runs)
+        what = kernel.ops[0] + (f" and {len(kernel.ops) - 1} more" if len(kernel.ops) > 1 else "")
+        cells = [f"{runs:,.0f}", duration(seconds / runs), duration(seconds), f"{100 * seconds / total:.1f}"]
+        rows.append([what, f"{name}: {kernel.path}", *cells, _law(estimate), _bound(estimate)])
+    return align(rows)
+
+
+def _law(estimate: Estimate) -> str:
+    return estimate.law if estimate.variant == "bf16" else f"{estimate.law} {estimate.variant}"
+
+
+def _bound(estimate: Estimate) -> str:
+    return f"{np.asarray(estimate.binds).reshape(-1)[-1]}"
+
+
+def _each(values: object) -> float:
+    """The mean over the steps that were asked."""
+    return float(np.mean(np.asarray(values, float)))
