@@ -18,6 +18,7 @@ from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
+from modelmeter.runtimes.passes import whole_stage
 from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.workload import Workload
 
@@ -79,10 +80,11 @@ class Host:
                 raise InputError(f"unknown key {key!r} of host; valid: {', '.join(fields)}")
         found = {}
         for key in fields:
-            given = values.get(key, ())
+            given = values.get(key)
+            given = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
             known = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
             if len(known) != 3 or len(given) != 3 or not 0 <= known[0] <= known[1] <= known[2]:
-                raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {given!r}")
+                raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {values.get(key)!r}")
             found[key] = Span(*known)
         return cls(**found)
 
@@ -143,6 +145,10 @@ class Times:
     work: Workload
     on: Device
     host: Host
+
+    def __post_init__(self) -> None:
+        if whole_stage in self.work.runtime.passes:
+            raise InputError(f"runtime {self.work.runtime.name!r} is a bound, and nothing that runs; it has no time")
 
     @cached_property
     def stages(self) -> dict[str, StageTime]:

@@ -98,6 +98,8 @@ def _work(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
         raise InputError(f"{kernel.path or 'the stage'}: a kernel of several products is a bound, not one that runs")
     moved = np.asarray(kernel.io_bytes, float)
     roofline = np.maximum(sum(_peaked(kernel, device)), moved / device.memory_bytes_per_s)
+    if kernel.collective:
+        return _collective(kernel, warm)
     if kernel.attention:
         law, variant, work = _attention(kernel, device, warm)
     elif kernel.loops:
@@ -106,6 +108,14 @@ def _work(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
         operations = np.asarray(sum(kernel.cuda_flops.values()), float)
         law, variant, work = "stream", "bf16", {"bytes": moved, "operations": operations, "warm": warm}
     return law, variant, {**work, "roofline": roofline}
+
+
+def _collective(kernel: Kernel, warm: bool) -> tuple[str, str, Work]:
+    """A sum over devices has a law; what is gathered or exchanged is a copy over the link of what a device sends."""
+    if kernel.collective == "all_reduce":
+        moved = np.asarray(sum(kernel.read_bytes.values()), float)
+        return "allreduce", "graph", {"bytes": moved, "devices": float(kernel.devices), "warm": warm}
+    return "transfer", "bf16", {"bytes": np.asarray(kernel.link_bytes, float), "peer": True}
 
 
 def _peaked(kernel: Kernel, device: Device) -> list[Array]:

@@ -1,0 +1,110 @@
+"""Seconds of a request are made of those of kernels and the host, and say what binds."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import modelmeter
+from modelmeter.catalogue import load_devices
+from modelmeter.config import read_yaml
+from modelmeter.errors import InputError
+from modelmeter.folders import config_dir
+from modelmeter.seconds import seconds_of
+from modelmeter.times import NONE, Host, Span, Times, busy
+
+VALUES = read_yaml(config_dir() / "time.yaml")["host"]
+HOST = Host.of(VALUES)
+NO_HOST = Host(NONE, NONE, NONE, NONE, NONE)
+
+
+def times(name="llama_3_2_1b", device="h100_sxm", host=HOST, **options):
+    model = modelmeter.load_model(name)
+    work = model.workload(grid="2x3", **options) if model.planner else model.text(500, **options)
+    return Times(model, work, load_devices([device])[0], host)
+
+
+def test_without_a_host_a_stage_is_the_sum_of_its_kernels_one_by_one():
+    found = times(host=NO_HOST, runtime="flash", decode_steps=1)
+    for name in ("prefill", "decode"):
+        kernels = found.model.kernels(name, found.work)
+        alone = sum(kernel.runs * seconds_of([kernel], found.on)[0].seconds for kernel in kernels)
+        assert found.stages[name].span.seconds == pytest.approx(alone, rel=1e-12)
+    assert found.request.seconds == pytest.approx(found.ttft.seconds + found.tpot.seconds, rel=1e-12)
+
+
+def test_tpot_is_near_the_mean_of_every_step():
+    found = times(runtime="vllm", decode_steps=300, batch=64)
+    steps = range(1, 301)
+    every = [
+        sum(k.runs * e.seconds for k, e in zip(kernels, seconds_of(kernels, found.on), strict=True))
+        for kernels in (found.model.kernels("decode", found.work, step) for step in steps[::20])
+    ]
+    assert found.stages["decode"].device.seconds == pytest.approx(np.mean(every), rel=0.02)
+
+
+def test_a_host_that_is_slower_than_the_device_binds_and_one_that_is_faster_does_not():
+    slow = times(host=replace(HOST, eager=Span(1e-3, 1e-3, 1e-3)), runtime="flash", decode_steps=5).stages["decode"]
+    launches = times(runtime="flash", decode_steps=5).model.launches(
+        "decode", times(runtime="flash", decode_steps=5).work
+    )
+    assert slow.binds == "host-bound" and slow.span.seconds == pytest.approx(1e-3 * launches / 5 + HOST.step.seconds)
+    assert times(host=NO_HOST, runtime="flash").stages["decode"].binds in ("memory-bound", "launch-bound")
+    assert times(host=NO_HOST, runtime="flash", batch=32).stages["prefill"].binds == "compute-bound"
+
+
+def test_a_graph_starts_the_kernels_of_a_step_and_compiled_code_those_of_a_prefill():
+    found = times(runtime="vllm", decode_steps=1)
+    many = {name: found.model.launches(name, found.work) for name in ("prefill", "decode")}
+    assert found.stages["decode"].launches == HOST.graph * many["decode"]
+    assert found.stages["prefill"].launches == HOST.compiled * many["prefill"]
+
+
+@pytest.mark.parametrize("name", ["deepseek_ocr", "paddleocr_vl", "llama_3_2_1b", "qwen3_30b_a3b"])
+@pytest.mark.parametrize("device", ["a100_80gb", "rtx_4090", "mi300x"])
+@pytest.mark.parametrize("runtime", ["sdpa", "vllm", "llama_cpp"])
+def test_bound_low_point_and_high_are_in_order(name, device, runtime):
+    found = times(name, device, runtime=runtime) if name != "paddleocr_vl" else None
+    if found is None:
+        model = modelmeter.load_model(name)
+        work = model.workload(image_size="640x480", runtime=runtime)
+        found = Times(model, work, load_devices([device])[0], HOST)
+    for stage in found.stages.values():
+        assert 0 < stage.bound < stage.span.high and stage.span.low <= stage.span.seconds <= stage.span.high
+    assert found.bound < found.request.seconds and found.ttft.seconds < found.request.seconds
+
+
+def test_more_devices_are_faster_but_not_that_much_faster_and_sums_over_them_take_time():
+    one, four = (times("llama_3_1_70b", runtime="vllm", parallel={"tensor": many}) for many in (1, 4))
+    assert one.tpot.seconds / 4 < four.tpot.seconds < one.tpot.seconds
+    laws = {estimate.law for _, estimate in four.stages["decode"].kernels}
+    assert "allreduce" in laws and "transfer" in laws
+
+
+def test_errors_of_one_law_are_one_and_those_of_two_are_independent():
+    stage = times(runtime="vllm", decode_steps=1).stages["prefill"]
+    laws = {estimate.law for _, estimate in stage.kernels}
+    parts = [busy(pair for pair in stage.kernels if pair[1].law == law) for law in laws]
+    assert len(laws) > 2 and stage.device.seconds == pytest.approx(sum(part.seconds for part in parts))
+    widest = sum(part.high - part.seconds for part in parts)
+    assert max(part.high - part.seconds for part in parts) < stage.device.high - stage.device.seconds < widest
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"step": 3}, "host.step must be [low, point, high] in seconds, rising, not 3"),
+        ({"step": [3, 2, 1]}, "rising, not [3, 2, 1]"),
+        ({"eager": "fast"}, "not 'fast'"),
+        ({"launch": [0, 0, 0]}, "unknown key 'launch' of host; valid: eager, compiled, graph, step, pixel"),
+    ],
+)
+def test_a_host_that_is_none_is_refused(change, told):
+    with pytest.raises(InputError) as error:
+        Host.of(VALUES | change)
+    assert told in str(error.value)
+
+
+def test_a_bound_has_no_time():
+    with pytest.raises(InputError, match="'compulsory' is a bound"):
+        times(runtime="compulsory")
