@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modelmeter import __version__
+from modelmeter import __version__, tools
 from modelmeter.errors import InputError, choose
 from modelmeter.folders import comment_of, commented_yaml, config_names, names_file
 
@@ -238,49 +238,6 @@ def _own_sizes(named: str) -> tuple[str, ...]:
     return traced_model(named).sizes if names_file(named) and is_trace(named) else ()
 
 
-def _trace(_: str, arguments: list[str], usage: str) -> None:
-    import argparse
-
-    parser = _parser(usage, "trace")
-    parser.add_argument(
-        "module", metavar="MODULE:NAME", help="a class of torch modules, such as transformers:LlamaForCausalLM"
-    )
-    parser.add_argument("config", nargs="?", help="its config.json, if it is one of transformers")
-    parser.add_argument(
-        "--input", action="append", default=[], metavar="'x[b 3 u v]'", help="an input with its named axes"
-    )
-    parser.add_argument(
-        "--hint", action="append", default=[], metavar="u=224", help="the value of a size during the run"
-    )
-    parser.add_argument("-o", "--out", required=True, metavar="FILE.json", help="where the trace is written")
-    options: argparse.Namespace = parser.parse_args(arguments)
-    hints = dict(argument.partition("=")[::2] for argument in options.hint)
-    for key, value in hints.items():
-        if not value.isdigit() or not int(value):
-            raise InputError(f"--hint takes NAME=NUMBER, not {key}={value}")
-    try:
-        from modelmeter.tracing import api
-    except ModuleNotFoundError as error:
-        how = "in a checkout, pip install -c constraints.txt '.[validation]'"
-        raise InputError(f"{error.name} is not installed: {how}") from None
-    sys.path.insert(0, "")  # the user names modules of the folder that they are in
-    module = api.target(options.module, options.config)
-    model = api.trace(module, *options.input, hints={key: int(value) for key, value in hints.items()})
-    api.save(model, options.out)
-    print("\n".join([f"{model.name} in {options.out}", *model.domain(), *model.notes]))
-
-
-def _parser(usage: str, command: str) -> Any:
-    """A parser whose errors are those of the command line."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise InputError(f"{message}; see {usage} --help")
-
-    return Parser(usage, description=COMMANDS[command].what)
-
-
 def _report_help(usage: str, _: str) -> list[str]:
     from modelmeter.settings import REPORT
 
@@ -301,65 +258,6 @@ def _report(named: str, given: list[str], usage: str) -> None:
     contents = report_files(named, f"modelmeter report {named}", **settings)
     write_all(folder, contents)
     print(f"{len(contents)} files, {', '.join(n for n in contents if n.endswith('.md'))}\nin {folder}")
-
-
-def _validate(_: str, arguments: list[str], usage: str) -> int:
-    parser = _parser(usage, "validate")
-    parser.add_argument("model", nargs="?", help=f"one of: {', '.join(config_names('model'))}; all of them by default")
-    parser.add_argument("--vendor", metavar="DIR", help="also compare with the vendor's own classes in DIR")
-    parser.add_argument("--device", default="meta", help="meta (default); cpu or cuda: real tensors too, timed")
-    parser.add_argument("--layers", action="store_true", help="layers only, not the stages at full size")
-    parser.add_argument("--symbolic", action="store_true", help="ours less the traced module, for all sizes")
-    options = parser.parse_args(arguments)
-    if options.model and not names_file(options.model):
-        choose("model", options.model, config_names("model"))
-    from modelmeter.publish import references
-
-    registry, status = references(), 0
-    for name in [options.model] if options.model else registry.REFERENCES:
-        if options.symbolic:
-            from modelmeter.validate import symbolic
-
-            text, equal = symbolic.run(name)
-        else:
-            text, equal = registry.run(name, vendor=options.vendor, device=options.device, layers_only=options.layers)
-        print(text)
-        status = status if equal else 1
-    return status
-
-
-def _gguf(_: str, arguments: list[str], usage: str) -> int:
-    from modelmeter.checkpoints import commands
-
-    return _told(commands.gguf(_parser(usage, "gguf"), arguments))
-
-
-def _inspect(_: str, arguments: list[str], usage: str) -> int:
-    from modelmeter.checkpoints import commands
-
-    return _told(commands.inspect(_parser(usage, "inspect"), arguments))
-
-
-def _score(_: str, arguments: list[str], usage: str) -> None:
-    parser = _parser(usage, "score")
-    parser.add_argument("what", help="kernels: the laws of time against measured kernels")
-    parser.add_argument("folder", help="where the Parquet files of the measurements are")
-    parser.add_argument("--out", metavar="PAGE", help="write the tables into this page of the docs, below its mark")
-    options = parser.parse_args(arguments)
-    choose("score", options.what, ("kernels",))
-    from modelmeter.catalogue import load_devices
-    from modelmeter.seconds import measured, page, score
-
-    groups = measured.read(options.folder, {device.name: device for device in load_devices()})
-    told = lambda text: print(text, file=sys.stderr, flush=True)
-    found = [row for _, rows in score.scores(groups, told) for row in rows]
-    text = page.text_of(found, score.of_nvidia(groups))
-    page.write(Path(options.out), text) if options.out else print(text)
-
-
-def _told(answer: tuple[str, int]) -> int:
-    print(answer[0])
-    return answer[1]
 
 
 class Command(NamedTuple):
@@ -386,9 +284,9 @@ COMMANDS = {
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
                       _report, "model with a report", "report", _report_help),
-    "trace": Command("any torch module as a model (needs the extra `validation`)", _trace),
-    "gguf": Command("the GGUF file of a model's decoder, predicted by part and in total", _gguf),
-    "inspect": Command("a .gguf or .safetensors file, compared with a model", _inspect),
-    "score": Command("the laws of time against measured kernels: errors on shapes and devices left out", _score),
-    "validate": Command("the proof: counts of the real modules beside ours (needs the extra `validation`)", _validate),
+    "trace": Command(tools.WHAT["trace"], tools.trace),
+    "gguf": Command(tools.WHAT["gguf"], tools.gguf),
+    "inspect": Command(tools.WHAT["inspect"], tools.inspect),
+    "score": Command(tools.WHAT["score"], tools.score),
+    "validate": Command(tools.WHAT["validate"], tools.validate),
 }  # fmt: skip

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from types import ModuleType
 from typing import Any
@@ -186,3 +186,18 @@ def _reconciled(model: BaseModel, published: str, command: str, formats: tuple[s
     found = Reconciliation(model, shown, command, ours, real, printed)
     drawn = figures(found.error_table, formats)
     return {"reconciliation.md": found.page()} | {f"figures/{file}": content for file, content in drawn.items()}
+
+
+def kernel_score(folder: str, told: Callable[[str], None]) -> str:
+    """The laws of time against measured kernels, on shapes and devices left out. Raises InputError."""
+    from modelmeter.seconds import measured, page, score
+
+    groups = measured.read(folder, {device.name: device for device in catalogue.load_devices()})
+    return page.text_of([row for _, rows in score.scores(groups, told) for row in rows], score.of_nvidia(groups))
+
+
+def request_score(*path: str) -> str:
+    """Predicted times against a file of measurements, or the published ones that are shipped. Raises InputError."""
+    from modelmeter.measured.score import score_text, scored
+
+    return score_text(scored(*path))

@@ -80,11 +80,11 @@ class Host:
                 raise InputError(f"unknown key {key!r} of host; valid: {', '.join(fields)}")
         found = {}
         for key in fields:
-            given = values.get(key)
-            given = given if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+            one: Any = values.get(key)
+            given = one if isinstance(one, Sequence) and not isinstance(one, str) else [one]
             known = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
             if len(known) != 3 or len(given) != 3 or not 0 <= known[0] <= known[1] <= known[2]:
-                raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {values.get(key)!r}")
+                raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
             found[key] = Span(*known)
         return cls(**found)
 

@@ -110,9 +110,13 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
         raise InputError(f"unit {row['unit']!r} is none of {', '.join(names()['units'])}")
     many = _whole(row["n_gpu"]) or 1
     factor = names()["units"][unit] * (many if unit.endswith("/gpu") else 1)
+    precision = dict(_found("formats", row["quant"]))
+    if re.search(r"tensorrt|trt", row["engine"], re.IGNORECASE) and "fp" in row["quant"].lower():
+        precision |= {"kv": "fp8"} if re.search("fp[48]", row["quant"], re.IGNORECASE) else {}
+        told += ["its KV cache in fp8, as the published runs have it"] * ("kv" in precision)
     load = _load(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     return Question(
-        row["id"], model, _found("engines", row["engine"]), device, many, _found("formats", row["quant"]), load, prompt,
+        row["id"], model, _found("engines", row["engine"]), device, many, precision, load, prompt,
         steps, image, quantity, _number(row["value"]) * factor, tuple(told), page, _statistic(row["metric"]), dict(row),
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from modelmeter.errors import InputError
 from modelmeter.seconds.score import NAMES, Score
 from modelmeter.seconds.train import TRAINED
 
-MARK = "<!-- below: written by modelmeter score kernels -->"
+MARK = "<!-- below: written by modelmeter score -->"
 AIMS = {"shapes": 0.08, "device": 0.12}
 """Median errors to reach for products and attention, by what was left out."""
 WORST = 0.25
