@@ -53,12 +53,13 @@ def test_the_readmes_table_is_what_the_command_prints(capsys):
     assert capsys.readouterr().out.strip() in Path("README.md").read_text()
 
 
-def test_the_readme_has_three_commands_and_ci_runs_the_tests():
+def test_the_readme_has_four_commands_and_ci_runs_the_tests():
     commands = re.findall(r"```sh\n(.*?)\n```", Path("README.md").read_text(), flags=re.DOTALL)
-    assert len(commands) == 3
+    assert len(commands) == 4
     assert "modelmeter.sweep vision_crops" in commands[0] and commands[1].endswith("-m pytest")
     assert commands[2].endswith("-m pytest tests/test_llama_cpp.py")
-    assert Path(".ci/run").read_text().count("' README.md") == 2
+    assert commands[3].endswith("-m pytest -n 0 tests/test_openvino.py")
+    assert Path(".ci/run").read_text().count("' README.md") == 2 and "for wanted in 3 4" in Path(".ci/run").read_text()
 
 
 PUBLIC = [layer for layer in all_layers() if not layer.__name__.startswith("_")]

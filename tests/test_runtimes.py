@@ -52,7 +52,7 @@ TABLE = 4
 def test_a_runtime_of_a_users_own_serves_a_model(model, prompt, steps):
     page = {"grid": "1x2", "prompt_tokens": prompt, "decode_steps": steps, "batch": 3}
     served, plain = (model.workload(runtime=r, **page) for r in (SERVED, PLAIN))
-    assert served.basis == "served, causal full, logits all, bf16"
+    assert served.basis == "served, causal full, logits last, bf16"
     context, layers, token = served.context_tokens, 12, 61440
     decode, before = model.cost("decode", served), model.cost("decode", plain)
     assert decode.kv_cache_bytes == 3 * token * PAGE * -(-(context + steps) // PAGE)

@@ -63,7 +63,7 @@ def test_required_rate_times_budget_is_the_cost_of_the_stage(targets, model):
 
 def test_what_binds_is_the_resource_whose_time_is_longest(targets, model):
     _, tables = targets
-    devices = {device.title: device for device in catalogue.load_devices()}
+    devices = {device.title: device for device in catalogue.load_devices(catalogue.FEATURED)}
     assert len(devices) == 8
     for row in tables["device_shares"][::7]:
         device, work = (
@@ -115,7 +115,9 @@ def test_the_catalogue_is_dense_peaks_with_fp32_accumulation():
     for name, sparse in (("a100_40gb", 624e12), ("a100_80gb", 624e12), ("h100_sxm", 1979e12), ("h200_sxm", 1979e12)):
         assert devices[name].tensor_flops_per_s == pytest.approx(sparse / 2, rel=1e-3)
     assert devices["a100_80gb"].memory_bytes_per_s == 2039e9 and devices["h200_sxm"].memory_bytes == 141e9
-    assert all("sheet" in d.source.lower() or "white paper" in d.source for d in devices.values())
+    featured = [devices[name] for name in catalogue.FEATURED]
+    assert all("sheet" in device.source.lower() or "white paper" in device.source for device in featured)
+    assert len(devices) > 40 and all(device.confidence != "C" or device.source for device in devices.values())
 
 
 def test_a_users_device_is_a_file_anywhere(tmp_path, capsys):

@@ -18,7 +18,6 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.precision import Precision
 from modelmeter.runtimes.parallel import Parallel
 from modelmeter.sizes import as_size
-from modelmeter.times import Host
 from modelmeter.workload import parse_pair
 
 
@@ -133,6 +132,8 @@ def _parallel(key: str, value: Any) -> Any:
 
 
 def _host(key: str, value: Any) -> Any:
+    from modelmeter.times import Host  # with NumPy, which no help needs
+
     Host.of(value)
     return value
 

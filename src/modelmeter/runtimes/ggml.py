@@ -253,7 +253,7 @@ def places(op: Op) -> bool:
 def casts(op: Op) -> bool:
     """Whether a copy changes nothing but the format."""
     given, made = op.equation.operands[0], op.output
-    return len(op.reads) == 1 and given.stored == made.stored and made.bits > given.bits
+    return len(op.reads) == 1 and given.stored == made.stored and made.bits != given.bits
 
 
 def nodes(graph: Graph) -> Size:

@@ -192,6 +192,8 @@ class _Lowering:
             if r.name in self.values:
                 ops |= {id(one): one for one in self.values[r.name].ops}
                 loads |= self.values[r.name].loads
+            elif r.role == "weight":  # of its own in each round
+                loads.add((r.name, op.n.node.serial))
             else:  # another part of a tensor is another load
                 loads.add((r.name, id(op) if op.kind != "lookup" and r.touched != r.stored else 0))
         return _Value((*ops.values(), op), frozenset(loads))
@@ -237,8 +239,9 @@ class _Lowering:
 
 
 def _concatenates(op: Op) -> bool:
-    """Whether an op puts tensors side by side."""
-    return op.kind == "copy" and len(op.reads) > 1 and all(r.bits != 64 and r.role == "activation" for r in op.reads)
+    """Whether an op puts tensors side by side: what it reads is as much as what it makes."""
+    several = op.kind == "copy" and len(op.reads) > 1 and all(r.bits != 64 and r.role == "activation" for r in op.reads)
+    return several and sum((r.touched for r in op.reads), start=0) == op.writes[0].touched
 
 
 def _sorts(op: Op) -> bool:

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
-from modelmeter.graph.forms import CENTERED_NORM, COMBINE, GATHER, LAYER_NORM, LAYER_NORM_2D, MUL, SCATTER, TOP_K
+from modelmeter.graph.forms import CENTERED_NORM, COMBINES, GATHERS, LAYER_NORM, LAYER_NORM_2D, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import SILENT, Composite, Op, Ref, build
 from modelmeter.runtimes.ggml import casts, places
@@ -171,7 +171,7 @@ class Writer:
         if op.form is TOP_K:
             yield from self.one("TopK", op)
         elif alone and first.stored != op.writes[0].stored:
-            self.flat |= {op.writes[0].name} if op.form is COMBINE else set()
+            self.flat |= {op.writes[0].name} if op.form in COMBINES else set()
             yield from self.one("Reduce", op)
         elif alone and op.output.name == "_g" and "k" in op.output.stored:
             self.kept[first.name] = op  # runs with the product
@@ -202,7 +202,7 @@ class Writer:
             self.fused[op.writes[0].name] = label
 
     def _copy(self, op: Op) -> Iterator[Op]:
-        if op.form in (GATHER, SCATTER) or casts(op):
+        if op.form in (*GATHERS, SCATTER) or casts(op):
             self.other[op.writes[0].name] = op.reads[0]
         elif any(t.name == "W_class" for t in op.equation.factors):
             yield from self._with_class(op)
