@@ -235,7 +235,8 @@ class _Writer:
         if was is not self.end[op.composite]:
             yield from capped(made) if op.form is CAP and not flash else (made,)
             return
-        query = unread(self.begin[op.composite].reads[0])
+        first = self.begin[op.composite].reads[0]
+        query = unread(self.other.get(first.name, first))
         yield made._replace(reads=(*made.reads, query)) if flash else made
         if "z" in n.axes:  # of latents values are made first
             yield from views(op, op.writes[0]) if flash else ()
