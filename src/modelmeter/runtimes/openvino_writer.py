@@ -70,7 +70,12 @@ class Writer:
     def one(self, primitive: str, *ops: Op) -> Iterator[Op]:
         """Ops that one primitive runs."""
         self.made += 1
-        return (op._replace(kernel=f"{primitive}#{self.made}") for op in ops)
+        label = f"{primitive}#{self.made}"
+        for op in ops:
+            known = self._known(op)
+            for w in op.writes:
+                self.other.pop(w.name, None)
+            yield known._replace(kernel=label)
 
     def copied(self, primitive: str, tensor: Tensor, op: Op) -> Iterator[Op]:
         """A tensor of an op in another order."""
