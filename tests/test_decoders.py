@@ -194,6 +194,14 @@ def test_latent_attention_expanded_and_absorbed():
     assert "latent" not in without.cost("prefill", without.text(10)).basis
 
 
+def test_absorbed_products_are_the_same_in_code_that_is_written_out():
+    model = modelmeter.load_model("deepseek_v2_lite")
+    works = [model.text(50, decode_steps=2, latent="absorbed", runtime=runtime) for runtime in ("eager", "flash")]
+    for stage in ("prefill", "decode"):
+        eager, flash = (model.cost(stage, work) for work in works)
+        assert eager.tensor_core_flops == flash.tensor_core_flops and eager.io_bytes > flash.io_bytes
+
+
 def test_absorbing_changes_the_order_of_products_and_nothing_else():
     """A prompt of one token: both make the same scores, so the difference is that of the products alone."""
     h, e, o, c, T = 6, 6, 5, 8, 4

@@ -42,7 +42,7 @@ class Precision:
             raise InputError(f"precision.overrides must map tensor names to a dtype or bits, not {self.overrides!r}")
         object.__setattr__(self, "overrides", dict(self.overrides))  # a program is kept for what is asked now
         if isinstance(self.weights, str):
-            choose("dtype for precision.weights", self.weights, (*FORMATS, *POLICIES, *COMPRESSED))
+            choose("dtype for precision.weights", self.weights, dict.fromkeys((*FORMATS, *POLICIES, *COMPRESSED)))
         for role in ROLES:
             self.format(role)
         for key, value in self.overrides.items():

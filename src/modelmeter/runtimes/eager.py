@@ -53,7 +53,8 @@ def _steps(op: Op) -> list[Op]:
 
 def _grouped(op: Op) -> Op:
     """A product over experts reads where the rows of each end."""
-    if op.kind != "matmul" or all(t.role != "weight" or t.stored == t.touched for t in op.equation.factors):
+    experts = any(t.role == "weight" and t.stored[0] == "E" != t.touched[0] for t in op.equation.factors)
+    if op.kind != "matmul" or not experts:
         return op
     return op._replace(reads=(*op.reads, ref(op.n, Tensor("ends", "activation", 32, ("E",), ("E",)))))
 
