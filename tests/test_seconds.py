@@ -215,19 +215,23 @@ def test_the_sample_is_predicted_as_the_page_says():
         assert np.median(np.concatenate(errors)) < most, name
 
 
-def test_sixty_thousand_products_take_no_second():
+def test_many_products_in_one_call_take_a_small_part_of_what_each_by_itself_does():
     rng = np.random.default_rng(0)
-    work = product_work(H100, "bf16", *(2.0 ** rng.integers(4, 15, 60_000) for _ in range(3)))
-    start = time.process_time()
-    seconds_of_work("product", "bf16", work, H100)
-    assert time.process_time() - start < 2.0
+
+    def seconds(many):
+        work = product_work(H100, "bf16", *(2.0 ** rng.integers(4, 15, many) for _ in range(3)))
+        start = time.process_time()
+        seconds_of_work("product", "bf16", work, H100)
+        return time.process_time() - start
+
+    assert seconds(60_000) < 60_000 * np.median([seconds(1) for _ in range(20)]) / 30
 
 
 def test_the_score_refuses_what_is_none(tmp_path, capsys):
     assert cli.main(["score", "kernels", str(tmp_path)]) == 2
     assert "holds none of the measured kernels: gemm.parquet" in capsys.readouterr().err
     assert cli.main(["score", "models", str(tmp_path)]) == 2
-    assert "unknown score 'models'" in capsys.readouterr().err
+    assert "give `kernels FOLDER`, one FILE.csv or nothing" in capsys.readouterr().err
 
 
 def test_long_caches_are_split_and_short_ones_are_not():

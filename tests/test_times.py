@@ -108,3 +108,13 @@ def test_a_host_that_is_none_is_refused(change, told):
 def test_a_bound_has_no_time():
     with pytest.raises(InputError, match="'compulsory' is a bound"):
         times(runtime="compulsory")
+
+
+def test_blocks_of_llama_cpp_take_the_rate_of_bf16_and_a_vector_kernel_for_a_row():
+    found = {
+        weights: times("llama_3_2_3b", "rtx_4090", NO_HOST, runtime="llama_cpp", precision={"weights": weights})
+        for weights in ("bf16", "q4_k_m")
+    }
+    plain, blocks = (one.stages for one in found.values())
+    assert blocks["prefill"].span.seconds == pytest.approx(plain["prefill"].span.seconds, rel=0.25)
+    assert 2 < plain["decode"].span.seconds / blocks["decode"].span.seconds < 16 / 4.5

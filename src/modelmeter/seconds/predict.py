@@ -13,6 +13,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
+from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.constants import constants_of, law_of, spread_of
 from modelmeter.seconds.laws import Array, Work
@@ -138,6 +139,7 @@ def _product(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work
     weights = kernel.read_bytes.get("weight", 0)
     each = np.asarray(weights, float) / (batch * n * k)
     known = {**work, "right": np.where(each > 0, each, work["right"]), "moved": np.asarray(kernel.io_bytes, float)}
+    known["vectors"] = known["vectors"] or _in_blocks(kernel)
     return ("grouped" if kernel.grouped else "product"), variant, known
 
 
@@ -147,10 +149,21 @@ def _variant(kernel: Kernel) -> str:
     if form not in FORMATS:
         return "bf16"
     unpacked = next(iter(kernel.unpack_flops), "")
+    if _in_blocks(kernel):
+        return "int8_wo"
     if form in QUANTISED or not unpacked:
         return form
     stored = f"{unpacked.partition('_')[0]}_wo"
     return stored if stored in FORMATS else form
+
+
+def _in_blocks(kernel: Kernel) -> bool:
+    """Whether weights are llama.cpp's blocks, multiplied in int8: each 32 of a sum are scaled by themselves.
+
+    So products take what bf16 takes, and those of a few rows are vector kernels.
+    """
+    stored = next(iter(kernel.unpack_flops), "")
+    return "int8" in kernel.tensor_flops and bool(stored) and format_of("weights", stored).ggml is not None
 
 
 def _attention(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
