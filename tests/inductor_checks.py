@@ -180,8 +180,11 @@ class Ours:
                 found.append(Found("attention" if ":attention:" in first.kernel else first.kind))
                 continue
             read, written = (sum(self.at(m.bytes) for m in group.moves if m.writes is side) for side in (False, True))
-            made = ((w, users.get((w.name, i))) for i, op in ops for w in op.writes)
-            stored = [self.at(w.touched) for w, by in made if w.role == "kv" or by != {first.kernel}]
+            stored = []
+            for i, op in ops:
+                out = [w for w in op.writes if w.role == "kv" or users.get((w.name, i)) != {first.kernel}]
+                sizes = [self.at(w.touched) for w in out]
+                stored += [sum(sizes)] if op.kind == "copy" and len(sizes) > 1 else sizes  # side by side in one buffer
             ids = sum(8 * self.at(op.n.elements(("b", "s"))) for _, op in ops if op.kind == "lookup")
             summing = any(sums(op) for _, op in ops)
             found.append(Found("loop", tuple(sorted(stored, reverse=True)), summing, read + ids, written))
@@ -270,9 +273,8 @@ REASONS = {
     "LayerNorm2d": "a sum over fewer than 8 channels is written out, and stores nothing",
     "gemma": "the scale of embeddings is a tensor of one number: a read more, so that residuals are stored earlier",
     "phi3": "values are a part of one product: the first cache is a copy of them",
-    "Block (window)": "SAM's copies: of queries, keys and values, of what attention gives, padding and permuting apart",
-    "Block (global)": "SAM's copies: of queries, keys and values, of what attention gives",
-    "ImageEncoderViT": "SAM's copies, of images to channels last too; sums over fewer than 8 channels are written out",
-    "DeepseekV2MoE": "routed experts: softmax, sort and histogram are kernels of a library or loops that are not modelled",
+    "Block (window)": "in front of padded windows a norm's mean and deviation are stored, and what is made of them apart",
+    "ImageEncoderViT": "norms in front of padded windows; images to channels last; sums over fewer than 8 channels are written out",
+    "DeepseekV2MoE": "a softmax of fewer than 8 experts is two loops; indices of experts are read by fewer loops, and put back by one",
 }
 """Why a module's kernels differ, found by looking at both."""

@@ -1,5 +1,6 @@
 """Small models with random weights that PyTorch runs on the CPU, each beside our layer (see torch_engine.py)."""
 
+import sys
 from collections import Counter
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 from torch_engine import RealOperators, Recorded
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, masking_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import modelmeter
@@ -19,7 +20,7 @@ from modelmeter.sizes import added, evaluated
 from modelmeter.tracing.api import Input
 from modelmeter.validate.case import LayerAt
 from modelmeter.validate.counters import tensors_in
-from modelmeter.validate.decoders import TextPart
+from modelmeter.validate.decoders import MASKS, TextPart
 from modelmeter.validate.deepseek_ocr import config, ocr
 from modelmeter.validate.towers import CASES
 
@@ -65,6 +66,9 @@ def decoder(kind, attention, b, s, past):
     made._attn_implementation = attention
     several = "_text" in kind
     module = TextPart(made) if several else AutoModelForCausalLM.from_config(made, dtype=HALF)
+    code = sys.modules[type(module.model if several else module).__module__]
+    for mask in (mask for mask in MASKS if hasattr(code, mask)):  # which other checks leave out, in this process too
+        setattr(code, mask, getattr(masking_utils, mask))
     if "experts" in " ".join(name for name, _ in module.named_modules()):
         module.set_experts_implementation("grouped_mm")
     heads = fields.get("num_key_value_heads", made.num_attention_heads)

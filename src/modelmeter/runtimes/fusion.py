@@ -37,6 +37,8 @@ class Loop(NamedTuple):
     def elements(self) -> Size:
         """How many points it runs over."""
         last = self.ops[-1]
+        if last.kind == "copy":  # of several tensors side by side
+            return sum((w.touched for w in last.writes), start=0)
         return last.n.elements(last.equation.factors[0].touched) if sums(last) else last.writes[0].touched
 
 

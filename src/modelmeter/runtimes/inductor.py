@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
-from modelmeter.graph.forms import ACTIVATIONS, CAP, LAYER_NORM, SOFTPLUS, TOP_K
+from modelmeter.graph.forms import ACTIVATIONS, CAP, LAYER_NORM, SOFTPLUS
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import SILENT, Op, Ref, build
 from modelmeter.runtimes.eager import taken_apart
@@ -33,9 +33,23 @@ Unit = tuple[Op, ...]
 
 def inductor(graph: Graph) -> Graph:
     """The kernels that inductor makes of a stage."""
-    apart = taken_apart(graph.with_ops(part for op in graph.ops for part in _halves(op)))
+    apart = taken_apart(graph.with_ops(part for op in _through_copies(graph) for part in _halves(op)))
     units = local(list(_units(distinct(each_round(apart)).ops)))
     return graph.with_ops(fused(_Lowering(units).loops()))
+
+
+def _through_copies(graph: Graph) -> Iterator[Op]:
+    """The ops, those of an attention kernel reading the copies of queries, keys and values that are made for it."""
+    copies: dict[str, Ref] = {}
+    for op in graph.ops:
+        if op.composite and op.composite.kind == "copies" and op.composite.name.endswith("own_"):
+            copies |= {r.name: w for r, w in zip(op.reads, op.writes, strict=True)}
+            yield op
+            continue
+        given = (copies[r.name]._replace(touched=r.touched) if r.name in copies else r for r in op.reads)
+        yield op._replace(reads=tuple(given)) if op.kernel else op
+        for w in op.writes:
+            copies.pop(w.name, None)
 
 
 def distinct(graph: Graph) -> Graph:
@@ -137,7 +151,7 @@ class _Lowering:
             op = unit[0]
             if op.kind in SILENT:
                 self.found.append(Loop(unit, "silent", frozenset()))
-            elif op.kernel or op.kind in _LIBRARY or op.form is TOP_K or _sorts(op):
+            elif op.kernel or op.kind in _LIBRARY or _sorts(op):
                 self._stored(_read(unit))
                 self.found.append(Loop(tuple(map(self._resolved, unit)), "library", frozenset()))
                 self._turned(unit)
@@ -245,5 +259,6 @@ def _concatenates(op: Op) -> bool:
 
 
 def _sorts(op: Op) -> bool:
-    """Whether an op puts tokens in order, which torch does by a kernel of its library."""
-    return len(op.writes) > 1 and all(w.bits == 64 for w in op.writes)
+    """Whether torch has a kernel of its library for an op: the largest ones, sorting, a histogram and its sums."""
+    numbers = len(op.writes) > 1 and any(w.bits == 64 for w in op.writes)
+    return numbers or (bool(op.writes) and op.output.name in ("counts", "ends"))

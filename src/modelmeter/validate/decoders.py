@@ -23,7 +23,8 @@ from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 WRITTEN_OUT = ("gemma2", "gpt_oss")
 """Types whose scores are capped or have sinks, which torch's attention kernel has not: they run written out."""
 transformers.logging.set_verbosity_error()  # it warns of fields that its own classes write
-_MASKS = ("create_causal_mask", "create_sliding_window_causal_mask")
+MASKS = ("create_causal_mask", "create_sliding_window_causal_mask")
+"""What makes masks in the code of a type."""
 
 
 _LLAMA = {
@@ -76,7 +77,7 @@ def _module_of(kind: str, fields: Mapping[str, Any], attention: str | None) -> A
     if "experts" in " ".join(name for name, _ in module.named_modules()):
         module.set_experts_implementation("batched_mm")
     code = sys.modules[type(module if known else module.model).__module__]
-    for mask in (mask for mask in _MASKS if hasattr(code, mask)):
+    for mask in (mask for mask in MASKS if hasattr(code, mask)):
         setattr(code, mask, lambda *_, **__: None)  # a mask is a constant of the shape
     return module
 
