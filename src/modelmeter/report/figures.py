@@ -276,10 +276,17 @@ def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> flo
         for place in zip(places, tops, strict=True) if beside or line is lines[-1] else ():
             _over(axes, significant(place[1]), place, 1.5, 90 if beside else 0)
     axes.margins(y=0.1)
-    labels = [textwrap.fill(str(name), 62 // len(names), break_long_words=False) for name in names]
+    room = 62 // len(names)
+    wrapped = (textwrap.fill(_parted(str(name), room), room, break_long_words=False) for name in names)
+    labels = [label.replace("_ ", "_") for label in wrapped]
     axes.set_xticks(range(len(names)), labels)
     axes.grid(visible=False, axis="x")
     return max(WIDTH, _BAR * len(names) * len(lines)) if beside else WIDTH
+
+
+def _parted(name: str, room: int) -> str:
+    """A label whose long words may be broken behind their underscores."""
+    return " ".join(word.replace("_", "_ ") if len(word) > max(room, 15) else word for word in name.split())
 
 
 def bar_look(index: int) -> dict[str, Any]:

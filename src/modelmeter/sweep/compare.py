@@ -11,6 +11,7 @@ from modelmeter.errors import InputError
 from modelmeter.fits import request_of, rooms
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.precision import Precision
+from modelmeter.runtimes.runtime import Runtime
 from modelmeter.settings import COUNTING, PAGE, SWEPT, Kind, Setting, joined, options_of
 from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding
@@ -44,7 +45,12 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     table = table_of("compare", title, work, rows, settings)
     overrides = str(others).partition(", ")[2]
     told = (f"causal {work.causal}", f"logits {work.logits}", f"activations {others.activations}", f"KV {others.kv}")
-    return [replace(table, basis=", ".join(filter(None, (*told, overrides))), printed=True)]
+    own = (
+        f"but {kind} has {', '.join(f'{name} {value}' for name, value in fixed.items())}"
+        for kind in settings["runtime"]
+        if (fixed := {k: v for k, v in Runtime.of(kind).fixed.items() if v != getattr(work, k, None)})
+    )
+    return [replace(table, basis=", ".join(filter(None, (*told, overrides, *own))), printed=True)]
 
 
 def _row(model: BaseModel, work: Workload) -> dict[str, Any]:
