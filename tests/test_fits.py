@@ -76,6 +76,8 @@ REFUSED = {
     ("gpt_oss_120b", "llama"): "attention in windows is known here",
     ("nougat_base", "openvino"): "on a cache of another sequence, is not modelled",
     ("nougat_small", "openvino"): "on a cache of another sequence, is not modelled",
+    ("got_ocr2", "compile"): "it is not certain that what it takes grows with batch",  # copies of one page alone
+    ("vary_7b", "compile"): "it is not certain that what it takes grows with batch",
 }
 """What runtimes do not run, by model and engine."""
 
@@ -91,7 +93,7 @@ def test_what_a_request_takes_is_certain_to_grow_with_every_model_and_runtime(na
         reason = next((why for (named, of), why in REFUSED.items() if (named, of) == (name, runtime.split("_")[0])), "")
         if reason:
             with pytest.raises(InputError, match=reason):
-                assert Fits(model, request_of(model, runtime=runtime, **PAGE, **options)).needed
+                assert Fits(model, request_of(model, runtime=runtime, **PAGE, **options)).batch_at_most(200e9)
             continue
         fits = Fits(model, request_of(model, runtime=runtime, **PAGE, **options))
         for memory in (fits.needed, 200e9):  # refused where it is not certain
