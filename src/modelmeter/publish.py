@@ -35,14 +35,9 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
     """Whether a request to a model fits devices. Raises InputError."""
     from modelmeter.report.fits import fits_text
 
-    _require_one_of(overrides)
-    given = {override.partition("=")[0] for override in overrides}
-    keys = (*FITS, *REQUEST, *COUNTING)
-    settings = config.compose("fits", [f"model={name}", *config.listed(overrides, "device")], keys)
-    values = checked(keys, settings)
+    values, model, work = _asked("fits", name, overrides, FITS)
     devices = catalogue.load_devices(None if ALL in values["device"] else values["device"])
-    model = config.build_model(settings)
-    work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
+    given = {override.partition("=")[0] for override in overrides}
     source = "as given" if "overhead" in given else "; ".join(comment_of(commented_yaml("", "fits"), "overhead"))
     return fits_text(Fits(model, work, values["overhead"]), devices, catalogue.load_devices(), source)
 
@@ -52,12 +47,7 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     from modelmeter.report.times import times_text
     from modelmeter.times import Host, Times
 
-    _require_one_of(overrides)
-    keys = (*TIME, *REQUEST, *COUNTING)
-    settings = config.compose("time", [f"model={name}", *config.listed(overrides, "device")], keys)
-    values = checked(keys, settings)
-    model = config.build_model(settings)
-    work = request_of(model, None, **options_of(values, values["runtime"], *REQUEST))
+    values, model, work = _asked("time", name, overrides, TIME)
     host = Host.of(values["host"])
     return times_text([Times(model, work, device, host) for device in catalogue.load_devices(values["device"])])
 
@@ -66,19 +56,23 @@ def split_page(name: str, overrides: Sequence[str]) -> str:
     """What each place of a placed model holds, and what crosses. Raises InputError."""
     from modelmeter.report.split import split_text
 
-    _require_one_of(overrides)
-    keys = (*SPLIT, *REQUEST, *COUNTING)
-    settings = config.compose("split", [f"model={name}", *config.listed(overrides, "device")], keys)
-    values = checked(keys, settings)
-    model = config.build_model(settings)
-    work = request_of(model, values["context"], **options_of(values, values["runtime"], *REQUEST))
+    values, model, work = _asked("split", name, overrides, SPLIT)
     found = split(model, work, values["placement"], overhead=values["overhead"], wire=values["wire"])
     return split_text(found, _devices_of(found, values["device"]))
 
 
-def _require_one_of(overrides: Sequence[str]) -> None:
+def _asked(
+    command: str, name: str, overrides: Sequence[str], own: Sequence[Setting]
+) -> tuple[dict[str, Any], BaseModel, Workload]:
+    """The checked settings of a command with keys of its `own`, the model and the request. Raises InputError."""
     if {"context", "prompt_tokens"} <= {override.partition("=")[0] for override in overrides}:
         raise InputError("give only one of context and prompt_tokens: a prompt is what image and answer leave of it")
+    keys = (*own, *REQUEST, *COUNTING)
+    settings = config.compose(command, [f"model={name}", *config.listed(overrides, "device")], keys)
+    values = checked(keys, settings)
+    options = options_of(values, values["runtime"], *REQUEST)
+    model = config.build_model(settings)
+    return values, model, request_of(model, values.get("context"), **options)
 
 
 def _devices_of(found: Split, names: list[str] | None) -> list[Device]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from modelmeter.catalogue import load_devices, load_profiles
@@ -21,7 +20,6 @@ from modelmeter.workload import Workload
 
 LEAST_STEPS = 2
 """Tokens of an answer that a row does not tell, where it asks about none or about the whole request."""
-RATES = ("decode_tokens", "requests", "pages")
 
 
 def host() -> Host:
@@ -110,7 +108,7 @@ def _served(found: Times, asked: Question) -> Served:
         image=Fixed(image), prompt=Fixed(float(work.prompt_tokens)), output=Fixed(float(max(asked.decode_steps, 1)))
     )
     most = int(max(asked.load.size, 8)) if asked.load.kind == "closed" else 512
-    form = ClosedForm(Service(Stations(replace(found), max_num_seqs=min(max(most, 8), 1024)).engine()), mix)
+    form = ClosedForm(Service(Stations(found, max_num_seqs=min(most, 1024)).engine()), mix)
     if asked.load.kind == "closed":
         return form.users(int(asked.load.size))
     return form.at(asked.load.size) if asked.load.kind == "open" else form.most_load()

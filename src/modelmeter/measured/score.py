@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
@@ -58,7 +59,7 @@ def score_text(found: Sequence[Scored]) -> str:
     inside = sum(one.inside for one in told)
     head = (
         f"{len(told)} of {len(found)} rows are expressed ({100 * len(told) / len(found):.0f} %); median error "
-        f"{_percent(_median(abs(one.error) for one in told))}; {100 * inside / len(told):.0f} % of the measured values "
+        f"{_percent(median(abs(one.error) for one in told))}; {100 * inside / len(told):.0f} % of the measured values "
         "are inside the interval"
     )
     keys: Mapping[str, Callable[[Question, Mapping[str, str]], str]] = {
@@ -74,12 +75,6 @@ def score_text(found: Sequence[Scored]) -> str:
     return "\n\n".join([head, *groups, _rows("the worst", worst), _rows("all rows", told), _reasons(found)])
 
 
-def _median(values: Iterable[float]) -> float:
-    ranked = sorted(values)
-    middle = len(ranked) // 2
-    return ranked[middle] if len(ranked) % 2 else (ranked[middle - 1] + ranked[middle]) / 2
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
@@ -89,7 +84,7 @@ def _groups(told: Sequence[Scored], title: str, keys: Sequence[str]) -> str:
     for key in sorted(set(keys)):
         own = [one for one, own in zip(told, keys, strict=True) if own == key]
         near = sum(abs(one.error) <= 0.15 for one in own) / len(own)
-        middle = (_median(abs(one.error) for one in own), _median(one.error for one in own), near)
+        middle = (median(abs(one.error) for one in own), median(one.error for one in own), near)
         rows.append([key, str(len(own)), *map(_percent, middle), _percent(sum(o.inside for o in own) / len(own))])
     return align(rows)
 
