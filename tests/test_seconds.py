@@ -20,6 +20,7 @@ from modelmeter.seconds.links import TRANSFER
 from modelmeter.seconds.measured import read
 from modelmeter.seconds.mixture import loads
 from modelmeter.seconds.page import MARK
+from modelmeter.seconds.score import unseen
 from modelmeter.seconds.shapes import attention_work, multiplied, product_work
 from modelmeter.seconds.train import TRAINED, residuals
 
@@ -232,6 +233,28 @@ def test_the_score_refuses_what_is_none(tmp_path, capsys):
     assert "holds none of the measured kernels: gemm.parquet" in capsys.readouterr().err
     assert cli.main(["score", "models", str(tmp_path)]) == 2
     assert "give `kernels FOLDER`, one FILE.csv or nothing" in capsys.readouterr().err
+
+
+def test_devices_that_no_constant_was_fitted_on_are_scored_by_those_that_ship(tmp_path, capsys):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(SAMPLE / "gemm.parquet")
+    names = {"h100_sxm": "h200_sxm", "a100_sxm": "tpu_v9"}
+    column = pyarrow.array([names.get(name, name) for name in table["device"].to_pylist()])
+    parquet.write_table(
+        table.set_column(table.column_names.index("device"), "device", column), tmp_path / "gemm.parquet"
+    )
+    with pytest.raises(InputError, match="no device of the catalogue is called so"):
+        read(tmp_path, DEVICES)
+    assert cli.main(["score", "kernels", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("- product on devices that no constant was fitted on (h200_sxm): median ")
+    assert "| product | bf16 | h200_sxm |" in text and "those of h100_sxm, of its architecture" in text
+    assert "- gemm.parquet, tpu_v9, bf16: " in text
+    told = list(unseen(read(tmp_path, DEVICES, [])))
+    assert all(0 <= one.inside <= 1 and one.score.device == "h200_sxm" for one in told) and told
+    errors = np.abs(np.expm1(np.concatenate([one.score.errors for one in told])))
+    assert np.median(errors) < 0.15  # the H100's rows by the H100's constants, at the H200's bandwidth
 
 
 def test_long_caches_are_split_and_short_ones_are_not():

@@ -186,8 +186,11 @@ def kernel_score(folder: str, told: Callable[[str], None]) -> str:
     """The laws of time against measured kernels, on shapes and devices left out. Raises InputError."""
     from modelmeter.seconds import measured, page, score
 
-    groups = measured.read(folder, {device.name: device for device in catalogue.load_devices()})
-    return page.text_of([row for _, rows in score.scores(groups, told) for row in rows], score.of_nvidia(groups))
+    left: list[str] = []
+    groups = measured.read(folder, {device.name: device for device in catalogue.load_devices()}, left)
+    never = list(score.unseen(groups))
+    found = [row for _, rows in score.scores(groups, told) for row in rows]
+    return page.text_of(found, score.of_nvidia(groups), never, left)
 
 
 def request_score(*path: str) -> str:

@@ -19,13 +19,8 @@ from modelmeter.seconds.laws import Work
 from modelmeter.seconds.mixture import Loads, loads
 from modelmeter.seconds.shapes import attention_work, mixture_work, product_work
 
-DEVICES = {
-    "a100_sxm": "a100_80gb",
-    "h100_sxm": "h100_sxm",
-    "rtx_pro_6000_server": "rtx_pro_6000_server",
-    "b60": "arc_pro_b60",
-}
-"""Devices of the catalogue by their names in the data."""
+DEVICES = {"a100_sxm": "a100_80gb", "a100_pcie": "a100_80gb_pcie", "b60": "arc_pro_b60", "gb200_sxm": "gb200"}
+"""Devices of the catalogue by their names in the data, where these differ."""
 FORMATS = {"bfloat16": "bf16", "w4a16_mxfp4": "mxfp4_wo", "nvfp4": "nvfp4", "int4_wo": "int4_wo"}
 """Formats by their names in the data, where these differ."""
 FOLDS = 5
@@ -65,9 +60,10 @@ def _kept(value: Any, kept: Any, count: int) -> Any:
     return value[kept] if np.shape(value)[:1] == (count,) else value
 
 
-def read(folder: str | Path, devices: Mapping[str, Device]) -> list[Measured]:
+def read(folder: str | Path, devices: Mapping[str, Device], left: list[str] | None = None) -> list[Measured]:
     """Every kernel of the files in a folder, as groups; `devices` are those of the catalogue by name.
 
+    What no device or law stands for is told in `left`, with the number of its rows; without a list it is refused.
     Raises InputError for a folder that holds none of the files, and for a file of other columns.
     """
     found = [path for name in KINDS if (path := Path(folder) / f"{name}.parquet").is_file()]
@@ -75,23 +71,26 @@ def read(folder: str | Path, devices: Mapping[str, Device]) -> list[Measured]:
         raise InputError(
             f"{folder} holds none of the measured kernels: {', '.join(f'{name}.parquet' for name in KINDS)}"
         )
-    return [group for path in found for group in _groups(path, devices)]
+    return [group for path in found for group in _groups(path, devices, left)]
 
 
-def _groups(path: Path, devices: Mapping[str, Device]) -> Iterator[Measured]:
+def _groups(path: Path, devices: Mapping[str, Device], left: list[str] | None) -> Iterator[Measured]:
     law, names, work_of = KINDS[path.stem]
     columns = _columns(path, ("device", "latency_ms", "kernel_source", *names))
     label = _variants(path.stem, columns)
-    for device in dict.fromkeys(columns["device"]):
-        if DEVICES.get(device) not in devices:
-            raise InputError(f"{path.name}: device {device!r} is none of {', '.join(DEVICES)}")
-        chip = devices[DEVICES[device]]
-        for variant in dict.fromkeys(label[columns["device"] == device]):
-            chosen = (columns["device"] == device) & (label == variant)
-            own = {name: value[chosen] for name, value in columns.items()}
+    for device, variant in dict.fromkeys(zip(columns["device"], label, strict=True)):
+        chosen = (columns["device"] == device) & (label == variant)
+        own = {name: value[chosen] for name, value in columns.items()}
+        try:
+            if (chip := devices.get(DEVICES.get(device, device))) is None:
+                raise InputError("no device of the catalogue is called so")
             work, roofline = work_of(chip, variant, own)
-            seconds = own["latency_ms"].astype(float) / 1e3
-            yield Measured(law, chip, variant, work, seconds, roofline, _hash(own, names))
+        except InputError as error:
+            if left is None:
+                raise InputError(f"{path.name}: {error}") from None
+            left.append(f"{path.name}, {device}, {variant}: {chosen.sum():,} rows: {error}")
+            continue
+        yield Measured(law, chip, variant, work, own["latency_ms"].astype(float) / 1e3, roofline, _hash(own, names))
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modelmeter.errors import InputError
-from modelmeter.seconds.score import NAMES, Score
+from modelmeter.seconds.score import NAMES, Score, Unseen
 from modelmeter.seconds.train import TRAINED
 
 MARK = "<!-- below: written by modelmeter score -->"
@@ -20,12 +20,19 @@ AIMED = ("product", "prefill", "decode", "vision")
 TITLES = {"shapes": "Shapes left out", "device": "Devices left out"}
 
 
-def text_of(found: Sequence[Score], nvidia: Iterable[str]) -> str:
-    """Summary, the pooled table and both tables of all rows."""
+def text_of(
+    found: Sequence[Score], nvidia: Iterable[str], never: Sequence[Unseen] = (), left: Sequence[str] = ()
+) -> str:
+    """Summary, the pooled table, devices that were `never` fitted on, both tables of all rows, what is `left`."""
     own = set(nvidia)
     lines = [*_answer(found, own), "", *_pooled(found, own)]
+    if never:
+        lines[:0] = [*_never(never), ""]
+        lines += ["", "## Devices that no constant was fitted on, by those that ship", "", *_unseen(never)]
     for left_out, title in TITLES.items():
         lines += ["", f"## {title}", "", *_table([s for s in found if s.left_out == left_out])]
+    if left:
+        lines += ["", "## Rows without a prediction", "", *(f"- {line}" for line in left)]
     return "\n".join(lines)
 
 
@@ -51,6 +58,20 @@ def _answer(found: Sequence[Score], nvidia: set[str]) -> Iterator[str]:
                 f"{_share(min(medians))} to {_share(max(medians))}; {len(met)} of {len(rows)} groups reach "
                 f"{_share(aim)}, {len(rows) - len(over)} have no range of size above {_share(WORST)}."
             )
+
+
+def _never(never: Sequence[Unseen]) -> Iterator[str]:
+    """The answer for devices that were never fitted on: all their rows by law."""
+    for law in dict.fromkeys(one.score.law for one in never):
+        rows = [one for one in never if one.score.law == law]
+        errors = np.abs(np.expm1(np.concatenate([one.score.errors for one in rows])))
+        many = [len(one.score.errors) for one in rows]
+        inside = sum(one.inside * n for one, n in zip(rows, many, strict=True)) / sum(many)
+        devices = ", ".join(dict.fromkeys(one.score.device for one in rows))
+        yield (
+            f"- {law} on devices that no constant was fitted on ({devices}): "
+            f"median {_share(float(np.median(errors)))}, 90th percentile {_share(float(np.quantile(errors, 0.9)))}, {_share(inside)} inside the interval."
+        )
 
 
 def _pooled(found: Sequence[Score], nvidia: set[str]) -> Iterator[str]:
@@ -83,6 +104,19 @@ def _table(rows: Sequence[Score]) -> Iterator[str]:
         told = ("" if of is None else f"{_share(of)} ({s.rows(i):,})" for i, of in enumerate(sizes))
         cells = (s.law, s.variant if s.known else f"{s.variant} (of no other device)", s.device, f"{len(s.errors):,}")
         yield f"| {' | '.join((*cells, _share(s.quantile(0.5)), _share(s.quantile(0.9)), _share(s.plain), *told))} |"
+
+
+def _unseen(never: Sequence[Unseen]) -> Iterator[str]:
+    """As `_table`, with the share of rows inside the interval of 90 % and whose constants these are."""
+    yield from _head(("kernels", "format", "device", "rows"), ("median", "90th", "roofline", "inside", *NAMES))
+    for s, inside in ((one.score, one.inside) for one in never):
+        sizes = (s.median(i) for i in range(len(NAMES)))
+        told = ("" if of is None else _share(of) for of in sizes)
+        of = (s.quantile(0.5), s.quantile(0.9), s.plain, inside)
+        yield f"| {' | '.join((s.law, s.variant, s.device, f'{len(s.errors):,}', *map(_share, of), *told))} |"
+    yield ""
+    for one in dict.fromkeys(one.derived for one in never if one.derived):
+        yield f"- {one}"
 
 
 def _head(words: Sequence[str], numbers: Sequence[str]) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from modelmeter.seconds.measured import Measured
-from modelmeter.seconds.predict import RANGES
+from modelmeter.seconds.predict import RANGES, seconds_of_work
 from modelmeter.seconds.train import NVIDIA, PLAIN, TRAINED, Trained, residuals, train
 
 NAMES = ("below 2 us", "2 to 20 us", "20 to 200 us", "above 200 us")
@@ -74,10 +74,36 @@ def scores(groups: Sequence[Measured], told: Told = lambda _: None) -> Iterator[
         trained = train(own, TRAINED[name])
         found = [_score(trained, g.where(g.held), "shapes") for g in own if g.held.any()]
         for device in dict.fromkeys(g.device.name for g in own):
+            if not any(g.device.name != device and g.device.architecture in NVIDIA for g in own):
+                told(f"{name}: {device} cannot be left out, as no other NVIDIA device is there to fit")
+                continue
             told(f"{name}: {device} left out")
             others = train(own, TRAINED[name], own=False, leave=device)
             found += [_score(others, g, "device") for g in own if g.device.name == device]
         yield trained, found
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A score on a device that no constant was fitted on, by the constants that ship: what a prediction would say.
+
+    `inside` is the share of rows that were in the interval of 90 %; `derived` says whose constants these are.
+    """
+
+    score: Score
+    inside: float
+    derived: str
+
+
+def unseen(groups: Iterable[Measured]) -> Iterator[Unseen]:
+    """Scores by the constants that ship, of devices that have none of their own for a law."""
+    for group in (g for g in groups if g.law not in g.device.laws):
+        said = seconds_of_work(group.law, group.variant, {**group.work, "roofline": group.roofline}, group.device)
+        errors, roofline = (np.log(np.maximum(x, 1e-12) / group.seconds) for x in (said.seconds, group.roofline))
+        inside = float(np.mean((said.low <= group.seconds) & (group.seconds <= said.high)))
+        size = np.digitize(group.roofline, RANGES)
+        row = Score(group.law, group.variant, group.device.name, "device", errors, roofline, size, True)
+        yield Unseen(row, inside, said.derived)
 
 
 def _score(trained: Trained, group: Measured, left_out: str) -> Score:

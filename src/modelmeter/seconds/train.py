@@ -25,7 +25,7 @@ from modelmeter.seconds.shapes import QUANTISED
 TRAINED = {law.name: law for law in (PRODUCT, MIXTURE, PREFILL, VISION, DECODE, ALLREDUCE)}
 PLAIN = ("bf16", "graph")
 """Variants that the constants of a law stand for; others have extras."""
-NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell"})
+NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
 OTHERS = {
     "product": {"fill", "half", "load"},
     "mixture": {"fill", "half", "load", "around"},
