@@ -70,7 +70,8 @@ def _never(never: Sequence[Unseen]) -> Iterator[str]:
         devices = ", ".join(dict.fromkeys(one.score.device for one in rows))
         yield (
             f"- {law} on devices that no constant was fitted on ({devices}): "
-            f"median {_share(float(np.median(errors)))}, 90th percentile {_share(float(np.quantile(errors, 0.9)))}, {_share(inside)} inside the interval."
+            f"median {_share(float(np.median(errors)))}, 90th percentile "
+            f"{_share(float(np.quantile(errors, 0.9)))}, {_share(inside)} inside the interval."
         )
 
 
