@@ -6,13 +6,12 @@ Steps are asked of the kernels at a grid of tokens, batches and contexts once, a
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
-from modelmeter.seconds.predict import seconds_of
 from modelmeter.serving import Engine, StepTimes
 from modelmeter.serving.numbers import Array
 from modelmeter.serving.requests import Requests
@@ -81,15 +80,9 @@ class Stations:
         """Seconds of a step, the host's with them, at arrays of batches and of tokens or contexts."""
         times, work = self.times, self.times.work
         batch, size = np.broadcast_arrays(np.round(batch), np.round(size))
-        flat: list[Any] = [batch.reshape(-1), size.reshape(-1)]
-        program, axis = times.model.program(name, work), times.model.stage(name).grows or "s"
-        kernels = program.kernels(b=flat[0], **{axis: flat[1]})
-        busy = sum(
-            kernel.runs * one.seconds for kernel, one in zip(kernels, seconds_of(kernels, times.on), strict=True)
-        )
-        many = sum(kernel.runs * np.ones_like(flat[0]) for kernel in kernels)
-        host = times.host.launches(work, name, 1.0).seconds * many
-        return np.asarray(np.maximum(busy, host) + times.host.step.seconds).reshape(batch.shape)
+        device, many = times.busy(name, {"b": batch, times.model.stage(name).grows or "s": size})
+        host = times.host.launches(work, name, many)
+        return np.asarray(np.maximum(device.seconds, host.seconds) + times.host.step.seconds)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

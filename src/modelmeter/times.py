@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import hypot
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, cast, final
 
 import numpy as np
 
@@ -19,9 +18,14 @@ from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
-from modelmeter.seconds.predict import Estimate, seconds_of
+from modelmeter.seconds.predict import Estimate
+from modelmeter.seconds.shapes import plain_seconds
+from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
+from modelmeter.sizes import maximum, minimum
 from modelmeter.workload import Workload
 
+Timed = tuple[tuple[Kernel, Estimate], ...]
+"""Kernels, each with its estimate of one run."""
 POINTS = 9
 """Steps of decode that are asked, the first and the last among them; between two of them seconds grow evenly."""
 
@@ -42,11 +46,14 @@ class Span(NamedTuple):
     def __add__(self, other: Any) -> Span:
         """One after the other."""
         seconds = self.seconds + other.seconds
-        return Span(
-            seconds - hypot(self.seconds - self.low, other.seconds - other.low),
-            seconds,
-            seconds + hypot(self.high - self.seconds, other.high - other.seconds),
+        low, high = (
+            ((own - end) ** 2 + (theirs - its) ** 2) ** 0.5
+            for own, end, theirs, its in (
+                (self.seconds, self.low, other.seconds, other.low),
+                (self.seconds, self.high, other.seconds, other.high),
+            )
         )
+        return Span(seconds - low, seconds, seconds + high)
 
     def __mul__(self, times: Any) -> Span:
         """So many of them, whose errors are one."""
@@ -54,7 +61,7 @@ class Span(NamedTuple):
 
     def beside(self, other: Span) -> Span:
         """Both at once: the longer one."""
-        return Span(*map(max, self, other))
+        return Span(*map(maximum, self, other))
 
 
 NONE = Span(0.0, 0.0, 0.0)
@@ -88,11 +95,12 @@ class Host:
             found[key] = Span(*known)
         return cls(**found)
 
-    def launches(self, work: Workload, stage: str, many: float) -> Span:
+    def launches(self, work: Workload, stage: str, many: Any) -> Span:
         """What starting so many kernels takes; a graph is that of a step of decode, other stages run compiled."""
         launch = str(work.runtime.launch)
         each: Span = getattr(self, "compiled" if launch == "graph" and stage != "decode" else launch)
-        return each * many
+        taken: Span = each * many
+        return taken
 
 
 @final
@@ -100,40 +108,62 @@ class Host:
 class StageTime:
     """Seconds of one run of a stage (of decode: of a step, on average): device and host, which overlap, and the step.
 
-    `kernels` are those of one run, each with its estimate, as often as it `runs`; `bound` is what the datasheet allows
-    at the least traffic of any fusion.
+    `runs` is how many kernels run. `kernels` are those of one run, each with its estimate, and `bound` is what the
+    datasheet allows at the least traffic of any fusion; both are made when they are asked for.
     """
 
     stage: str
     device: Span
     launches: Span
     step: Span
-    bound: float
-    kernels: tuple[tuple[Kernel, Estimate], ...]
+    runs: Any
+    of: Times
 
     @property
     def span(self) -> Span:
         """Seconds of the stage."""
         return self.device.beside(self.launches) + self.step
 
+    @cached_property
+    def kernels(self) -> Timed:
+        """The kernels of one run, each with its estimate."""
+        return self.of.kernels(self.stage)
+
+    @cached_property
+    def bound(self) -> Any:
+        """Seconds by the datasheet."""
+        return self.of.bound_of(self.stage)
+
     @property
     def binds(self) -> str:
         """What the stage waits for: "host-bound", "launch-bound", "memory-bound" or "compute-bound"."""
-        if self.launches.seconds > self.device.seconds:
-            return "host-bound"
-        shares: dict[str, float] = {}
-        for kernel, estimate in self.kernels:
-            what = str(np.asarray(estimate.binds).flat[-1])
-            shares[what] = shares.get(what, 0.0) + _mean(kernel.runs * estimate.seconds)
-        return f"{max(shares, key=lambda what: shares[what])}-bound"
+        busiest = binds(self.kernels)
+        return "host-bound" if self.launches.seconds > self.device.seconds else busiest
 
 
-def _mean(values: Any) -> float:
-    """The mean of what grows evenly between points that stand at equal distances."""
-    array = np.asarray(values, float)
-    if array.ndim == 0 or array.size == 1:
-        return float(array.reshape(-1)[0])
-    return float((array[:-1] + array[1:]).sum() / 2 / (array.size - 1))
+def binds(kernels: Timed) -> str:
+    """What most of the seconds of kernels go to: "launch-bound", "memory-bound" or "compute-bound"."""
+    shares: dict[str, float] = {}
+    for kernel, estimate in kernels:
+        what = str(np.asarray(estimate.binds).flat[-1])
+        shares[what] = shares.get(what, 0.0) + mean(kernel.runs * estimate.seconds)
+    return f"{max(shares, key=lambda what: shares[what])}-bound"
+
+
+def mean(values: Any) -> float:
+    """The mean over steps of what grows evenly between those that are asked, which stand at equal distances."""
+    array = np.asarray(values, float).reshape(-1)
+    return float((array * trapezoid(np.arange(array.size), array.size)).sum())
+
+
+def trapezoid(places: Any, points: Any) -> Any:
+    """The weights of points at equal distances in the mean of what grows evenly between them; beyond the last: none.
+
+    >>> trapezoid(np.arange(4), 3).tolist(), trapezoid(np.arange(2), 1).tolist()
+    ([0.25, 0.5, 0.25, 0.0], [1.0, 0.0])
+    """
+    inner = (places > 0) & (places < points - 1)
+    return np.where(places < points, np.where(inner | (points == 1), 1.0, 0.5), 0.0) / np.maximum(points - 1, 1)
 
 
 @final
@@ -149,46 +179,84 @@ class Times:
     def __post_init__(self) -> None:
         if whole_stage in self.work.runtime.passes:
             raise InputError(f"runtime {self.work.runtime.name!r} is a bound, and nothing that runs; it has no time")
+        views = (size for view in self.work.image.views for size in (view.count, view.height, view.width, view.tokens))
+        sizes = (self.work.batch, self.work.prompt_tokens, self.work.decode_steps, self.work.image.tokens, *views)
+        if len(shapes := {size.shape for size in sizes if isinstance(size, np.ndarray)}) > 1:
+            raise InputError(f"arrays of a workload must have one shape, not {' and '.join(map(str, sorted(shapes)))}")
 
     @cached_property
     def stages(self) -> dict[str, StageTime]:
         """The stages of the workload, by name."""
-        present = (stage.name for stage in self.model.stages if stage.structure(self.work) != ())
-        return {name: self._stage(name) for name in present}
+        present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
+        asked = [self._asked(name, *self._sizes(name)) for name in present]
+        return {name: self._stage(name, *busy) for name, busy in zip(present, map(_busy, sums_of(asked)), strict=True)}
 
-    def _stage(self, name: str) -> StageTime:
-        kernels = self._kernels(name, self.work)
-        found = tuple(zip(kernels, seconds_of(kernels, self.on), strict=True))
-        many = sum(_mean(kernel.runs) for kernel in kernels)
-        step = NONE if name == "vision" else self.host.step
-        launches = self.host.launches(self.work, name, many)
-        return StageTime(name, busy(found), launches, step, self._bound(name), found)
+    def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
+        launches = self.host.launches(self.work, name, runs)
+        return StageTime(name, device, launches, NONE if name == "vision" else self.host.step, runs, self)
 
-    def _kernels(self, name: str, work: Workload) -> list[Kernel]:
-        """The kernels of one run of a stage; where it runs in steps, each at several of these."""
-        stage, program = self.model.stage(name), self.model.program(name, work)
+    def busy(self, name: str, sizes: Mapping[str, Any]) -> tuple[Span, Any]:
+        """Seconds that the kernels of a stage keep the device busy, and how many run, at its sizes, or arrays of them.
+
+        Sizes that are not given are those of the workload; of a stage in steps it is one step.
+        """
+        [found] = sums_of([self._asked(name, {**self.model.stage(name).sizes(self.work), **sizes})])
+        return _busy(found)
+
+    def _asked(self, name: str, sizes: Mapping[str, Any], weights: Any = None) -> AtSizes:
+        self.model.program(name, self.work).require(sizes)
+        return AtSizes(self._timer(name), sizes, weights)
+
+    def _timer(self, name: str) -> Timer:
+        stage = self.model.stage(name)
+        made = self.model.once(
+            ("timer", name, stage.structure(self.work), self.work.key, self.on),
+            lambda: Timer(self.model.program(name, self.work).formal_kernels, self.on, stage.grows),
+        )
+        return cast(Timer, made)
+
+    def _sizes(self, name: str) -> tuple[dict[str, Any], Any]:
+        """The sizes of a stage; where it runs in steps, of several of these, with their weights in a mean."""
+        stage = self.model.stage(name)
+        sizes = dict(stage.sizes(self.work))
         if stage.steps is None:
-            return self.model.kernels(name, work)
-        sizes = dict(stage.sizes(work))
-        first, many = int(sizes[stage.grows]), int(stage.steps(work))
-        asked = np.linspace(first, first + many - 1, min(POINTS, many))
-        sizes[stage.grows] = np.round(asked) if many > 1 else first
-        return program.kernels(**{axis: s for axis, s in sizes.items() if axis in (*program.names, stage.grows)})
+            return sizes, None
+        first, many = sizes[stage.grows], stage.steps(self.work)
+        points = minimum(POINTS, many)
+        places = np.arange(float(POINTS if isinstance(points, np.ndarray) else points))
+        places = places.reshape(-1, *(1,) * np.ndim(first + many))
+        last = first + many - 1
+        between = np.round(places * ((many - 1) / maximum(points - 1, 1)) + first)
+        sizes[stage.grows] = np.minimum(between, last)
+        return sizes, trapezoid(places, points)
 
-    def _bound(self, name: str) -> float:
-        """Seconds by the datasheet: the busiest of its units at the least traffic of any fusion."""
-        least = replace(self.work, runtime="compulsory")
-        [kernel] = self._kernels(name, least)
-        plain = [
-            work / self.on.peak(form if form in self.on.peaks else "bf16") for form, work in kernel.tensor_flops.items()
-        ]
-        return _mean(np.maximum(sum(plain, start=0.0), np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s))
+    def kernels(self, name: str) -> Timed:
+        """The kernels of one run of a stage, each with its estimate. Raises InputError for several workloads."""
+        sizes, _ = self._sizes(name)
+        step = self.model.stage(name).grows
+        if any(np.ndim(size) for axis, size in sizes.items() if axis != step):
+            raise InputError("kernels are told of one workload, not of arrays of them")
+        return tuple(zip(self._kernels(name, self.work, sizes), self._timer(name).estimates(sizes), strict=True))
+
+    def _kernels(self, name: str, work: Workload, sizes: Mapping[str, Any]) -> list[Kernel]:
+        program = self.model.program(name, work)
+        return program.kernels(**{axis: size for axis, size in sizes.items() if axis in program.kernel_names})
+
+    def bound_of(self, name: str) -> Any:
+        """Seconds of a stage by the datasheet: the busiest of its units at the least traffic of any fusion."""
+        sizes, weights = self._sizes(name)
+        [kernel] = self._kernels(name, replace(self.work, runtime="compulsory"), sizes)
+        moved = np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s
+        least = np.maximum(plain_seconds(kernel.tensor_flops, self.on), moved)
+        found = (least * weights).sum(axis=0) if weights is not None else least
+        return found if np.ndim(found) else float(found)
 
     @cached_property
     def images(self) -> Span:
         """Seconds to prepare the images of a batch on one core of the host; decoding a file is left out."""
         pixels = sum(view.count * view.height * view.width for view in self.work.image.views)
-        return self.host.pixel * float(self.work.batch * pixels)
+        taken: Span = self.host.pixel * (self.work.batch * pixels)
+        return taken
 
     @property
     def ttft(self) -> Span:
@@ -203,20 +271,25 @@ class Times:
     @property
     def request(self) -> Span:
         """Seconds from the images to the last token: as many steps as the answer has tokens follow the prefill."""
-        return self.ttft + self.tpot * float(self.work.decode_steps)
+        steps: Span = self.tpot * self.work.decode_steps
+        return self.ttft + steps
 
     @property
-    def bound(self) -> float:
+    def bound(self) -> Any:
         """Seconds of the request that the datasheet allows."""
         once = sum(stage.bound for name, stage in self.stages.items() if name != "decode")
-        return once + self.stages["decode"].bound * float(self.work.decode_steps)
+        return once + self.stages["decode"].bound * self.work.decode_steps
+
+
+def _busy(sums: Sums) -> tuple[Span, Any]:
+    return sum((Span(*ends) for ends in sums.laws.values()), start=NONE), sums.runs
 
 
 def busy(kernels: Iterable[tuple[Kernel, Estimate]]) -> Span:
     """Seconds that kernels keep a device busy: errors of one law are one, those of several independent."""
-    laws: dict[str, tuple[float, float, float]] = {}
+    laws: dict[str, list[float]] = {}
     for kernel, estimate in kernels:
         ends = (estimate.low, estimate.seconds, estimate.high)
-        own = (_mean(kernel.runs * np.asarray(end, float)) for end in ends)
-        laws[estimate.law] = tuple(map(sum, zip(laws.get(estimate.law, NONE), own, strict=True)))  # type: ignore[assignment]
+        own = [mean(kernel.runs * np.asarray(end, float)) for end in ends]
+        laws[estimate.law] = [a + b for a, b in zip(laws.get(estimate.law, NONE), own, strict=True)]
     return sum((Span(*ends) for ends in laws.values()), start=NONE)

@@ -149,15 +149,21 @@ class BaseModel:
         return {}
 
     @final
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` makes, made once for this model and key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @final
     def program(self, name: str, work: Workload, depth: int = 0) -> Program:
         """The program of a stage for all workloads of this structure and counting; parts as in `breakdown`."""
         stage = self.stage(name)
         if self.planner is None and work.image.views:
             raise InputError(f"{self.name} takes no image, and the workload has one")
         key = (name, stage.structure(work), work.key, depth)
-        if key not in self._made:
-            self._made[key] = self._program(stage, key[1], self.counted(work.counting), depth)
-        return cast(Program, self._made[key])
+        made = self.once(key, lambda: self._program(stage, key[1], self.counted(work.counting), depth))
+        return cast(Program, made)
 
     def _program(self, stage: Stage, structure: Any, counting: Counting, depth: int) -> Program:
         self.require_tensors(counting.precision)
@@ -172,10 +178,12 @@ class BaseModel:
     def _graph(self, stage: Stage, structure: Any, counting: Counting) -> tuple[Graph, tuple[str, ...]]:
         """The graph of a stage and its sizes, made once for all runtimes and precisions."""
         key = (stage.name, structure, counting.causal, counting.parallel, *counting.choices.items())
-        if key not in self._made:
+
+        def make() -> tuple[Graph, tuple[str, ...]]:
             graph, names = stage.graph(structure, counting)
-            self._made[key] = counting.parallel.of_one(self.changed(graph), stage.replicated), names
-        return cast("tuple[Graph, tuple[str, ...]]", self._made[key])
+            return counting.parallel.of_one(self.changed(graph), stage.replicated), names
+
+        return cast("tuple[Graph, tuple[str, ...]]", self.once(key, make))
 
     @final
     def cost(self, stage: str, work: Workload) -> StageCost:

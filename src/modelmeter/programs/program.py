@@ -19,11 +19,13 @@ from modelmeter.programs.counting import Counting
 from modelmeter.programs.kernels import Kernel, groups, kernels_of, linked
 from modelmeter.programs.storage import Storage
 from modelmeter.runtimes.passes import on_chip
-from modelmeter.sizes import Evaluator, Expr, Size, added, as_size, below, evaluated, maximum, rivals
+from modelmeter.sizes import Evaluator, Expr, Size, added, as_size, below, maximum, rivals
 from modelmeter.sizes.sums import largest, substituted, summed
 
 STEPS = ("first", "steps")
 """The names of the first context and of the number of steps in a program with steps."""
+SIZED = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops", "attention")
+"""The fields of a kernel that map names to sizes."""
 PEAK, CACHE, FLOWS = "peak_activation_bytes", "kv_cache_bytes", COUNTS[:6]
 Part = Callable[[Op], str]
 Ledger = Mapping[str, dict[Any, Size]]
@@ -86,16 +88,37 @@ class Program:
         """How many kernels run, those of all steps together; sizes in the order of `names`."""
         return self._launches(values)[0]
 
+    @cached_property
+    def kernel_names(self) -> tuple[str, ...]:
+        """The names of the sizes of its kernels: with steps, those of one step, whose size is named too (`t`)."""
+        return (*(n for n in self.names if n not in STEPS), *([self.steps.name] if self.steps else []))
+
+    @cached_property
+    def formal_kernels(self) -> tuple[Kernel, ...]:
+        """The kernels as expressions of `kernel_names`."""
+        return tuple(kernels_of(self.graph, self.storage))
+
+    @cached_property
+    def _kernel_sizes(self) -> Evaluator:
+        sizes = (v for k in self.formal_kernels for v in (k.runs, *(v for f in SIZED for v in getattr(k, f).values()),
+                                                          k.link_bytes))  # fmt: skip
+        return Evaluator(self.kernel_names, list(sizes))
+
+    @cached_property
+    def _kernel_requirements(self) -> Evaluator:
+        return Evaluator(self.kernel_names, list(self.graph.root.requirements.values()))
+
+    def require(self, given: Mapping[str, Size]) -> None:
+        """Raise InputError for sizes of kernels, by name, that the stage's layers forbid."""
+        if asked := self.graph.root.requirements:
+            _require(dict(zip(asked, self._kernel_requirements(given), strict=True)), given)
+
     def kernels(self, **sizes: Size) -> list[Kernel]:
         """The kernels at these sizes; with steps, those of one step, whose size is named too (`t`)."""
-        found = list(kernels_of(self.graph, self.storage))
-        fields = ("loops", "tensor_flops", "cuda_flops", "read_bytes", "written_bytes", "unpack_flops", "attention")
-        flat = [v for k in found for v in (k.runs, *(v for f in fields for v in getattr(k, f).values()), k.link_bytes)]
-        names = [n for n in self.names if n not in STEPS] + ([self.steps.name] if self.steps else [])
-        asked, given = self.graph.root.requirements, dict(zip(names, _in_order(names, sizes), strict=True))
-        _require(dict(zip(asked, evaluated(list(asked.values()), given), strict=True)), given)
-        values = iter(evaluated(flat, given))
-        return [_evaluated(kernel, fields, values) for kernel in found]
+        given = dict(zip(self.kernel_names, _in_order(self.kernel_names, sizes), strict=True))
+        self.require(given)
+        values = iter(self._kernel_sizes(given))
+        return [_evaluated(kernel, SIZED, values) for kernel in self.formal_kernels]
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and counts by part as plain data, to be evaluated anywhere."""

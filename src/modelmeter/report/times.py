@@ -8,7 +8,7 @@ import numpy as np
 
 from modelmeter.report.tables import align
 from modelmeter.seconds.predict import Estimate
-from modelmeter.times import Span, StageTime, Times, busy
+from modelmeter.times import Span, Times, binds, busy, mean
 
 DEAREST = 10
 UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))
@@ -76,9 +76,8 @@ def _stages(found: Times) -> str:
     for name, stage in found.stages.items():
         span = stage.span
         parts = (span.seconds, span.low, span.high, stage.device.seconds, stage.launches.seconds, stage.step.seconds)
-        many = sum(_each(kernel.runs) for kernel, _ in stage.kernels)
         title = "decode, a step" if name == "decode" else name
-        rows.append([title, *(duration(p) for p in parts), duration(stage.bound), f"{many:,.0f}", stage.binds])
+        rows.append([title, *(duration(p) for p in parts), duration(stage.bound), f"{stage.runs:,.0f}", stage.binds])
     return align(rows)
 
 
@@ -90,10 +89,10 @@ def _components(found: Times) -> str:
         for index, (kernel, _) in enumerate(stage.kernels):
             parts.setdefault(kernel.path.partition(".")[0] or name, []).append(index)
         for part, indices in parts.items():
-            own = StageTime(name, busy([stage.kernels[i] for i in indices]), stage.launches * 0, stage.step, 0.0,
-                            tuple(stage.kernels[i] for i in indices))  # fmt: skip
-            share = own.device.seconds / max(stage.device.seconds, 1e-30)
-            rows.append([f"{name}: {part}", duration(own.device.seconds), f"{100 * share:.1f}", own.binds])
+            own = tuple(stage.kernels[i] for i in indices)
+            seconds = busy(own).seconds
+            share = seconds / max(stage.device.seconds, 1e-30)
+            rows.append([f"{name}: {part}", duration(seconds), f"{100 * share:.1f}", binds(own)])
     return align(rows)
 
 
@@ -101,14 +100,14 @@ def _kernels(found: Times) -> str:
     """The dearest kernels of the whole request."""
     times = {name: found.work.decode_steps if name == "decode" else 1 for name in found.stages}
     every = [
-        (times[name] * _each(kernel.runs * np.asarray(estimate.seconds)), name, kernel, estimate)
+        (times[name] * mean(kernel.runs * np.asarray(estimate.seconds)), name, kernel, estimate)
         for name, stage in found.stages.items()
         for kernel, estimate in stage.kernels
     ]
     total = max(sum(row[0] for row in every), 1e-30)
     rows = [["kernel", "in", "runs", "one run", "all", "% of busy", "law", "binds"]]
     for seconds, name, kernel, estimate in sorted(every, key=lambda row: -row[0])[:DEAREST]:
-        runs = times[name] * _each(kernel.runs)
+        runs = times[name] * mean(kernel.runs)
         what = kernel.ops[0] + (f" and {len(kernel.ops) - 1} more" if len(kernel.ops) > 1 else "")
         cells = [f"{runs:,.0f}", duration(seconds / runs), duration(seconds), f"{100 * seconds / total:.1f}"]
         rows.append([what, f"{name}: {kernel.path}", *cells, _law(estimate), _bound(estimate)])
@@ -121,8 +120,3 @@ def _law(estimate: Estimate) -> str:
 
 def _bound(estimate: Estimate) -> str:
     return f"{np.asarray(estimate.binds).reshape(-1)[-1]}"
-
-
-def _each(values: object) -> float:
-    """The mean over the steps that were asked."""
-    return float(np.mean(np.asarray(values, float)))

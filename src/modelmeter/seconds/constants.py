@@ -6,15 +6,17 @@ Both are written by `scripts/fit_laws.py` from measured kernels, with source, da
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import choose
 from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.decode import DECODE
-from modelmeter.seconds.laws import Law
+from modelmeter.seconds.laws import Array, Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
@@ -24,6 +26,8 @@ LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DE
 FILE = Path(__file__).with_name("laws.yaml")
 BORROWED = {"stream": "product", "grouped": "mixture"}
 """Laws without constants of their own, and whose they take."""
+RANGES = (2e-6, 2e-5, 2e-4)
+"""Bounds of the ranges of size, by what a plain roofline says, in seconds."""
 WIDE = (0.5, 2.0)
 """The interval of what nothing was measured for: half to twice."""
 
@@ -72,6 +76,24 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
         extras, like = {}, "formats"
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
     return Found({**plain, **extras}, like, "; ".join(told))
+
+
+class Known(NamedTuple):
+    """A law in a variant on a device: its constants, the factors of the interval by range of size, low and high."""
+
+    law: Law
+    constants: dict[str, float]
+    spread: Array
+    derived: str
+
+
+@lru_cache(maxsize=4096)
+def known_of(name: str, device: Device, variant: str) -> Known:
+    """All that no size changes of a law, by name, looked up once. Raises InputError as `constants_of` does."""
+    law = law_of(name)
+    found = constants_of(law, device, variant)
+    spread = np.array([spread_of(law, size, found.like) for size in range(len(RANGES) + 1)]).T
+    return Known(law, found.constants, spread, found.derived)
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:

@@ -63,22 +63,24 @@ def quantise_seconds(c: Constants, device: Device, m: Array, k: Array) -> Array:
     return c["quantise"] / cycles_per_s(device) + np.maximum(rows, moved)
 
 
-def _columns(w: Work, *names: str) -> list[Array]:
-    return [np.asarray(w[name], float)[..., None, None] for name in names]
-
-
 def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
-    """Seconds of the tiles in the best shape: with the inner loop whole, and split."""
-    m, n, k, batch, left, right, peak, least = _columns(w, "m", "n", "k", "batch", "left", "right", "peak", "least")
-    rows, columns = (np.array([[shape[i]] for shape in TILES], float) for i in (0, 1))
-    parts = np.array([SPLITS], float)
+    """Seconds of the tiles in the best shape: with the inner loop whole, and split.
+
+    Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop.
+    """
+    names = ("m", "n", "k", "batch", "left", "right", "peak", "least")
+    m, n, k, batch, left, right, peak, least = (np.asarray(w[name], float) for name in names)
+    inner = (1,) * max(np.ndim(x) for x in (m, n, k, batch, left, right, peak, least))
+    rows, columns = (np.array([shape[i] for shape in TILES], float).reshape(-1, 1, *inner) for i in (0, 1))
+    parts = np.array(SPLITS, float).reshape(-1, *inner)
     loop = whole(k / parts, LINE) * LINE
     moved = (np.minimum(m, rows) * left + columns * right) * loop
     each = tile_seconds(c, device, peak * c.get("rate", 1.0), (rows, columns), loop, moved)
-    waves = batch * whole(m, rows) * whole(n, columns) * parts / device.need("multiprocessors")
+    waves = (batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")) * parts
     allowed = (rows >= least) & (columns >= least) & ((parts == 1) | (least < SIDE))
-    found = np.where(allowed, rounded(waves, c["ragged"]) * each, np.inf).min(axis=-2)
-    return found[..., 0], found[..., 1:].min(axis=-1)
+    found = rounded(waves, c["ragged"]) * each
+    best = (found if allowed.all() else np.where(allowed, found, np.inf)).min(axis=0)
+    return best[0], best[1:].min(axis=0)
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:

@@ -5,6 +5,7 @@ A format that a device has no units for is stored as it is and multiplied in bf1
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -57,9 +58,19 @@ def multiplied(device: Device, variant: str) -> Multiplied:
     """How a device multiplies in a format (before a dot: the engine's kernel is behind it)."""
     name = variant.partition(".")[0]
     form = FORMATS[choose("format of products", name, FORMATS)]
-    if form.units in device.peaks or form.units in ("bf16", "fp32"):
-        return form
-    return form._replace(left=2.0, units="bf16")
+    units = units_of(device, name)
+    return form if units == form.units else form._replace(left=2.0, units=units)
+
+
+def units_of(device: Device, form: str) -> str:
+    """The units that multiply a format on a device: bf16 where it has none of them, or where several are mixed."""
+    name = FORMATS[form].units if form in FORMATS else "bf16"
+    return name if name in device.peaks or name in ("bf16", "fp32") else "bf16"
+
+
+def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
+    """Seconds of FLOPs by format at the peaks of their units."""
+    return sum((work / device.peak(units_of(device, form)) for form, work in flops.items()), start=0.0)
 
 
 def product_work(

@@ -7,10 +7,11 @@ computed over its common denominator. The JSON is what any other language needs 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cached_property
 from math import lcm
+from operator import truediv
 from typing import Any
 
 from modelmeter.errors import InputError
@@ -91,6 +92,12 @@ class Evaluator:
 
     _exact = cached_property(lambda self: self._function(FUNCTIONS | {"minimum": min, "maximum": max}))
     _general = cached_property(lambda self: self._function(BUILDERS))
+
+    @cached_property
+    def rounded(self) -> Callable[..., tuple[Any, ...]]:
+        """The function itself, of the names in their order, on numbers or arrays: quotients are floats, not exact."""
+        rounded: Callable[..., tuple[Any, ...]] = self._function(FUNCTIONS | {"ratio": truediv})
+        return rounded
 
     def as_json(self) -> dict[str, Any]:
         """Names, instructions and outputs as plain data; fractions are [numerator, denominator]."""
