@@ -20,6 +20,7 @@ from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
 from modelmeter.seconds.predict import Estimate, seconds_of
+from modelmeter.sizes import Size
 from modelmeter.workload import Workload
 
 POINTS = 9
@@ -124,11 +125,11 @@ class StageTime:
         shares: dict[str, float] = {}
         for kernel, estimate in self.kernels:
             what = str(np.asarray(estimate.binds).flat[-1])
-            shares[what] = shares.get(what, 0.0) + _mean(kernel.runs * estimate.seconds)
+            shares[what] = shares.get(what, 0.0) + mean(kernel.runs * estimate.seconds)
         return f"{max(shares, key=lambda what: shares[what])}-bound"
 
 
-def _mean(values: Any) -> float:
+def mean(values: Any) -> float:
     """The mean of what grows evenly between points that stand at equal distances."""
     array = np.asarray(values, float)
     if array.ndim == 0 or array.size == 1:
@@ -159,21 +160,30 @@ class Times:
     def _stage(self, name: str) -> StageTime:
         kernels = self._kernels(name, self.work)
         found = tuple(zip(kernels, seconds_of(kernels, self.on), strict=True))
-        many = sum(_mean(kernel.runs) for kernel in kernels)
+        many = sum(mean(kernel.runs) for kernel in kernels)
         step = NONE if name == "vision" else self.host.step
         launches = self.host.launches(self.work, name, many)
         return StageTime(name, busy(found), launches, step, self._bound(name), found)
 
     def _kernels(self, name: str, work: Workload) -> list[Kernel]:
         """The kernels of one run of a stage; where it runs in steps, each at several of these."""
+        return self.model.program(name, work).kernels(**self._sizes(name, work))
+
+    def _sizes(self, name: str, work: Workload) -> dict[str, Any]:
+        """The sizes of a stage's kernels; the one that grows by steps at several of these."""
         stage, program = self.model.stage(name), self.model.program(name, work)
-        if stage.steps is None:
-            return self.model.kernels(name, work)
-        sizes = dict(stage.sizes(work))
-        first, many = int(sizes[stage.grows]), int(stage.steps(work))
-        asked = np.linspace(first, first + many - 1, min(POINTS, many))
-        sizes[stage.grows] = np.round(asked) if many > 1 else first
-        return program.kernels(**{axis: s for axis, s in sizes.items() if axis in (*program.names, stage.grows)})
+        sizes = {axis: s for axis, s in stage.sizes(work).items() if axis in (*program.names, stage.grows)}
+        if stage.steps is not None:
+            first, many = int(sizes[stage.grows]), int(stage.steps(work))
+            asked = np.linspace(first, first + many - 1, min(POINTS, many))
+            sizes[stage.grows] = np.round(asked) if many > 1 else first
+        return sizes
+
+    def ends(self, name: str) -> list[dict[str, Size]]:
+        """The sizes of a stage's kernels at its first and at its last step; one for a stage without steps."""
+        sizes, grows = self._sizes(name, self.work), self.model.stage(name).grows
+        steps = np.atleast_1d(sizes[grows]) if grows in sizes else []
+        return [sizes | {grows: int(step)} for step in dict.fromkeys((steps[0], steps[-1]))] if len(steps) else [sizes]
 
     def _bound(self, name: str) -> float:
         """Seconds by the datasheet: the busiest of its units at the least traffic of any fusion."""
@@ -182,7 +192,7 @@ class Times:
         plain = [
             work / self.on.peak(form if form in self.on.peaks else "bf16") for form, work in kernel.tensor_flops.items()
         ]
-        return _mean(np.maximum(sum(plain, start=0.0), np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s))
+        return mean(np.maximum(sum(plain, start=0.0), np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s))
 
     @cached_property
     def images(self) -> Span:
@@ -217,6 +227,6 @@ def busy(kernels: Iterable[tuple[Kernel, Estimate]]) -> Span:
     laws: dict[str, tuple[float, float, float]] = {}
     for kernel, estimate in kernels:
         ends = (estimate.low, estimate.seconds, estimate.high)
-        own = (_mean(kernel.runs * np.asarray(end, float)) for end in ends)
+        own = (mean(kernel.runs * np.asarray(end, float)) for end in ends)
         laws[estimate.law] = tuple(map(sum, zip(laws.get(estimate.law, NONE), own, strict=True)))  # type: ignore[assignment]
     return sum((Span(*ends) for ends in laws.values()), start=NONE)
