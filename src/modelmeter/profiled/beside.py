@@ -124,6 +124,8 @@ def _parts(recorded: Recorded, times: Times, stage: str | None) -> tuple[dict[st
     if wanted:
         ranges = ", ".join(f"{len(found)} of {name}" for name, found in wanted.items())
         return wanted, [f"stages as the trace is annotated: {ranges}"]
+    if annotated:
+        raise InputError(f"the trace has ranges of {', '.join(annotated)} and none of {stage}; give stage= one of these")
     if stage is None and len(present) == 1:
         stage = present[0]
     if stage is not None:
