@@ -16,15 +16,16 @@ from modelmeter.profiled.expected import Expected, Extent, Loop, Program
 from modelmeter.profiled.kinds import Sizes
 from modelmeter.profiled.recorded import Ran
 
-Costs = NDArray[np.float64]
-EXTRA, LACKING = 1.0, 1.0
+Costs = NDArray[np.int64]
+EXTRA, LACKING = 1000, 1000
 """What it costs that one that ran has no counterpart, that a kernel is passed by."""
 ALIKE = {"compute", "copy", "lookup"}
-OTHER_KIND = 0.5
+OTHER_KIND = 500
 """What it costs that a copy stands for arithmetic or the reverse: some code casts on the way, some does not."""
-AFTER = 1e-3
+AFTER = 1
 """What it costs to begin again, so that what fits twice goes on."""
-NOWHERE = np.inf
+NOWHERE = 10**12
+"""More than any way costs."""
 NEAR = 30
 """How many kernels away one of another order may be."""
 
@@ -32,8 +33,8 @@ NEAR = 30
 def matched(ran: Sequence[Ran], program: Program) -> tuple[list[int], int]:
     """For each that ran the place of its kernel in the program, -1 for none; and how often the stage ran.
 
-    What is left over in `aligned` may be of another order than the program: it is the nearest kernel of its kind and
-    sizes that lacks at least as often as it ran so far.
+    What is left over by `aligned` may be of another order than the program: it is the kernel nearby, of its kind and
+    sizes, that lacks most often, of equals the first.
     """
     places = aligned(ran, program)
     passes = passes_of(places, program)
@@ -48,7 +49,7 @@ def matched(ran: Sequence[Ran], program: Program) -> tuple[list[int], int]:
             fits = [i for i, k in enumerate(program.kernels) if lacks[i] > 0.5 and fit(one.kind, one.sizes, k) == 0]
             fits = [i for i in fits if abs(i - near) <= NEAR]
             if fits:
-                places[index] = min(fits, key=lambda i: abs(i - near))
+                places[index] = max(fits, key=lambda i: (lacks[i], -i))
                 lacks[places[index]] -= 1
     return places, passes
 
@@ -68,10 +69,10 @@ def aligned(ran: Sequence[Ran], program: Program) -> list[int]:
         return [-1] * len(ran)
     fits = _Fits(program.kernels)
     edges = list(_edges(program))
-    state = np.full(len(program.kernels), NOWHERE)
-    enter, source = _entries(state, edges, begins=0.0)
+    state = np.full(len(program.kernels), NOWHERE, np.int64)
+    enter, source = _entries(state, edges, begins=0)
     came = np.empty((len(ran), len(program.kernels)), np.int32)
-    none = 0.0
+    none = 0
     for index, one in enumerate(ran):
         matched, stays = enter + fits(one), state + EXTRA
         came[index] = np.where(matched <= stays, source, _STAYS)
@@ -83,7 +84,7 @@ def aligned(ran: Sequence[Ran], program: Program) -> list[int]:
 _STAYS = -2
 
 
-def _path(came: NDArray[np.int32], state: Costs, none: float) -> list[int]:
+def _path(came: NDArray[np.int32], state: Costs, none: int) -> list[int]:
     """The way back from the cheapest end."""
     at = int(np.argmin(state)) if state.min() <= none else -1
     found = [-1] * len(came)
@@ -113,7 +114,7 @@ def chains_of(loops: Iterable[Loop]) -> list[list[Loop]]:
     return chains
 
 
-def _entries(state: Costs, edges: Sequence[tuple[int, int]], begins: float) -> tuple[Costs, NDArray[np.int32]]:
+def _entries(state: Costs, edges: Sequence[tuple[int, int]], begins: int) -> tuple[Costs, NDArray[np.int32]]:
     """What it costs to be about to run each kernel, and the kernel that ran before it (-1: none)."""
     base = np.concatenate([[begins], state[:-1]])
     before = np.arange(-1, len(state) - 1, dtype=np.int32)
@@ -130,9 +131,9 @@ def _entries(state: Costs, edges: Sequence[tuple[int, int]], begins: float) -> t
 def _passing(base: Costs, source: NDArray[np.int32]) -> tuple[Costs, NDArray[np.int32]]:
     """The same where kernels may be passed by: the cheapest of those before, at LACKING each."""
     steps = np.arange(len(base)) * LACKING
-    level = np.where(np.isfinite(base), base, 1e18) - steps
-    least = np.minimum.accumulate(level)
-    where = np.maximum.accumulate(np.where(level == least, np.arange(len(base)), 0))
+    least = np.minimum.accumulate(base - steps)
+    fresh = np.append(True, least[1:] < least[:-1])  # of equals the first, so that what lacks does so at the end
+    where = np.maximum.accumulate(np.where(fresh, np.arange(len(base)), 0))
     return least + steps, source[where]
 
 
@@ -150,13 +151,13 @@ class _Fits:
         return self._known[key]
 
 
-def fit(kind: str, sizes: Sizes, kernel: Expected) -> float:
+def fit(kind: str, sizes: Sizes, kernel: Expected) -> int:
     """What it costs to take a kernel for one of this kind and these sizes."""
     if kind != kernel.kind and not {kind, kernel.kind} <= ALIKE:
         return NOWHERE
     if sizes and not all(map(_within, sizes, kernel.sizes)):
         return NOWHERE
-    return 0.0 if kind == kernel.kind else OTHER_KIND
+    return 0 if kind == kernel.kind else OTHER_KIND
 
 
 def _within(size: float | None, extent: Extent) -> bool:
