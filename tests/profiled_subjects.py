@@ -19,7 +19,7 @@ ROLES = (
     (r"(input_layernorm|layer_norm1)$", r"norm1 "),
     (r"(post_attention_layernorm|layer_norm2)$", r"norm2 "),
     (r"([qk])_norm$", r"\.attn\.norm_{0} |\.attn\.{0}_norm "),
-    (r"rotary_emb$", r"rotary "),
+    (r"rotary(_pos)?_emb$", r"rotary "),
     (r"layers\.\d+\.self_attn$", r"\.attn "),
     (r"layers\.\d+\.mlp(\.act_fn|\.activation_fn)?$", r"\.mlp "),
     (r"fc([12])$", r"W_{0}\["),
@@ -30,7 +30,15 @@ ROLES = (
     (r"layers\.\d+\.mlp\.gate$", r"\.mlp\.gate "),
     (r"(model\.|^0\.|^)norm$", r"^decoder\.norm "),
     (r"pre_layrnorm$", r"norm "),
-    (r"embeddings", r"embeddings "),
+    (r"embeddings|patch_embed", r"embeddings|^vit\.patch "),
+    (r"blocks\.\d+\.norm([12])$", r"norm{0} "),
+    (r"blocks\.\d+\.attn", r"\.attn"),
+    (r"blocks\.\d+\.mlp\.fc([12])$", r"W_{0}\["),
+    (r"blocks\.\d+\.mlp", r"\.mlp "),
+    (r"blocks\.\d+$", r"blocks0\.each "),
+    (r"merger", r"^projector"),
+    (r"^1$", r"^head "),
+    (r"^0?$", r"^vit|^decoder|^projector"),
 )
 """What the name of a module says of the path and equation of a kernel ({0}: what its groups found)."""
 
@@ -87,3 +95,12 @@ def is_right(name, kernel):
             said = said.replace("{1}", found.group(2)) if "{1}" in said else said
             return bool(re.search(said, f"{kernel.path} {kernel.what}"))
     return None
+
+
+def shares(ran, places, names, kernels):
+    """The shares of time of what is laid beside a kernel of its own module, and of what is laid beside any."""
+    total = sum(one.seconds for one in ran)
+    told = [(one, is_right(name, kernels[place])) for one, place, name in zip(ran, places, names, strict=True) if place >= 0]
+    unknown = {name for (_, said), name in zip(told, (n for n, p in zip(names, places, strict=True) if p >= 0), strict=True) if said is None}
+    assert not unknown, unknown
+    return sum(one.seconds for one, said in told if said) / total, sum(one.seconds for one, _ in told) / total

@@ -137,10 +137,34 @@ def rows(found: Iterable[Laid]) -> Iterator[dict[str, object]]:
 
 
 def written(found: Sequence[Laid], out: str) -> str:
-    """Write profile.csv and profile.svg into a folder; says so. Raises InputError."""
+    """Write the rows and a figure into a folder, and say so. Raises InputError where it cannot be written."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows(found))
-    write_all(Path(out), {"profile.csv": text.getvalue()})
-    return f"\n\nprofile.csv\nin {out}"
+    files: dict[str, str | bytes] = {"profile.csv": text.getvalue()}
+    _draw(found, files)
+    write_all(Path(out), files)
+    return f"\n\n{', '.join(files)}\nin {out}"
+
+
+def _draw(found: Sequence[Laid], files: dict[str, str | bytes]) -> None:
+    """Milliseconds by component, as recorded, as predicted and at the least."""
+    from modelmeter.report.figures import COLOURS, HATCHES, picture
+
+    parts = [(f"{one.stage}: {name}", pairs) for one in found for name, pairs in by_component(one).items()]
+    bars = {
+        "measured": [sum(pair.seconds for pair in pairs) for _, pairs in parts] + [one.idle for one in found],
+        "predicted": [sum(pair.predicted for pair in pairs) for _, pairs in parts],
+        "bound": [sum(pair.bound for pair in pairs) for _, pairs in parts],
+    }
+    labels = [name for name, _ in parts] + [f"{one.stage}: idle" for one in found]
+    with picture(files, "profile", ("svg",), "Where time goes, one pass of each stage") as (figure, axes):
+        for place, (name, seconds) in enumerate(bars.items()):
+            heights = [row + 0.27 * (place - 1) for row in range(len(seconds))]
+            look = {"color": COLOURS[place], "hatch": HATCHES[place], "label": name}
+            axes.barh(heights, [1e3 * value for value in seconds], 0.25, **look)
+        axes.set_yticks(range(len(labels)), labels)
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds")
+        axes.legend()
