@@ -100,7 +100,13 @@ def is_right(name, kernel):
 def shares(ran, places, names, kernels):
     """The shares of time of what is laid beside a kernel of its own module, and of what is laid beside any."""
     total = sum(one.seconds for one in ran)
-    told = [(one, is_right(name, kernels[place])) for one, place, name in zip(ran, places, names, strict=True) if place >= 0]
-    unknown = {name for (_, said), name in zip(told, (n for n, p in zip(names, places, strict=True) if p >= 0), strict=True) if said is None}
+    told = [
+        (one, is_right(name, kernels[place])) for one, place, name in zip(ran, places, names, strict=True) if place >= 0
+    ]
+    unknown = {
+        name
+        for (_, said), name in zip(told, (n for n, p in zip(names, places, strict=True) if p >= 0), strict=True)
+        if said is None
+    }
     assert not unknown, unknown
     return sum(one.seconds for one, said in told if said) / total, sum(one.seconds for one, _ in told) / total

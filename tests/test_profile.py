@@ -68,7 +68,12 @@ def decoder(kind, attention, **changes):
 
     calls = [("prefill", call(TOKENS, 0)), *(("decode", call(1, TOKENS + step)) for step in range(STEPS))]
     runs = [(stage, make, run) for stage, make in calls]
-    ours = times(model_of(fields | {"head_dim": width} if kind == "qwen3" else fields, kind), tokens=TOKENS, decode_steps=STEPS, runtime=attention)
+    ours = times(
+        model_of(fields | {"head_dim": width} if kind == "qwen3" else fields, kind),
+        tokens=TOKENS,
+        decode_steps=STEPS,
+        runtime=attention,
+    )
     return module, ours, runs
 
 
@@ -235,8 +240,20 @@ def test_kernels_of_a_gpu_are_laid_by_the_operators_that_launched_them(plain, tm
         thread = next((e["pid"], e["tid"]) for e in events if e.get("cat") == "cpu_op")
         for number, (one, called, start, lasts) in enumerate(launched(shaped)):
             both = {"ph": "X", "args": {"correlation": number}}
-            events.append({**both, "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": called, "dur": 0.1, "pid": thread[0], "tid": thread[1]})
-            events.append({**both, "cat": "kernel", "name": NAMES[one.kind], "ts": start, "dur": lasts, "pid": 0, "tid": 7})
+            events.append(
+                {
+                    **both,
+                    "cat": "cuda_runtime",
+                    "name": "cudaLaunchKernel",
+                    "ts": called,
+                    "dur": 0.1,
+                    "pid": thread[0],
+                    "tid": thread[1],
+                }
+            )
+            events.append(
+                {**both, "cat": "kernel", "name": NAMES[one.kind], "ts": start, "dur": lasts, "pid": 0, "tid": 7}
+            )
         first = min(e["ts"] for e in events if e.get("cat") == "user_annotation")
         copied = {"ph": "X", "cat": "gpu_memcpy", "name": "Memcpy HtoD (Pageable -> Device)", "pid": 0, "tid": 7}
         return [*events, {**copied, "ts": first + 1, "dur": 3.0, "args": {}}]
@@ -244,7 +261,9 @@ def test_kernels_of_a_gpu_are_laid_by_the_operators_that_launched_them(plain, tm
     recorded = read(changed(trace, change))
     found = {one.stage: one for one in laid(recorded, ours)[0]}
     assert recorded.on_gpu and recorded.has_sizes
-    assert [one.name for one in found["prefill"].alone] == ["Memcpy HtoD (Pageable -> Device)"] and found["decode"].alone == ()
+    assert [one.name for one in found["prefill"].alone] == ["Memcpy HtoD (Pageable -> Device)"] and found[
+        "decode"
+    ].alone == ()
     on_cpu = {one.stage: one for one in laid(read(shaped), ours)[0]}
     for stage, one in found.items():
         assert all(pair.times == pair.expected.runs for pair in one.pairs)
@@ -258,7 +277,9 @@ def sqlite_of(path, kernels, ranges):
     columns = "start INT, end INT, deviceId INT, contextId INT, streamId INT, correlationId INT, demangledName INT, shortName INT"
     base.execute("CREATE TABLE StringIds (id INTEGER PRIMARY KEY, value TEXT NOT NULL)")
     base.execute(f"CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL ({columns})")
-    base.execute("CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start INT, end INT, globalTid INT, correlationId INT, nameId INT)")
+    base.execute(
+        "CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start INT, end INT, globalTid INT, correlationId INT, nameId INT)"
+    )
     base.execute("CREATE TABLE NVTX_EVENTS (start INT, end INT, eventType INT, text TEXT, textId INT, globalTid INT)")
     names = {kind: number for number, kind in enumerate(NAMES)}
     base.executemany("INSERT INTO StringIds VALUES (?, ?)", [(number, NAMES[kind]) for kind, number in names.items()])
@@ -270,7 +291,9 @@ def sqlite_of(path, kernels, ranges):
         base.execute("INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (?, ?, 1, ?, 0)", (at[0], at[0] + 5, number))
     for name, start, end in ranges:
         told = (None, 99) if name == "decode" else (name, None)
-        base.execute("INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, ?, ?, 1)", (round(start * 1000), round(end * 1000), *told))
+        base.execute(
+            "INSERT INTO NVTX_EVENTS VALUES (?, ?, 59, ?, ?, 1)", (round(start * 1000), round(end * 1000), *told)
+        )
     base.commit()
     base.close()
     return path
@@ -287,7 +310,10 @@ def test_an_export_of_nsight_systems_is_laid_by_names_and_order(plain, tmp_path)
 
     head = "Start (ns),Duration (ns),CorrId,GrdX,GrdY,GrdZ,BlkX,BlkY,BlkZ,Device,Ctx,Strm,Name"
     decode = [k for k in kernels if any(s <= k[1] < e for name, s, e in ranges if name == "decode")]
-    rows = [f'{start * 1000:.0f},{lasts * 1000:.0f},1,1,1,1,1,1,1,H100 (0),1,7,"{NAMES[one.kind]}"' for one, _, start, lasts in decode]
+    rows = [
+        f'{start * 1000:.0f},{lasts * 1000:.0f},1,1,1,1,1,1,1,H100 (0),1,7,"{NAMES[one.kind]}"'
+        for one, _, start, lasts in decode
+    ]
     table = tmp_path / "trace.csv"
     table.write_text("\n".join([" ** CUDA GPU Trace (cuda_gpu_trace):", "", head, *rows]))
     [again], _ = laid(read(table), ours, "decode")
@@ -318,7 +344,7 @@ def test_a_file_that_is_no_trace_is_refused_in_a_sentence(tmp_path, name, conten
 
 
 def test_the_command_answers_first_and_writes_what_it_found(plain, tmp_path, capsys):
-    ours, shaped, steps = plain
+    _, shaped, steps = plain
     config = tmp_path / "config.json"
     config.write_text(json.dumps(FIELDS | {"model_type": "llama"}))
     given = [f"model={config}", "device=xeon_8480", "runtime=sdpa", f"prompt_tokens={TOKENS}", f"decode_steps={STEPS}"]

@@ -219,8 +219,11 @@ def _profile(_: str, arguments: list[str], usage: str) -> int:
     from modelmeter.settings import CHOICES, COUNTING, PROFILE, REQUEST
 
     if not arguments or any(a in ("-h", "--help") for a in arguments):
+        files = (
+            "FILE: Chrome JSON of torch.profiler (.json or .json.gz), SQLite or CSV (cuda_gpu_trace) of Nsight Systems"
+        )
         keys = _keys((*CHOICES, *PROFILE, *REQUEST, *COUNTING), "page", "counting", "profile")
-        print("\n".join([f"usage: {usage} FILE model=MODEL [key=value ...]", "", PROFILED, *keys]))
+        print("\n".join([f"usage: {usage} FILE model=MODEL [key=value ...]", "", files, *keys]))
         return 0 if arguments else 2
     from modelmeter.publish import profile_page
 
@@ -231,10 +234,6 @@ def _profile(_: str, arguments: list[str], usage: str) -> int:
     _require_pairs(given, usage)
     print(profile_page(file, models[0], [a for a in given if not a.startswith("model=")]))
     return 0
-
-
-PROFILED = """\
-FILE: Chrome JSON of torch.profiler (.json, .json.gz), or an export of Nsight Systems (SQLite, or CSV of cuda_gpu_trace)"""
 
 
 def _compare_help(usage: str, named: str) -> list[str]:

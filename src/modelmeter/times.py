@@ -182,7 +182,7 @@ class Times:
     def ends(self, name: str) -> list[dict[str, Size]]:
         """The sizes of a stage's kernels at its first and at its last step; one for a stage without steps."""
         sizes, grows = self._sizes(name, self.work), self.model.stage(name).grows
-        steps = np.atleast_1d(sizes[grows]) if grows in sizes else []
+        steps = np.atleast_1d(sizes[grows]).tolist() if grows in sizes else list[float]()
         return [sizes | {grows: int(step)} for step in dict.fromkeys((steps[0], steps[-1]))] if len(steps) else [sizes]
 
     def _bound(self, name: str) -> float:

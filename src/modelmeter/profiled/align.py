@@ -8,6 +8,7 @@ is counted here: how often a kernel should have run is asked afterwards.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def matched(ran: Sequence[Ran], program: Program) -> tuple[list[int], int]:
     near = 0
     for index, one in enumerate(ran):
         near = places[index] if places[index] >= 0 else near
-        told = one.sizes and None not in one.sizes or one.kind in ("product", "attention")
+        told = (one.sizes and None not in one.sizes) or one.kind in ("product", "attention")
         if places[index] < 0 and told:
             fits = [i for i, k in enumerate(program.kernels) if lacks[i] > 0.5 and fit(one.kind, one.sizes, k) == 0]
             fits = [i for i in fits if abs(i - near) <= NEAR]
@@ -58,7 +59,7 @@ def passes_of(places: Sequence[int], program: Program) -> int:
     """How often a stage ran: each way back that is not one to a repeated layer begins it anew."""
     chains = [(chain[0].first, chain[-1].last) for chain in chains_of(program.loops)]
     found = [place for place in places if place >= 0]
-    back = [(i, j) for i, j in zip(found, found[1:], strict=False) if j <= i]
+    back = [(i, j) for i, j in pairwise(found) if j <= i]
     anew = [(i, j) for i, j in back if not any(first <= j and i <= last for first, last in chains)]
     return len(anew) + 1
 
@@ -71,7 +72,7 @@ def aligned(ran: Sequence[Ran], program: Program) -> list[int]:
     edges = list(_edges(program))
     state = np.full(len(program.kernels), NOWHERE, np.int64)
     enter, source = _entries(state, edges, begins=0)
-    came = np.empty((len(ran), len(program.kernels)), np.int32)
+    came = np.empty((len(ran), len(program.kernels)), np.int16)
     none = 0
     for index, one in enumerate(ran):
         matched, stays = enter + fits(one), state + EXTRA
@@ -84,7 +85,7 @@ def aligned(ran: Sequence[Ran], program: Program) -> list[int]:
 _STAYS = -2
 
 
-def _path(came: NDArray[np.int32], state: Costs, none: int) -> list[int]:
+def _path(came: NDArray[np.int16], state: Costs, none: int) -> list[int]:
     """The way back from the cheapest end."""
     at = int(np.argmin(state)) if state.min() <= none else -1
     found = [-1] * len(came)

@@ -110,6 +110,8 @@ def laid(recorded: Recorded, times: Times, stage: str | None = None) -> tuple[li
             f"{' and '.join(parts)} of {times.model.name} under {times.work.execution}: "
             + (why or "it is of another model, runtime or stage; name the one that ran")
         )
+    if recorded.on_gpu == (times.on.architecture == "CPU"):
+        told = [*told, f"a trace of a {'GPU' if recorded.on_gpu else 'CPU'} beside a prediction for {times.on.title}"]
     return found, told
 
 
@@ -125,14 +127,16 @@ def _parts(recorded: Recorded, times: Times, stage: str | None) -> tuple[dict[st
         ranges = ", ".join(f"{len(found)} of {name}" for name, found in wanted.items())
         return wanted, [f"stages as the trace is annotated: {ranges}"]
     if annotated:
-        raise InputError(f"the trace has ranges of {', '.join(annotated)} and none of {stage}; give stage= one of these")
+        raise InputError(
+            f"the trace has ranges of {', '.join(annotated)} and none of {stage}; give stage= one of these"
+        )
     if stage is None and len(present) == 1:
         stage = present[0]
     if stage is not None:
         return {stage: [recorded]}, [f"no range of the trace is called {stage}: all of it is taken for {stage}"]
     raise InputError(
-        f"no range of this trace is called {', '.join(present[:-1])} or {present[-1]}: give stage= for a trace of one, or "
-        "record each under torch.profiler.record_function (or an NVTX range) of that name"
+        f"no range of this trace is called {', '.join(present[:-1])} or {present[-1]}: give stage= for a trace of one, "
+        "or record each under torch.profiler.record_function (or an NVTX range) of that name"
     )
 
 
@@ -183,4 +187,3 @@ def by_component(found: Laid) -> Mapping[str, list[Pair]]:
     for pair in found.pairs:
         parts.setdefault(pair.expected.path.partition(".")[0] or found.stage, []).append(pair)
     return parts
-

@@ -44,16 +44,16 @@ def read(path: Path) -> Recorded:
     kernels = sorted((e for e in events if e.get("cat") in DEVICE), key=lambda e: e["ts"])
     if kernels:
         launches = [e for e in events if e.get("cat") in LAUNCHES]
-        return Recorded(tuple(_launched(kernels, launches, called)), ranges, "torch.profiler, of a GPU", True)
-    ran = sorted((c for found in called.values() for c in found), key=lambda c: c.start)
-    if not ran:
+        first = min(map(_device, kernels), key=str)
+        ran = tuple(_launched([k for k in kernels if _device(k) == first], launches, called))
+        return Recorded(ran, ranges, "torch.profiler, of a GPU", True)
+    every = sorted((c for found in called.values() for c in found), key=lambda c: c.start)
+    if not every:
         raise InputError(
             f"trace {str(path)!r} has no operators and no kernels: record it with "
             "torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True)"
         )
-    alone = (
-        Ran(c.name, c.kind, c.sizes, c.start * MICRO, (c.end - c.start) * MICRO, c.start * MICRO) for c in ran
-    )
+    alone = (Ran(c.name, c.kind, c.sizes, c.start * MICRO, (c.end - c.start) * MICRO, c.start * MICRO) for c in every)
     return Recorded(tuple(alone), ranges, "torch.profiler, of a CPU", False)
 
 
@@ -99,7 +99,14 @@ def _operators(events: Sequence[Event]) -> Iterator[Called]:
             continue
         end = over
         shapes = event.get("args", {}).get("Input Dims") or []
-        yield Called(event["name"], kind or "other", sizes_of_operator(event["name"], kind or "", shapes), event["ts"], over)
+        yield Called(
+            event["name"], kind or "other", sizes_of_operator(event["name"], kind or "", shapes), event["ts"], over
+        )
+
+
+def _device(kernel: Event) -> Any:
+    """The device that a kernel ran on."""
+    return kernel.get("args", {}).get("device", kernel.get("pid"))
 
 
 def _launched(

@@ -77,8 +77,8 @@ def read_csv(path: Path) -> Recorded:
     head = next((i for i, row in enumerate(rows) if _columns(row)), None)
     if head is None:
         raise InputError(
-            f"{str(path)!r} is no trace that is known here: give Chrome JSON of torch.profiler (export_chrome_trace), or "
-            f"of Nsight Systems: {EXPORT}"
+            f"{str(path)!r} is no trace that is known here: give Chrome JSON of torch.profiler (export_chrome_trace), "
+            f"or of Nsight Systems: {EXPORT}"
         )
     return _recorded(path, list(_rows(path, rows[head], rows[head + 1 :])), (), "Nsight Systems, CSV")
 
@@ -106,7 +106,9 @@ def _rows(path: Path, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Ite
         try:
             begins, lasts = float(row[start]) * unit, float(row[duration]) * each
         except ValueError:
-            raise InputError(f"{path}: {head[start]} and {head[duration]} must be numbers in {','.join(row)[:60]!r}") from None
+            raise InputError(
+                f"{path}: {head[start]} and {head[duration]} must be numbers in {','.join(row)[:60]!r}"
+            ) from None
         yield _ran(row[name], begins, lasts, begins)
 
 
@@ -118,4 +120,3 @@ def _recorded(path: Path, ran: list[Ran], ranges: tuple[Range, ...], source: str
     if not ran:
         raise InputError(f"{str(path)!r} has no kernels of a GPU; record with nsys profile --trace=cuda,nvtx")
     return Recorded(tuple(sorted(ran, key=lambda one: one.start)), ranges, source, True)
-

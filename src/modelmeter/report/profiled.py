@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from modelmeter.profiled.beside import Laid, Pair, by_component
 from modelmeter.profiled.recorded import Recorded
@@ -22,8 +23,8 @@ MOST = 15
 IDLE = {True: "idle: no kernel ran", False: "idle: between operators, in Python"}
 HEADS = ("measured", "predicted", "bound", "measured/predicted", "to gain", "% of busy")
 TOLD = (
-    "seconds of one pass on average; predicted: of the device, its interval in the first line; bound: a plain roofline of "
-    "the same kernels by the datasheet; to gain: measured less the bound"
+    "seconds of one pass on average; least: the datasheet at the least traffic of any fusion; bound: a plain roofline "
+    "of each kernel as it is; to gain: measured less the bound"
 )
 
 
@@ -47,9 +48,10 @@ def _answer(one: Laid, times: Times) -> str:
     rest = sum(alone.seconds for alone in one.alone) + sum(pair.surplus for pair in one.pairs)
     gaps = {"idle": one.idle, best: parts[best], "what has no counterpart": rest}
     most = max(gaps, key=lambda name: gaps[name])
+    where = f"{times.model.name} on {times.on.title}, {times.work.execution}"
     return (
-        f"{one.stage} of {times.model.name} on {times.on.title}, {times.work.execution}: {duration(one.wall)} measured, "
-        f"busy {duration(one.busy)}; {spanned(one.predicted)} predicted, busy {spanned(one.time.device)}; "
+        f"{one.stage} of {where}: {duration(one.wall)} measured, busy {duration(one.busy)}; "
+        f"{spanned(one.predicted)} predicted, busy {spanned(one.time.device)}; "
         f"least {duration(one.time.bound)}; {100 * one.matched:.1f} % of the busy time has a counterpart, "
         f"idle {100 * one.idle / max(one.wall, 1e-30):.1f} % of the whole; most to gain: {most}, {duration(gaps[most])}"
     )
@@ -159,10 +161,10 @@ def _draw(found: Sequence[Laid], files: dict[str, str | bytes]) -> None:
         "bound": [sum(pair.bound for pair in pairs) for _, pairs in parts],
     }
     labels = [name for name, _ in parts] + [f"{one.stage}: idle" for one in found]
-    with picture(files, "profile", ("svg",), "Where time goes, one pass of each stage") as (figure, axes):
+    with picture(files, "profile", ("svg",), "Where time goes, one pass of each stage") as (_, axes):
         for place, (name, seconds) in enumerate(bars.items()):
             heights = [row + 0.27 * (place - 1) for row in range(len(seconds))]
-            look = {"color": COLOURS[place], "hatch": HATCHES[place], "label": name}
+            look: Any = {"color": COLOURS[place], "hatch": HATCHES[place], "label": name}
             axes.barh(heights, [1e3 * value for value in seconds], 0.25, **look)
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
