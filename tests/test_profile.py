@@ -29,8 +29,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: 
 
 HOST = Host.of(read_yaml(config_dir() / "time.yaml")["host"])
 TOKENS, STEPS = 128, 3
-LEAST = {"eager": 0.93, "sdpa": 0.97}
-"""The share of time that is laid beside the right kernel; what is left are masks, which are constants of the shape."""
 FIELDS = {
     "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
     "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": False, "hidden_act": "silu",
@@ -81,15 +79,24 @@ def decoder(kind, attention, **changes):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_the_time_of_a_decoder_is_that_of_the_right_ops(tmp_path, kind, attention, shapes):
+    """Every kernel that is laid is the right one; only masks, which the model itself makes, are left over."""
     module, ours, runs = decoder(kind, attention)
-    trace = read(recorded(tmp_path / "trace.json", runs, module, shapes))
-    for stage, ranges in trace.stages.items():
-        program, parts = program_of(ours, stage), list(trace.within(ranges))
-        ran = [one for part in parts for one in part.ran]
-        places, passes = matched(ran, program)
-        assert passes == len(ranges) == (1 if stage == "prefill" else STEPS)
-        right, _ = shares(ran, places, [n for part in parts for n in modules_of(part)], program.kernels)
-        assert right > LEAST[attention]
+    least = []
+    for _ in range(3):  # another process may take the core while a mask is made
+        trace, found = read(recorded(tmp_path / "trace.json", runs, module, shapes)), []
+        for stage, ranges in trace.stages.items():
+            program, parts = program_of(ours, stage), list(trace.within(ranges))
+            ran, names = [one for part in parts for one in part.ran], [n for part in parts for n in modules_of(part)]
+            places, passes = matched(ran, program)
+            assert passes == len(ranges) == (1 if stage == "prefill" else STEPS)
+            right, laid_at_all = shares(ran, places, names, program.kernels)
+            assert right == laid_at_all
+            assert {name for place, name in zip(places, names, strict=True) if place < 0} <= {"model"}
+            found.append(right)
+        least.append(min(found))
+        if least[-1] > 0.95:
+            break
+    assert max(least) > (0.95 if attention == "eager" else 0.9999)
 
 
 def test_nothing_is_left_of_a_decoder_with_attention_as_one_kernel(tmp_path):
@@ -128,12 +135,15 @@ def mixture(attention):
 )
 def test_the_time_of_towers_and_mixtures_is_that_of_the_right_ops(tmp_path, make, attention):
     subject, ours, stage = make(attention)
-    trace = read(recorded(tmp_path / "trace.json", [(stage, subject.make, subject.run)], subject.module))
-    [part] = trace.within(trace.stages[stage])
-    program = program_of(ours, stage)
-    places, passes = matched(part.ran, program)
-    right, _ = shares(part.ran, places, modules_of(part), program.kernels)
-    assert right > 0.95 and passes == 1
+    runs, program, found = [(stage, subject.make, subject.run)], program_of(ours, stage), []
+    for _ in range(3):
+        trace = read(recorded(tmp_path / "trace.json", runs, subject.module))
+        [part] = trace.within(trace.stages[stage])
+        places, passes = matched(part.ran, program)
+        right, laid_at_all = shares(part.ran, places, modules_of(part), program.kernels)
+        assert passes == 1 and laid_at_all - right < 1e-3
+        found.append(right)
+    assert max(found) > 0.95
 
 
 def changed(path, change):
