@@ -168,5 +168,6 @@ def _draw(found: Sequence[Laid], files: dict[str, str | bytes]) -> None:
             axes.barh(heights, [1e3 * value for value in seconds], 0.25, **look)
         axes.set_yticks(range(len(labels)), labels)
         axes.invert_yaxis()
+        axes.set_xscale("log")
         axes.set_xlabel("milliseconds")
         axes.legend()
