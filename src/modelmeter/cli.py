@@ -214,6 +214,28 @@ def _on_devices(named: str, given: list[str], usage: str) -> None:
     print(DEVICE_PAGES[usage.rpartition(" ")[2]](named, given))
 
 
+def _profile(_: str, arguments: list[str], usage: str) -> int:
+    """A file and the model that it is of, which `model=` names."""
+    from modelmeter.settings import CHOICES, COUNTING, PROFILE, REQUEST
+
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        files = (
+            "FILE: Chrome JSON of torch.profiler (.json or .json.gz), SQLite or CSV (cuda_gpu_trace) of Nsight Systems"
+        )
+        keys = _keys((*CHOICES, *PROFILE, *REQUEST, *COUNTING), "page", "counting", "profile")
+        print("\n".join([f"usage: {usage} FILE model=MODEL [key=value ...]", "", files, *keys]))
+        return 0 if arguments else 2
+    from modelmeter.publish import profile_page
+
+    file, *given = arguments
+    models = [argument.partition("=")[2] for argument in given if argument.startswith("model=")]
+    if "=" in file or len(models) != 1:
+        raise InputError(f"give the trace first, then the model that it is of: {usage} FILE model=MODEL")
+    _require_pairs(given, usage)
+    print(profile_page(file, models[0], [a for a in given if not a.startswith("model=")]))
+    return 0
+
+
 def _compare_help(usage: str, named: str) -> list[str]:
     from modelmeter.publish import settings_of
     from modelmeter.settings import CHOICES
@@ -280,6 +302,7 @@ COMMANDS = {
                      _on_devices, "model", "model", _device_help),
     "time": Command("how long a request takes on devices: TTFT, TPOT, what binds, the dearest kernels",
                     _on_devices, "model", "model", _device_help),
+    "profile": Command("a trace of torch.profiler or Nsight Systems beside the prediction, kernel by kernel", _profile),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",

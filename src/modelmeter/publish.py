@@ -1,7 +1,7 @@
 """Sweeps, reports and pages from their configuration: models, devices, profiles and published figures put together.
 
 `sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
-`page_text`, `fits_page`, `split_page` and `time_page` are what the commands `cost`, `fits`, `split` and `time` print.
+`page_text`, `fits_page`, `split_page`, `time_page` and `profile_page` are what the commands of these names print.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modelmeter.errors import InputError
 from modelmeter.fits import Fits, request_of
 from modelmeter.folders import comment_of, commented_yaml, config_dir
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, REQUEST, SPLIT, TIME, Setting, checked, options_of
+from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, PROFILE, REQUEST, SPLIT, TIME, Setting, checked, options_of
 from modelmeter.splits import Split, split
 from modelmeter.sweep.registry import SWEEPS
 from modelmeter.sweep.table import Table
@@ -50,6 +50,21 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     values, model, work = _asked("time", name, overrides, TIME)
     host = Host.of(values["host"])
     return times_text([Times(model, work, device, host) for device in catalogue.load_devices(values["device"])])
+
+
+def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
+    """A profiler's record of a model beside its prediction; writes files where `out` says so. Raises InputError."""
+    from modelmeter.profiled.beside import laid
+    from modelmeter.profiled.read import read
+    from modelmeter.report import profiled
+    from modelmeter.times import Host, Times
+
+    values, model, work = _asked("profile", name, overrides, PROFILE)
+    recorded, [device] = read(file), catalogue.load_devices([values["device"]])
+    times = Times(model, work, device, Host.of(values["host"]))
+    found, told = laid(recorded, times, values["stage"])
+    written = profiled.written(found, values["out"]) if values["out"] else ""
+    return profiled.profile_text(found, times, recorded, told) + written
 
 
 def split_page(name: str, overrides: Sequence[str]) -> str:

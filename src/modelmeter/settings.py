@@ -238,6 +238,15 @@ TIME = (
 )
 """What a prediction of time takes."""
 
+PROFILE = (
+    Setting("device", _DEVICE, "of configs/device or a YAML file"),
+    Setting("stage", one_of(lambda: ("vision", "prefill", "decode")), "which one the trace is of: vision, prefill or "
+            "decode; null: as its annotated ranges are called", nullable=True),
+    *TIME[1:],
+    Setting("out", FOLDER, "a folder for profile.csv and a figure; null: none", nullable=True),
+)  # fmt: skip
+"""What a profile takes."""
+
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip
 PNG = Setting("png", FLAG, "and each figure as PNG")

@@ -21,7 +21,7 @@ from modelmeter.runtimes.passes import whole_stage
 from modelmeter.seconds.predict import Estimate
 from modelmeter.seconds.shapes import plain_seconds
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
-from modelmeter.sizes import maximum, minimum
+from modelmeter.sizes import Size, maximum, minimum
 from modelmeter.workload import Workload
 
 Timed = tuple[tuple[Kernel, Estimate], ...]
@@ -237,6 +237,15 @@ class Times:
         if any(np.ndim(size) for axis, size in sizes.items() if axis != step):
             raise InputError("kernels are told of one workload, not of arrays of them")
         return tuple(zip(self._kernels(name, self.work, sizes), self._timer(name).estimates(sizes), strict=True))
+
+    def ends(self, name: str) -> list[dict[str, Size]]:
+        """The sizes of a stage's kernels at its first and at its last step; one for a stage without steps."""
+        program, grows = self.model.program(name, self.work), self.model.stage(name).grows
+        sizes: dict[str, Size] = {a: size for a, size in self._sizes(name)[0].items() if a in program.kernel_names}
+        if self.model.stage(name).steps is None or grows not in sizes:
+            return [sizes]
+        steps = np.reshape(sizes[grows], -1).tolist()
+        return [sizes | {grows: int(step)} for step in dict.fromkeys((steps[0], steps[-1]))]
 
     def _kernels(self, name: str, work: Workload, sizes: Mapping[str, Any]) -> list[Kernel]:
         program = self.model.program(name, work)

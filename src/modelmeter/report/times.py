@@ -47,13 +47,14 @@ def times_text(found: Sequence[Times]) -> str:
 
 def _answer(found: Times) -> str:
     """TTFT, TPOT and the page, and what binds."""
-    figures = f"TTFT {_span(found.ttft)}, TPOT {_span(found.tpot)}, the request {_span(found.request)}"
+    figures = f"TTFT {spanned(found.ttft)}, TPOT {spanned(found.tpot)}, the request {spanned(found.request)}"
     binds = ", ".join(f"{name} {stage.binds}" for name, stage in found.stages.items())
-    images = f", images {_span(found.images)} of it" if found.images.seconds else ""
+    images = f", images {spanned(found.images)} of it" if found.images.seconds else ""
     return f"{found.model.name} on {found.on.title}, {found.work.execution}: {figures}{images}; {binds}"
 
 
-def _span(span: Span) -> str:
+def spanned(span: Span) -> str:
+    """Seconds and their interval."""
     return f"{duration(span.seconds)} ({duration(span.low)} to {duration(span.high)})"
 
 
