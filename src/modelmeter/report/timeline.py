@@ -81,9 +81,8 @@ def _panel(axes: Axes, found: Times, rows: Sequence[Part], end: float) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 1.22e3 * end)
     axes.grid(visible=False, axis="y")
-    told = {"TTFT": found.ttft, "TPOT": found.tpot, "request": found.request}
-    figures = ", ".join(f"{name} {span_text(span)}" for name, span in told.items())
-    title = f"{found.on.title} (datasheet: confidence {found.on.confidence})\n{figures}"
+    head = f"{found.on.title} (confidence {found.on.confidence}): the request {span_text(found.request)}"
+    title = f"{head}\nTTFT {span_text(found.ttft)}, TPOT {span_text(found.tpot)}"
     axes.set_title(title, fontsize=SMALL, loc="left")
 
 

@@ -14,7 +14,7 @@ from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.models.model import BaseModel
 from modelmeter.progress import watched
-from modelmeter.sweep.table import number
+from modelmeter.sweep.table import number, runtime_columns
 from modelmeter.workload import Workload
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def device_rows(
     needed, many = number(Fits(model, work, overhead).needed), f"devices, {work.execution}"
     return [
         {
-            "device": device.title, "name": device.name, "execution": work.execution,
+            "device": device.title, "name": device.name, **runtime_columns(work),
             "fits": needed <= device.memory_bytes, "needed_memory_bytes": needed,
             "memory_bytes": number(device.memory_bytes), "confidence": device.confidence,
             **_predicted(model, work, device, host),

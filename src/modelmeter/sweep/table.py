@@ -115,8 +115,8 @@ def table_of(
     columns, measures = own_of(settings.get("device", ()), rows)
     basis += "; predicted seconds: the point, and what nine of ten are expected between" if columns else ""
     fixed = {**(held or {}), "execution": kind}
-    timed = {row["execution"]: row["execution"] for row in rows if measures.keys() & row.keys()}
-    ran = fixed | {"execution": timed.get(kind, next(reversed(timed), kind))}  # a bound has no time
+    timed = [row["execution"] for row in rows if "execution" in row and measures.keys() & row.keys()]
+    ran = fixed | {"execution": timed[-1] if timed and kind not in timed else kind}  # a bound has no time
     charts = charts_of(name, fixed, points) + _timed(charts_of(name, ran, points, _TIMED), measures)
     return Table(name, title, basis, rows, dict(settings), charts, digest, kind, points, None, False, columns, measures)
 
