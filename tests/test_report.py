@@ -408,6 +408,8 @@ def swept_tables(model, *names, **options):
     found = {}
     for name in names or SWEEPS:
         settings = composed(name)
+        if settings["device"]:  # predicted for two, of which one lacks a figure, not for the whole catalogue
+            settings = settings | {"device": ["h100_sxm", "gaudi3"]}
         settings = settings | {key: value for key, value in options.items() if key in settings}
         found[name] = publish.sweep_tables(name, model, settings)
     return found
