@@ -354,7 +354,8 @@ def test_a_sweep_is_told_in_five_sentences_conclusions_first(model):
         told = [Language("en").finding(finding) for finding in answer(tables)]
         assert 0 < len(told) <= 5 and len(set(told)) == len(told)
         if name == "targets":
-            assert all("binds" in sentence or "is bound by" in sentence for sentence in told[:3])
+            assert told[0].startswith("TTFT of 1 s") and told[1].startswith("Most certain")
+            assert all("binds" in sentence or "is bound by" in sentence for sentence in told[2:])
 
 
 def test_a_stage_is_bound_by_memory_below_the_ridge(model):
@@ -408,6 +409,8 @@ def swept_tables(model, *names, **options):
     found = {}
     for name in names or SWEEPS:
         settings = composed(name)
+        if settings["device"]:  # predicted for two, of which one lacks a figure, not for the whole catalogue
+            settings = settings | {"device": ["h100_sxm", "gaudi3"]}
         settings = settings | {key: value for key, value in options.items() if key in settings}
         found[name] = publish.sweep_tables(name, model, settings)
     return found

@@ -86,16 +86,16 @@ def _require_pairs(arguments: Iterable[str], usage: str) -> None:
 
 
 def _sweep_help(usage: str, named: str) -> list[str]:
-    from modelmeter.settings import CHOICES, COUNTING, OUTPUT
+    from modelmeter.settings import CHOICES, COUNTING, OUTPUT, TIMING
 
     lines = [f"usage: {usage} NAME [key=value ...] [--multirun]", "", "sweeps:"]
     lines += [_line(name, comment_of(commented_yaml("sweep", name))[1]) for name in config_names("sweep")]
     if not named:
-        keys = _keys((*CHOICES, *COUNTING, *OUTPUT), "counting", "output")
+        keys = _keys((*CHOICES, *COUNTING, *TIMING, *OUTPUT), "counting", "timing", "output")
         return [*lines, *keys, "", f"{usage} NAME --help lists the keys of a sweep's own."]
     from modelmeter.publish import settings_of
 
-    return [*lines, *_keys((*CHOICES, *settings_of(named)), "page", "counting", "output", f"sweep/{named}")]
+    return [*lines, *_keys((*CHOICES, *settings_of(named)), "page", "counting", "output", "timing", f"sweep/{named}")]
 
 
 def _sweep(named: str, given: list[str], usage: str) -> None:
@@ -109,6 +109,7 @@ def _sweep(named: str, given: list[str], usage: str) -> None:
     fixed, declared = [f"sweep@_global_={named}"], publish.settings_of(named)
     folder = _folder(next((a.partition("=")[2].strip("'\"") for a in given if a.startswith("out=")), None))
     if not any(a.startswith("-") for a in given):
+        given = config.listed(given, "device", "devices")
         return job(config.compose("run_sweep", [*fixed, *given], declared), "", given)
     writable(folder)
     fixed.append("hydra.sweep.dir='{}'".format(str(folder / ".hydra").replace("'", "\\'")))  # its own files
@@ -126,9 +127,11 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     tables, drawn = publish.sweep_tables(name, model, settings), dict[str, str | bytes]()
     if settings["figures"]:
         from modelmeter.report.figures import figures
+        from modelmeter.report.ranked import ranked_figures
 
         for table in tables:
-            drawn |= figures(table, ("svg", "png") if settings["png"] else ("svg",))
+            formats = ("svg", "png") if settings["png"] else ("svg",)
+            drawn |= figures(table, formats) | ranked_figures(table, formats)
     contents = {file: text for table in tables for file, text in table_files(table, command, list(drawn)).items()}
     contents |= drawn
     folder = parent / name
@@ -136,7 +139,7 @@ def _run_sweep(name: str, settings: Mapping[str, Any], command: str, parent: Pat
     print("\n".join(map(ENGLISH.finding, answer(tables))) + "\n")
     own = any(settings.get(key) is not None for key in ("image", "image_size", "grid"))
     if tables[0].printed:
-        print(markdown_table(tables[0].shown) + "\n")
+        print(markdown_table(tables[0].shown, columns=tables[0].readable) + "\n")
     elif "image" in settings and own:
         work = config.build_workload(model, dict(settings) | {"runtime": tables[0].kind})
         print(publish.page_text(model, work) + "\n")
@@ -240,7 +243,7 @@ def _compare_help(usage: str, named: str) -> list[str]:
     from modelmeter.publish import settings_of
     from modelmeter.settings import CHOICES
 
-    files = "page", "counting", "output", "sweep/compare"
+    files = "page", "counting", "output", "timing", "sweep/compare"
     return _model_help(usage, *_keys((*CHOICES[1:], *settings_of("compare")), *files))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +18,20 @@ from modelmeter.errors import InputError
 from modelmeter.fits import Fits, request_of
 from modelmeter.folders import comment_of, commented_yaml, config_dir
 from modelmeter.models.model import BaseModel
-from modelmeter.settings import ALL, COUNTING, FITS, OUTPUT, PROFILE, REQUEST, SPLIT, TIME, Setting, checked, options_of
+from modelmeter.settings import (
+    ALL,
+    COUNTING,
+    FITS,
+    OUTPUT,
+    PROFILE,
+    REQUEST,
+    SPLIT,
+    TIME,
+    TIMING,
+    Setting,
+    checked,
+    options_of,
+)
 from modelmeter.splits import Split, split
 from modelmeter.sweep.registry import SWEEPS
 from modelmeter.sweep.table import Table
@@ -43,13 +57,23 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
 
 
 def time_page(name: str, overrides: Sequence[str]) -> str:
-    """What a request to a model takes on devices. Raises InputError."""
+    """What a request to a model takes on devices, and its timeline drawn where a folder is given. Raises InputError."""
+    from modelmeter.report.files import writable, write_all
     from modelmeter.report.times import times_text
-    from modelmeter.times import Host, Times
+    from modelmeter.timeline import timed
+    from modelmeter.times import Host
 
     values, model, work = _asked("time", name, overrides, TIME)
-    host = Host.of(values["host"])
-    return times_text([Times(model, work, device, host) for device in catalogue.load_devices(values["device"])])
+    host, folder = Host.of(values["host"]), values["out"]
+    found = [timed(model, work, device, host) for device in catalogue.load_devices(values["device"])]
+    if folder is None:
+        return times_text(found)
+    from modelmeter.report.timeline import timeline_figures
+
+    writable(Path(folder))
+    drawn = timeline_figures(found, ("svg", "png") if values["png"] else ("svg",))
+    write_all(Path(folder), drawn)
+    return f"{times_text(found)}\n\n{', '.join(drawn)}\nin {folder}"
 
 
 def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
@@ -106,7 +130,9 @@ DEVICE_PAGES = {"fits": fits_page, "split": split_page, "time": time_page}
 
 def settings_of(sweep: str) -> tuple[Setting, ...]:
     """The settings that a sweep takes: those that its module declares, and those of what is written."""
-    return (*SWEEPS[sweep].SETTINGS, *OUTPUT)
+    own: tuple[Setting, ...] = SWEEPS[sweep].SETTINGS
+    named = {setting.name for setting in own}
+    return (*own, *(setting for setting in TIMING if setting.name not in named), *OUTPUT)
 
 
 def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
@@ -117,10 +143,32 @@ def sweep_tables(name: str, model: BaseModel, settings: Mapping[str, Any]) -> li
         raise InputError(f"reference=true is not available for {name}; it is for {', '.join(comparable)}")
     further = (references().reference_counts,) if settings["reference"] else ()
     settings |= {key: catalogue.load(key, settings[key]) for key in catalogue.KINDS if key in settings}
+    settings = _with_clock(settings)
     if "compared" in settings:
         settings["compared"] = [config.load_model(other) for other in settings["compared"]]
     settings["published"] = catalogue.load_published(model.name).get(name)
     return list(SWEEPS[name].run(model, settings, *further))
+
+
+def _with_clock(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with devices and host as objects where seconds are predicted, else without these keys.
+
+    All devices are those of `devices`, where a sweep has such a key and it names others than it does by itself.
+    """
+    names, changed = settings.pop("device"), settings.pop("host")
+    if names is None:
+        return settings
+    from modelmeter.times import Host
+
+    named = settings.get("devices")
+    if ALL in names and named and [device.name for device in named] != catalogue.FEATURED:
+        devices = named
+    else:
+        devices = catalogue.load_devices(None if ALL in names else names)
+    known = config.read_yaml(config_dir() / "time.yaml")["host"]
+    host = Host.of(known | {key: value for key, value in changed.items() if value is not None})
+    overhead = config.read_yaml(config_dir() / "fits.yaml")["overhead"]
+    return settings | {"device": devices, "host": host, "overhead": overhead}
 
 
 def references() -> ModuleType:
@@ -165,7 +213,8 @@ def report_files(name: str, command: str, *, validation: bool = True, png: bool 
 
 def _run(sweep: str, model: BaseModel, page: Mapping[str, Any], *overrides: str) -> list[Table]:
     """The tables of a sweep for the report's page, which marks its grid where the sweep has grids."""
-    settings = config.compose("run_sweep", [f"sweep@_global_={sweep}", f"model={model.name}", *overrides])
+    counted = [f"sweep@_global_={sweep}", f"model={model.name}", "device=null"]  # reports hold no predicted times
+    settings = config.compose("run_sweep", [*counted, *overrides])
     return sweep_tables(sweep, model, settings | {key: value for key, value in page.items() if key in settings})
 
 

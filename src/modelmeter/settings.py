@@ -140,6 +140,7 @@ def _host(key: str, value: Any) -> Any:
 
 FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
 DEVICES = Kind(_parallel, lists=True)
+PNG = Setting("png", FLAG, "and each figure as PNG")
 WORD = Kind(lambda key, value: value, lambda: "words", str)
 """A name that the model knows."""
 IN_YAML = {"runtime": "runtimes", "device": "fits_on", "placement": "placed"}
@@ -214,6 +215,25 @@ FITS = (
 """What decides whether a request fits."""
 
 
+def _host_changes(key: str, value: Any) -> Any:
+    """What replaces some of the host's seconds; those that are null stay."""
+    given = value if isinstance(value, Mapping) else {"": value}
+    _host(key, {name: [0, 0, 0] if one is None else one for name, one in given.items()})
+    return value
+
+
+TIMED = Setting("device", _DEVICE, "predict seconds too, on these of configs/device or YAML files, several as A,B; "
+                "null: counts alone", several=True, nullable=True)  # fmt: skip
+ON_ALL = replace(FITS[0], help="devices whose seconds are predicted, of configs/device or YAML files, several as A,B; "
+                 "all: the whole catalogue; null: none", nullable=True)  # fmt: skip
+TIMING = (
+    TIMED,
+    Setting("host", Kind(_host_changes, lists=True),
+            "seconds of the host, each [low, point, high] or null: as configs/time.yaml has it; host.step=[0,0,0]"),
+)  # fmt: skip
+"""What the seconds of a sweep depend on."""
+
+
 def _devices(key: str, value: Any) -> list[str]:
     given = value if isinstance(value, list) and value else [value]
     return [_DEVICE.check(key, str(name)) for name in given]
@@ -235,6 +255,8 @@ SPLIT = (
 TIME = (
     Setting("device", _DEVICE, "of configs/device or YAML files, several as A,B", several=True),
     Setting("host", Kind(_host, lists=True), "seconds of the host, each [low, point, high]; host.step=[0,0,0]"),
+    Setting("out", FOLDER, "folder of the figure of the timeline; null: none is drawn", nullable=True),
+    PNG,
 )
 """What a prediction of time takes."""
 
@@ -249,7 +271,6 @@ PROFILE = (
 
 DEPTH = Setting("depth", one_of(lambda: ("1", "2", "3", "4")),
                 "1: components of each stage, 2: their layers, 3 and 4: what these are made of")  # fmt: skip
-PNG = Setting("png", FLAG, "and each figure as PNG")
 OUTPUT = (
     Setting("out", FOLDER, "folder of the results; null: reports/sweep/<timestamp>/<name>", nullable=True),
     Setting("figures", FLAG, "draw the SVG figures too"),

@@ -26,7 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from modelmeter.sweep.columns import COLUMNS, MEASURES, Measure, Row, grid_of, significant
+from modelmeter.sweep.columns import COLUMNS, Measure, Row, grid_of, significant
 from modelmeter.sweep.findings import grouped
 from modelmeter.sweep.table import Chart, Table
 
@@ -73,6 +73,16 @@ class _Line:
         found = [(row[self.x], self.measure.value(row), any(row.get(mark) for mark in _AWAY)) for row in self.rows]
         return sorted((x, y, away) for x, y, away in found if y is not None)
 
+    @cached_property
+    def spans(self) -> dict[Any, list[float]]:
+        """The ends of the interval at each x that has one."""
+        return {row[self.x]: ends for row in self.rows if (ends := self.measure.interval(row))}
+
+    @property
+    def reached(self) -> list[float]:
+        """What is drawn of it along the y axis."""
+        return [*(y for _, y, _ in self.points), *(end for ends in self.spans.values() for end in ends)]
+
     @property
     def label(self) -> str:
         joined = {c: list(dict.fromkeys(values[c] for values in self.same)) for c in self.same[0]}
@@ -91,12 +101,12 @@ def _words(values: Mapping[str, Any]) -> list[str]:
 def figures(table: Table, formats: Sequence[str] = ("svg",)) -> dict[str, str | bytes]:
     """Every figure of a table by file name: SVG as text, PNG as bytes."""
     drawn: dict[str, str | bytes] = {}
-    for chart in table.charts:
+    for chart in (chart for chart in table.charts if not chart.ranked):
         lines = _lines(table, chart)
         with picture(drawn, chart.name, formats, _title(table, chart)) as (figure, axes):
             width = (_bars if chart.bars else _curves)(axes, table, chart, lines)
             axes.set_xlabel(chart.axis or COLUMNS[chart.x].axis)
-            axes.set_ylabel(_label(chart))
+            axes.set_ylabel(_label(table, chart))
             if lines:
                 _legend(figure, axes, width)
     return drawn
@@ -110,9 +120,9 @@ def _title(table: Table, chart: Chart) -> str:
     return "\n".join(textwrap.fill(line, _LETTERS) for line in (table.title, ", ".join(held)))
 
 
-def _label(chart: Chart) -> str:
+def _label(table: Table, chart: Chart) -> str:
     """That of the y axis, in lines that fit; a unit in brackets is not torn apart."""
-    parts = (MEASURES[chart.measures[0]].label, "log scale" if "y" in chart.log else "", chart.note)
+    parts = (table.measures[chart.measures[0]].label, "log scale" if "y" in chart.log else "", chart.note)
     label = ", ".join(filter(None, parts))
     words, _, unit = label.partition(" (")
     return label if len(label) <= _HIGH else textwrap.fill(words, _HIGH) + (unit and f"\n({unit}")
@@ -147,7 +157,7 @@ def _lines(table: Table, chart: Chart) -> list[_Line]:
     groups = grouped(table.select(**chart.where), *chart.by)
     for index, (name, (values, rows)) in enumerate(product(chart.measures, groups)):
         shown = (f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-        line = _Line(rows, MEASURES[name], chart.x, look(index), (dict(zip(chart.by, shown, strict=True)),))
+        line = _Line(rows, table.measures[name], chart.x, look(index), (dict(zip(chart.by, shown, strict=True)),))
         key = (name, *line.points)
         if key in found:
             found[key] = replace(found[key], same=found[key].same + line.same)
@@ -160,7 +170,7 @@ def _curves(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> f
     """Curves over x; gives the width of the figure."""
     for line in lines:
         _curve(axes, line)
-    _scale(axes, chart, [y for line in lines for _, y, _ in line.points] or [0.0])
+    _scale(axes, chart, [y for line in lines for y in line.reached] or [0.0])
     if chart.measures[0] in ("flops_tflops", "tensor_tflops"):
         _reference(axes, table)
     if chart.x == "image_tokens" and lines:
@@ -217,6 +227,9 @@ def _curve(axes: Axes, line: _Line) -> None:
     for hollow, fill in enumerate(FILLS):
         chosen = [(x, y) for x, y, away in line.points[:: _step(len(line.points))] if away == hollow]
         axes.plot([x for x, _ in chosen], [y for _, y in chosen], linestyle="", fillstyle=fill, **looks)
+    if line.spans:
+        low, high = zip(*(line.spans[x] for x in sorted(line.spans)), strict=True)
+        axes.fill_between(sorted(line.spans), low, high, color=color, alpha=0.12, linewidth=0)
     axes.plot([], [], linestyle=style, linewidth=1, label=line.label, **looks)
 
 
@@ -264,7 +277,7 @@ def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> flo
     names = list(dict.fromkeys(row[chart.x] for line in lines for row in line.rows))
     heights = [{x: y for x, y, _ in line.points} for line in lines]
     if "y" in chart.log:
-        _log_scale(axes, [y for found in heights for y in found.values()])
+        _log_scale(axes, [y for line in lines for y in line.reached])
     tops = foot = np.full(len(names), axes.get_ylim()[0] if "y" in chart.log else 0.0)  # no bar leaves the picture
     beside, width = len(chart.measures) > 1, 0.8 / len(chart.measures)
     for index, (line, found) in enumerate(zip(lines, heights, strict=True)):
@@ -274,7 +287,11 @@ def _bars(axes: Axes, table: Table, chart: Chart, lines: Sequence[_Line]) -> flo
         axes.bar(places, values, width, below, label=line.label, **bar_look(index))
         tops = below + values
         for place in zip(places, tops, strict=True) if beside or line is lines[-1] else ():
-            _over(axes, significant(place[1]), place, 1.5, 90 if beside else 0)
+            top = max(place[1], *line.spans.get(names[round(place[0])], ()), 0)
+            _over(axes, significant(place[1]), (place[0], top), 1.5, 90 if beside else 0)
+        for at, name in zip(places, names, strict=True):
+            for low, high in [line.spans[name]] if name in line.spans else ():
+                axes.plot([at, at], [low, high], color="black", linewidth=0.8, marker="_", markersize=3)
     axes.margins(y=0.1)
     room = 62 // len(names)
     wrapped = (textwrap.fill(_parted(str(name), room), room, break_long_words=False) for name in names)

@@ -19,7 +19,7 @@ import modelmeter
 from modelmeter.errors import InputError
 from modelmeter.report.language import Language
 from modelmeter.report.tables import markdown, render
-from modelmeter.sweep.columns import COLUMNS, notes_of
+from modelmeter.sweep.columns import COLUMNS, Column, notes_of
 from modelmeter.sweep.registry import findings
 from modelmeter.sweep.table import Table
 
@@ -102,7 +102,7 @@ def table_files(table: Table, command: str, figures: Sequence[str] = ()) -> dict
         "basis": table.basis, "config": table.settings, "figures": list(figures),
     }  # fmt: skip
     told = {"table": table, "command": command, "version": version, "t": ENGLISH}
-    told |= {"findings": findings(table), "rows": markdown_table(table.shown)}
+    told |= {"findings": findings(table), "rows": markdown_table(table.shown, columns=table.readable)}
     rows = [json.dumps(row, default=_described) for row in table.rows]
     head = json.dumps(described, indent=1, default=_described).removesuffix("\n}")
     contents: dict[str, str | bytes] = {
@@ -127,11 +127,13 @@ def _described(value: Any) -> Any:
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else str(value)
 
 
-def markdown_table(rows: Sequence[Mapping[str, Any]], language: Language = ENGLISH) -> str:
+def markdown_table(
+    rows: Sequence[Mapping[str, Any]], language: Language = ENGLISH, columns: Mapping[str, Column] = COLUMNS
+) -> str:
     """Rows as a Markdown table: the declared columns that have a value, in their order; what is notable stands last."""
     filled = {c for row in rows for c, value in row.items() if value not in ("", 0) or c in ("crops", "grid_h")}
-    columns = [COLUMNS[c] for c in dict.fromkeys(c for row in rows for c in row) if c in COLUMNS and c in filled]
-    cells = [{c.heading or c.name: language.word(c.text(row)) for c in columns} for row in rows]
+    shown = [columns[c] for c in dict.fromkeys(c for row in rows for c in row) if c in columns and c in filled]
+    cells = [{c.heading or c.name: language.word(c.text(row)) for c in shown} for row in rows]
     notes = [", ".join(map(language.word, notes_of(row))) for row in rows]
     if any(notes):
         cells = [{**row, "": note} for row, note in zip(cells, notes, strict=True)]

@@ -15,7 +15,7 @@ from modelmeter.profiled.beside import Laid, Pair, by_component
 from modelmeter.profiled.recorded import Recorded
 from modelmeter.report.files import write_all
 from modelmeter.report.tables import align
-from modelmeter.report.times import duration, spanned
+from modelmeter.report.times import duration, span_text
 from modelmeter.times import Times
 
 MOST = 15
@@ -51,7 +51,7 @@ def _answer(one: Laid, times: Times) -> str:
     where = f"{times.model.name} on {times.on.title}, {times.work.execution}"
     return (
         f"{one.stage} of {where}: {duration(one.wall)} measured, busy {duration(one.busy)}; "
-        f"{spanned(one.predicted)} predicted, busy {spanned(one.time.device)}; "
+        f"{span_text(one.predicted)} predicted, busy {span_text(one.time.device)}; "
         f"least {duration(one.time.bound)}; {100 * one.matched:.1f} % of the busy time has a counterpart, "
         f"idle {100 * one.idle / max(one.wall, 1e-30):.1f} % of the whole; most to gain: {most}, {duration(gaps[most])}"
     )

@@ -18,7 +18,7 @@ from modelmeter.workload import Workload
 
 MOST = 5
 """Sentences that a reader gets before any table."""
-_CONCLUSIONS = ("bandwidth_bound", "binds")
+_CONCLUSIONS = ("answered", "answered_best", "bandwidth_bound", "binds")
 """Findings that are told first."""
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 _COLUMNS = {

@@ -8,7 +8,8 @@ import numpy as np
 
 from modelmeter.report.tables import align
 from modelmeter.seconds.predict import Estimate
-from modelmeter.times import Span, Times, binds, busy, mean
+from modelmeter.timeline import by_component, top
+from modelmeter.times import Span, Times, mean
 
 DEAREST = 10
 UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))
@@ -29,10 +30,6 @@ def times_text(found: Sequence[Times]) -> str:
     """The answer for each device, and the tables of the first."""
     one = found[0]
     work, model = one.work, one.model
-    image = work.image.describe() if work.image.views or not model.planner else "text alone, without an image"
-    request = (
-        f"{image}; {work.prompt_tokens:,} prompt tokens and an answer of {work.decode_steps:,}; batch {work.batch:,}"
-    )
     told = (
         "each figure: the point, and the interval that nine of ten are expected in; least: the datasheet at the least "
         "traffic of any fusion, a bound that nothing reaches"
@@ -41,20 +38,27 @@ def times_text(found: Sequence[Times]) -> str:
     own = [f"{one.on.title}, confidence {one.on.confidence}"] if len(found) > 1 else []
     derived = sorted({estimate.derived for stage in one.stages.values() for _, estimate in stage.kernels} - {""})
     left_out = "left out: reading and decoding image files, the network, other requests, a cache of prefixes"
-    head = [*map(_answer, found), "", request, model.basis(work), told, left_out]
+    head = [*map(_answer, found), "", request_line(one), model.basis(work), told, left_out]
     return "\n".join([*head, *derived, *own, *(part for table in tables for part in ("", table)), *model.notes])
+
+
+def request_line(found: Times) -> str:
+    """What is asked: image, prompt, answer, batch."""
+    work, model = found.work, found.model
+    image = work.image.describe() if work.image.views or not model.planner else "text alone, without an image"
+    return f"{image}; {work.prompt_tokens:,} prompt tokens and an answer of {work.decode_steps:,}; batch {work.batch:,}"
 
 
 def _answer(found: Times) -> str:
     """TTFT, TPOT and the page, and what binds."""
-    figures = f"TTFT {spanned(found.ttft)}, TPOT {spanned(found.tpot)}, the request {spanned(found.request)}"
+    figures = f"TTFT {span_text(found.ttft)}, TPOT {span_text(found.tpot)}, the request {span_text(found.request)}"
     binds = ", ".join(f"{name} {stage.binds}" for name, stage in found.stages.items())
-    images = f", images {spanned(found.images)} of it" if found.images.seconds else ""
+    images = f", images {span_text(found.images)} of it" if found.images.seconds else ""
     return f"{found.model.name} on {found.on.title}, {found.work.execution}: {figures}{images}; {binds}"
 
 
-def spanned(span: Span) -> str:
-    """Seconds and their interval."""
+def span_text(span: Span) -> str:
+    """The point, and the interval."""
     return f"{duration(span.seconds)} ({duration(span.low)} to {duration(span.high)})"
 
 
@@ -62,18 +66,8 @@ def _stages(found: Times) -> str:
     rows = [["stage", "seconds", "low", "high", "device busy", "host", "step", "least", "kernels", "binds"]]
     if found.images.seconds:
         ends = (found.images.seconds, found.images.low, found.images.high)
-        rows.append(
-            [
-                "images",
-                *(duration(end) for end in ends),
-                "-",
-                duration(found.images.seconds),
-                "-",
-                "-",
-                "-",
-                "host-bound",
-            ]
-        )
+        host = duration(found.images.seconds)
+        rows.append(["images", *map(duration, ends), "-", host, "-", "-", "-", "host-bound"])
     for name, stage in found.stages.items():
         span = stage.span
         parts = (span.seconds, span.low, span.high, stage.device.seconds, stage.launches.seconds, stage.step.seconds)
@@ -86,14 +80,9 @@ def _components(found: Times) -> str:
     """Where the device is busy, by component of each stage."""
     rows = [["component", "device busy", "% of the stage", "binds"]]
     for name, stage in found.stages.items():
-        parts: dict[str, list[int]] = {}
-        for index, (kernel, _) in enumerate(stage.kernels):
-            parts.setdefault(kernel.path.partition(".")[0] or name, []).append(index)
-        for part, indices in parts.items():
-            own = tuple(stage.kernels[i] for i in indices)
-            seconds = busy(own).seconds
-            share = seconds / max(stage.device.seconds, 1e-30)
-            rows.append([f"{name}: {part}", duration(seconds), f"{100 * share:.1f}", binds(own)])
+        for part, own in by_component(stage, top).items():
+            share = own.device.seconds / max(stage.device.seconds, 1e-30)
+            rows.append([f"{name}: {part or name}", duration(own.device.seconds), f"{100 * share:.1f}", own.binds])
     return align(rows)
 
 

@@ -23,7 +23,7 @@ class Column:
     """A column that a person reads: the value over `unit`, with so many significant `digits` (0: as it is).
 
     `heading` stands over it in Markdown ("": the name), `axis` is its label on an x axis, `curve` how a value reads in
-    a legend; `least` is the column of a range's other end.
+    a legend; `least` is the column of a range's other end, `ends` are those of the interval that a value lies in.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Column:
     axis: str = ""
     curve: str = ""
     least: str = ""
+    ends: Sequence[str] = ()
 
     def text(self, row: Row) -> str:
         """What a table says of it."""
@@ -43,14 +44,17 @@ class Column:
             return "yes" if value else "no"
         if not self.digits or value == "":
             return str(value)
-        ends = (row[name] for name in (self.least, self.name) if name)
+        if self.ends:
+            value, *ends = (significant(float(row[name]) / self.unit, self.digits) for name in (self.name, *self.ends))
+            return f"{value} ({' to '.join(ends)})"
+        ends = [row[name] for name in (self.least, self.name) if name]
         return " - ".join(dict.fromkeys(significant(float(end) / self.unit, self.digits) for end in ends))
 
 
 @dataclass(frozen=True)
 class Measure:
     """A quantity of a figure: the columns of `of` added up, over `unit`. `label` names it on an axis, `short` in a
-    legend; `points` are drawn without a line: published figures."""
+    legend; `points` are drawn without a line: published figures; `ends` are the columns of an interval's ends."""
 
     name: str
     label: str
@@ -58,6 +62,11 @@ class Measure:
     unit: float = 1
     short: str = ""
     points: bool = False
+    ends: Sequence[str] = ()
+
+    def interval(self, row: Row) -> list[float]:
+        """The ends of its interval in a row; none where it has none."""
+        return [row[column] / self.unit for column in self.ends if row.get(column, "") != ""]
 
     def value(self, row: Row) -> float | None:
         """Its number in a row, None where it has none."""

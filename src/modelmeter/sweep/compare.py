@@ -11,11 +11,13 @@ from modelmeter.errors import InputError
 from modelmeter.fits import request_of, rooms
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.precision import Precision
+from modelmeter.progress import watched
 from modelmeter.runtimes.runtime import Runtime
 from modelmeter.settings import COUNTING, PAGE, SWEPT, Kind, Setting, joined, options_of
 from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding
 from modelmeter.sweep.table import Table, number, table_of
+from modelmeter.sweep.timed import Clock, of_request
 from modelmeter.workload import Workload
 
 _FORMAT = Kind(
@@ -35,11 +37,13 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     others = Precision.of(settings["precision"])
     if others.weights != Precision().weights:
         raise InputError("give the formats of weights as weights=A,B; precision.weights is of one")
-    rows: list[Row] = []
-    for kind, weights in product(settings["runtime"], settings["weights"]):
+    rows, clock = list[Row](), Clock.of(settings)
+    pairs = list(product(settings["runtime"], settings["weights"]))
+    for kind, weights in watched(pairs, "combinations", len(pairs)):
         precision = replace(others, weights=weights)
         work = request_of(model, **options_of(settings, kind, *PAGE) | {"precision": precision})
-        rows.append({"combination": f"{kind} {weights}", "runtime": kind, "weights": str(weights)} | _row(model, work))
+        head = {"combination": f"{kind} {weights}", "runtime": kind, "weights": str(weights)}
+        rows.append(head | _row(model, work) | clock.columns(model, work, of_request))
     image = work.image.describe()
     title = f"{model.name}: {image}, {work.prompt_tokens} prompt tokens, {work.decode_steps} steps, batch {work.batch}"
     table = table_of("compare", title, work, rows, settings)

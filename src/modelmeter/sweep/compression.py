@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
+from modelmeter.progress import watched
 from modelmeter.settings import COUNTING, GRID, SIZES, SWEPT, WORD, Setting, joined, options_of, whole
 from modelmeter.sweep.columns import Row
 from modelmeter.sweep.findings import Finding, grouped, ranges, rows_of, span, spoken
 from modelmeter.sweep.pages import require_images
 from modelmeter.sweep.table import Table, number, runtime_columns, table_of
+from modelmeter.sweep.timed import Asked, Clock, of_request
 from modelmeter.workload import Workload
+
+if TYPE_CHECKING:
+    from modelmeter.times import Times
 
 SETTINGS = joined(
     Setting("text_tokens", whole(), "page lengths", several=True),
@@ -36,23 +41,33 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     """
     planner, lengths, given = require_images(model), settings["text_tokens"], settings["grid"]
     known = {(row["mode"], row["text_tokens"]): row for row in settings["published"] or ()}
-    rows: list[Row] = []
+    rows, clock = list[Row](), Clock.of(settings)
     for kind in settings["runtime"]:
         options = options_of(settings, kind, *SIZES)
         prompt = options.pop("prompt_tokens")
-        texts = {n: model.costs(model.text(n + prompt, **options)) for n in lengths}
+        pages = {n: model.text(n + prompt, **options) for n in lengths}
+        texts = {n: model.costs(page) for n, page in pages.items()}
+        spoken = {n: clock.columns(model, page, _as_text) for n, page in watched(pages.items(), "texts", len(pages))}
         for mode in _modes(planner, settings):
             grid = given if planner.has_crops(mode) else None
             page = model.workload(mode=mode, grid=grid, prompt_tokens=prompt, **options)
-            read = model.costs(page)
+            read, seconds = model.costs(page), clock.columns(model, page, _as_picture)
             for n in lengths:
                 beyond = model.is_beyond(prompt + max(n, page.image.tokens) + page.decode_steps)
                 marks = {"beyond_positions": beyond, "extrapolated": not page.image.produced}
-                rows.append(_head(page, n, known.get((mode, n))) | _saved(read, texts[n]) | marks)
+                rows.append(_head(page, n, known.get((mode, n))) | _saved(read, texts[n]) | seconds | spoken[n] | marks)
     size = f"{lengths[0]}" if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
     answer = f"{page.prompt_tokens} prompt tokens, {page.decode_steps} decode steps, batch {page.batch}"
     title = f"{model.name}: pages of {size} text tokens as pictures, {answer}"
     return [table_of("compression", title + (f", grid {given[0]}x{given[1]}" if given else ""), page, rows, settings)]
+
+
+def _as_picture(found: Times) -> Asked:
+    return {"request": of_request(found)["request"]}
+
+
+def _as_text(found: Times) -> Asked:
+    return {"text": of_request(found)["request"]}
 
 
 def _modes(planner: Planner, settings: Mapping[str, Any]) -> list[str]:

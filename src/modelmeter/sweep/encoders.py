@@ -8,18 +8,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelmeter.folders import config_names
 from modelmeter.models.model import BaseModel
 from modelmeter.models.planner import Planner
 from modelmeter.programs.cost import StageCost
+from modelmeter.progress import watched
 from modelmeter.settings import COUNTING, SIZES, SWEPT, Setting, joined, one_of, options_of, pair
 from modelmeter.sweep.columns import Row, significant
 from modelmeter.sweep.findings import Finding, grouped, rows_of, spoken
 from modelmeter.sweep.pages import require_images
 from modelmeter.sweep.table import Table, cost_columns, number, table_of
+from modelmeter.sweep.timed import Asked, Clock, of_request, of_stage
 from modelmeter.workload import ImagePlan, Workload
+
+if TYPE_CHECKING:
+    from modelmeter.times import Times
 
 SETTINGS = joined(
     Setting("compared", one_of(partial(config_names, "model")), "models beside the one that is judged", several=True),
@@ -37,12 +42,13 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     require_images(model)
     models = {one.name: one for one in (model, *settings["compared"])}
     plans = {name: [_plan(one, size) for size in settings["image_sizes"]] for name, one in models.items()}
-    rows: list[Row] = []
+    rows, clock = list[Row](), Clock.of(settings)
     for kind in settings["runtime"]:
         options = options_of(settings, kind, *SIZES)
-        for name, one in models.items():
+        for name, one in watched(models.items(), f"models, {kind}", len(models)):
             works = {plan: Workload(plan, **options) for plan in dict.fromkeys(plans[name])}
-            costs = {plan: _costs(one, work) | {"judged": one is model} for plan, work in works.items()}
+            costs = {plan: _costs(one, work) | {"judged": one is model} | clock.columns(one, work, _asked)
+                     for plan, work in works.items()}  # fmt: skip
             images = zip(settings["image_sizes"], plans[name], strict=True)
             rows += ({"model": name} | _image(*size) | costs[plan] for size, plan in images)
     work = next(reversed(works.values()))
@@ -72,6 +78,11 @@ def _is_view(planner: Planner, mode: str, size: tuple[int, int]) -> bool:
         return False
     views = planner.plan(mode, size, None).views
     return [(view.width, view.height) for view in views] == [size]
+
+
+def _asked(found: Times) -> Asked:
+    """Seconds of the encoder alone, and of the whole page."""
+    return of_stage("vision")(found) | {"request": of_request(found)["request"]}
 
 
 VERDICTS = ("holds", "partly", "fails")

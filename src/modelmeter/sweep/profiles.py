@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelmeter.errors import InputError, choose
 from modelmeter.models.model import BaseModel
+from modelmeter.progress import watched
 from modelmeter.settings import BATCH, COUNTING, IMAGE_SIZE, SWEPT, Setting, entry, joined, options_of
 from modelmeter.sizes import as_size
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.findings import Finding, grouped, rows_of, spoken
 from modelmeter.sweep.pages import page_columns, require_images
 from modelmeter.sweep.table import Table, cost_columns, table_of
+from modelmeter.sweep.timed import Asked, Clock, columns, of_request, of_stage
 from modelmeter.workload import Workload
+
+if TYPE_CHECKING:
+    from modelmeter.times import Times
 
 SETTINGS = joined(
     Setting("profiles", entry("profile"), "of configs/profile or YAML files; null: all of them", True, True),
@@ -63,17 +68,17 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
     `settings["profiles"]` are Profile objects.
     """
-    profiles, rows = settings["profiles"], list[Row]()
-    for profile in profiles:
+    profiles, rows, clock = settings["profiles"], list[Row](), Clock.of(settings)
+    for profile in watched(profiles, "documents", len(profiles)):
         for kind in settings["runtime"]:
             work = profile.workload(model, **options_of(settings, kind, BATCH))
-            rows += _rows(model, profile, work)
+            rows += _rows(model, profile, work, clock.times(model, work))
     several = f"{len(profiles)} documents, batch {work.batch}"
     title = f"{model.name}: {several if len(profiles) > 1 else profile.title}"
     return [table_of("profiles", title, work, rows, settings)]
 
 
-def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[Row]:
+def _rows(model: BaseModel, profile: Profile, work: Workload, timed: Sequence[Times]) -> Iterator[Row]:
     page, image = model.request(work), work.image
     stored = {key: getattr(page, key) for key in ("parameters", "weight_bytes", "kv_cache_bytes")}
     costs = model.costs(work) | {"page": page, "all pages": replace(page * profile.pages, **stored)}
@@ -82,7 +87,17 @@ def _rows(model: BaseModel, profile: Profile, work: Workload) -> Iterator[Row]:
     head |= {"decode_steps": work.decode_steps, "pages": profile.pages}
     for stage, cost in costs.items():
         beyond = stage != "vision" and model.is_beyond(work.context_tokens + work.decode_steps * (stage != "prefill"))
-        yield head | {"stage": stage} | cost_columns(work, cost) | {"beyond_positions": beyond}
+        seconds = columns((one, _asked(one, stage, profile.pages)) for one in timed)
+        yield head | {"stage": stage} | cost_columns(work, cost) | seconds | {"beyond_positions": beyond}
+
+
+def _asked(found: Times, stage: str, pages: int) -> Asked:
+    """Seconds of a stage; of a page from its image to its last token; of all pages, one after the other."""
+    if stage in found.stages:
+        return of_stage(stage)(found)
+    asked = of_request(found)
+    span, binds = asked["request"]
+    return {"stage": (span * float(pages), binds)} if stage == "all pages" else asked | {"stage": (span, binds)}
 
 
 def _findings(table: Table) -> Iterator[Finding]:

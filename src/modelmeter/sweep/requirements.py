@@ -39,9 +39,11 @@ MARKS = ("beyond_positions", "extrapolated", "marked")
 def budgeted(target: str, table: Table) -> Iterator[tuple[Row, float, dict[str, Any]]]:
     """Each whole of a sweep with each budget: its row, the seconds that its cost may take, the columns of its place."""
     left = (*COST_COLUMNS, "component", *MARKS)
+    timed = tuple(f"{device.name}_" for device in table.settings.get("device", ()))
     for budget in table.settings[target]:
         for row in table.select(component=TOTAL):
-            place = {k: v for k, v in row.items() if k not in left and not k.endswith("_per_token")}
+            others = (k for k in row if k not in left and not k.endswith("_per_token") and not k.startswith(timed))
+            place = {k: row[k] for k in others}
             seconds = budget * (row["decode_steps"] if target == "tpot" else 1)
             yield row, seconds, {"target": target.upper(), "budget_s": budget} | place
 

@@ -11,11 +11,13 @@ from typing import Any
 from modelmeter.errors import InputError
 from modelmeter.layers.attention import heads_of, with_heads
 from modelmeter.models.model import BaseModel
+from modelmeter.progress import watched
 from modelmeter.settings import COUNTING, SWEPT, Setting, joined, options_of, pair, whole
 from modelmeter.sweep.columns import Row, flops_of, significant
 from modelmeter.sweep.e2e_decode import PER_TOKEN, per_token
 from modelmeter.sweep.findings import Finding, ranges, rows_of, spoken, trends
 from modelmeter.sweep.table import Table, cost_columns, table_of
+from modelmeter.sweep.timed import Clock, columns, of_stage
 
 SETTINGS = joined(
     Setting("prefill_tokens", whole(), "beyond the model's positions is allowed and marked", several=True),
@@ -41,16 +43,19 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
     if count > MOST_POINTS:
         raise InputError(f"prefill_tokens, decode_tokens, batch and heads make {count} points; at most {MOST_POINTS}")
     models = [(heads, _with_heads(model, heads) if settings["heads"] else model) for heads in pairs]
-    rows: list[Row] = []
+    rows, clock = list[Row](), Clock.of(settings)
     for kind in settings["runtime"]:
         options = options_of(settings, kind)
-        for (heads, changed), batch, steps, prefill in product(models, *lists):
+        for (heads, changed), batch, steps, prefill in watched(product(models, *lists), f"points, {kind}", count):
             work = changed.text(prefill, batch=batch, decode_steps=steps, **options)
             point = dict(zip(SIZES, (prefill, steps, batch, *heads), strict=True))
+            timed = clock.times(changed, work)
             for stage, reach in (("prefill", prefill), ("decode", prefill + steps)):
                 costs = cost_columns(work, changed.cost(stage, work))
                 means = per_token(work, costs) if stage == "decode" else dict.fromkeys(PER_TOKEN, "")
-                rows.append(point | {"stage": stage} | costs | means | {"beyond_positions": model.is_beyond(reach)})
+                seconds = columns((one, of_stage(stage)(one)) for one in timed)
+                beyond = {"beyond_positions": model.is_beyond(reach)}
+                rows.append(point | {"stage": stage} | costs | means | seconds | beyond)
     title = f"{model.name}: the decoder alone, {count} combinations of lengths, batch and heads"
     table = table_of("sequence", title, work, rows, settings, rows[0])
     return [replace(table, digest=rows_of(table, decode_steps=rows[0]["decode_steps"]))]

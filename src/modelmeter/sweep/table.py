@@ -12,7 +12,8 @@ from typing import Any
 from modelmeter.models.planner import Points
 from modelmeter.programs.cost import StageCost
 from modelmeter.sizes import whole
-from modelmeter.sweep.columns import TEXTS, Row
+from modelmeter.sweep.columns import COLUMNS, MEASURES, TEXTS, Column, Measure, Row
+from modelmeter.sweep.timed import own_of
 from modelmeter.workload import Workload
 
 TOTAL = "total"
@@ -29,6 +30,7 @@ class Chart:
 
     `log` names the logarithmic axes ("", "y", "xy"). `bars` stacks the values of `by` above each value of `x` instead.
     `note` is added to the label of the y axis; `axis` is that of the x axis where the column's own does not do.
+    One that is `ranked` has a bar a row instead, the shortest above, with lines at what the column `limit` has.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Chart:
     bars: bool = False
     note: str = ""
     axis: str = ""
+    ranked: bool = False
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Table:
 
     `digest` are the rows that a person reads (None: all of them), `kind` the execution that is spoken of where there
     are several, `points` what a planner offered to sweep over. `headline` is a finding about the user's own page that
-    a report begins with. One that is `printed` is so short that the terminal shows it.
+    a report begins with. One that is `printed` is so short that the terminal shows it. `own_columns` and `own_measures`
+    are those that no YAML declares, as their names depend on the settings.
     """
 
     name: str
@@ -62,6 +67,18 @@ class Table:
     points: Points | None = None
     headline: tuple[str, dict[str, Any]] | None = None
     printed: bool = False
+    own_columns: Mapping[str, Column] = field(default_factory=dict)
+    own_measures: Mapping[str, Measure] = field(default_factory=dict)
+
+    @property
+    def readable(self) -> Mapping[str, Column]:
+        """The columns that a person reads, by name."""
+        return {**COLUMNS, **self.own_columns}
+
+    @property
+    def measures(self) -> Mapping[str, Measure]:
+        """The quantities that its charts may draw, by name."""
+        return {**MEASURES, **self.own_measures}
 
     @property
     def shown(self) -> Sequence[Row]:
@@ -95,17 +112,35 @@ def table_of(
     """
     kinds: list[str] = settings["runtime"]
     basis, kind = work.basis.partition(", ")[2], "flash" if "flash" in kinds else kinds[-1]
-    charts = charts_of(name, {**(held or {}), "execution": kind}, points)
-    return Table(name, title, basis, rows, dict(settings), charts, digest, kind, points)
+    columns, measures = own_of(settings.get("device", ()), rows)
+    basis += "; predicted seconds: the point, and what nine of ten are expected between" if columns else ""
+    fixed = {**(held or {}), "execution": kind}
+    timed = [row["execution"] for row in rows if "execution" in row and measures.keys() & row.keys()]
+    ran = fixed | {"execution": timed[-1] if timed and kind not in timed else kind}  # a bound has no time
+    charts = charts_of(name, fixed, points) + _timed(charts_of(name, ran, points, _TIMED), measures)
+    return Table(name, title, basis, rows, dict(settings), charts, digest, kind, points, None, False, columns, measures)
 
 
-_CHARTS: dict[str, Any] = {table: charts for text in TEXTS for table, charts in text.get("charts", {}).items()}
+def _timed(charts: Sequence[Chart], measures: Mapping[str, Measure]) -> list[Chart]:
+    """Charts of predicted seconds: each measure is one a device that has it."""
+    found: list[Chart] = []
+    for chart in charts:
+        names = tuple(name for what in chart.measures for name in measures if name.endswith(f"_{what}"))
+        found += [replace(chart, measures=names)] * bool(names)
+    return found
 
 
-def charts_of(table: str, held: Row, points: Points | None = None) -> list[Chart]:
+_CHARTS, _TIMED = (
+    {table: charts for text in TEXTS for table, charts in text.get(part, {}).items()} for part in ("charts", "timed")
+)
+
+
+def charts_of(
+    table: str, held: Row, points: Points | None = None, declared_in: Mapping[str, Any] = _CHARTS
+) -> list[Chart]:
     """The charts that YAML declares of a table; a column that `where` has without a value is `held` at its own."""
     axis = points.axis if points else ""
-    charts = [Chart(name, axis=axis, **_tupled(declared)) for name, declared in _CHARTS.get(table, {}).items()]
+    charts = [Chart(name, axis=axis, **_tupled(declared)) for name, declared in declared_in.get(table, {}).items()]
     given = ({key: held[key] if value is None else value for key, value in chart.where.items()} for chart in charts)
     return [replace(chart, where=where) for chart, where in zip(charts, given, strict=True)]
 

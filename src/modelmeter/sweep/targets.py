@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
@@ -10,15 +11,19 @@ from typing import Any
 from modelmeter.device import RESOURCES, Device
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.cost import StageCost
-from modelmeter.settings import Setting, entry, joined
+from modelmeter.settings import ON_ALL, SIZES, Setting, entry, joined, options_of
 from modelmeter.sweep import e2e_decode, e2e_vision_prefill
+from modelmeter.sweep.answers import VERDICTS, answered, device_rows
 from modelmeter.sweep.columns import Row, significant
-from modelmeter.sweep.findings import Finding, grouped, span
+from modelmeter.sweep.devices import asked_of
+from modelmeter.sweep.findings import Finding, grouped, rows_of, span
+from modelmeter.sweep.pages import largest_page
 from modelmeter.sweep.requirements import MARKS, budgeted
-from modelmeter.sweep.table import TOTAL, Table, charts_of
+from modelmeter.sweep.table import TOTAL, Table, charts_of, table_of
+from modelmeter.workload import Workload
 
 SETTINGS = joined(
-    *e2e_vision_prefill.SETTINGS, *e2e_decode.SETTINGS,
+    ON_ALL, *e2e_vision_prefill.SETTINGS, *e2e_decode.SETTINGS,
     Setting("devices", entry("device"), "of configs/device or YAML files; null: all of them", True, True),
 )  # fmt: skip
 SHARES = ("tensor_core_share", "cuda_core_share", "memory_bandwidth_share")
@@ -27,12 +32,34 @@ _WORK = ("tensor_core_flops", "cuda_core_flops", "weight_io_bytes", "activation_
 
 
 def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
-    """The rates by target and budget, then the shares of each device's peaks that they take.
+    """Which devices meet the targets, where there are some to predict; the rates by target and budget; the shares of
+    each device's peaks that they take.
 
-    `settings["devices"]` are Device objects. Raises InputError for budgets that are none.
+    `settings["devices"]` and `settings["device"]` are Device objects. Raises InputError for budgets that are none.
     """
-    (first, by_ttft), (steps, by_tpot) = (sweep.run(model, settings) for sweep in (e2e_vision_prefill, e2e_decode))
-    return [by_ttft, by_tpot, device_table(settings["devices"], first, steps)]
+    counted = {key: value for key, value in settings.items() if key not in ("device", "host", "overhead")}
+    (first, by_ttft), (steps, by_tpot) = (sweep.run(model, counted) for sweep in (e2e_vision_prefill, e2e_decode))
+    answer = [answer_table(model, settings)] if settings.get("device") else []
+    return [*answer, by_ttft, by_tpot, device_table(settings["devices"], first, steps)]
+
+
+def answer_table(model: BaseModel, settings: Mapping[str, Any]) -> Table:
+    """Each device against each pair of targets at the user's page, or else at the largest: predicted, ranked."""
+    from modelmeter.timeline import is_bound  # with NumPy, which no help needs
+
+    image, rows = largest_page(model, settings), list[Row]()
+    for kind in settings["runtime"]:
+        work = Workload(image, **options_of(settings, kind, *SIZES))
+        if not is_bound(work.runtime) or len(settings["runtime"]) == 1:
+            found = device_rows(model, work, settings["device"], settings["host"], settings["overhead"])
+            rows += answered(found, settings["ttft"], settings["tpot"])
+    title = f"{model.name}: which of {len(settings['device'])} devices meet the targets; {asked_of(work)}"
+    return replace(table_of("device_answers", title, work, rows, _of_runs(settings, rows)), printed=True)
+
+
+def _of_runs(settings: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """Settings with the runtimes that rows have."""
+    return dict(settings) | {"runtime": list(dict.fromkeys(row["execution"] for row in rows))}
 
 
 def device_table(devices: Sequence[Device], first: Table, steps: Table) -> Table:
@@ -134,4 +161,18 @@ def _span(rows: Sequence[Row], name: str, unit: float = 1.0) -> tuple[str, str]:
     return span([row[f"{end}_{name}"] for row in rows for end in ("least", "largest")], unit)
 
 
-FINDINGS = {"device_shares": _findings}
+def _answers(table: Table) -> Iterator[Finding]:
+    """For each pair of targets how many devices meet them, which ones most certainly."""
+    for (ttft, tpot), rows in grouped(rows_of(table), "ttft_target_s", "tpot_target_s"):
+        words = Counter(row["meets"] for row in rows)
+        told = {"ttft": f"{ttft:g}", "tpot": f"{tpot:g}", "kind": table.kind, "devices": len(rows)}
+        yield "answered", told | {word: words[word] for word in VERDICTS}
+        best = [row for row in rows if row["meets"] in VERDICTS[:2]][:3]
+        if best:
+            named = [f"{row['device']} ({row['meets']}, {significant(row['margin'])} times)" for row in best]
+            yield "answered_best", {"ttft": f"{ttft:g}", "tpot": f"{tpot:g}", "named": ", ".join(named)}
+    for note in dict.fromkeys(row["note"] for row in rows_of(table) if row["note"]):
+        yield "devices_note", {"note": note}
+
+
+FINDINGS = {"device_shares": _findings, "device_answers": _answers}

@@ -11,6 +11,7 @@ from modelmeter.sweep.findings import Finding, execution, over_grids, ranges, ro
 from modelmeter.sweep.pages import SETTINGS as SETTINGS
 from modelmeter.sweep.pages import require_images, run_pages
 from modelmeter.sweep.table import Table, cost_columns
+from modelmeter.sweep.timed import Clock, of_stage
 
 COMPARABLE = True
 
@@ -18,7 +19,8 @@ COMPARABLE = True
 def run(model: BaseModel, settings: Mapping[str, Any], reference: Any = None) -> list[Table]:
     """The Table of the sweep; see `run_pages`."""
     require_images(model)
-    rows = lambda work: [cost_columns(work, model.cost("vision", work))]
+    clock, stage = Clock.of(settings), of_stage("vision")
+    rows = lambda work: [cost_columns(work, model.cost("vision", work)) | clock.columns(model, work, stage)]
     return [run_pages("vision_crops", model, settings, lambda work: "vision stage", rows, reference)]
 
 
