@@ -214,6 +214,39 @@ def _on_devices(named: str, given: list[str], usage: str) -> None:
     print(DEVICE_PAGES[usage.rpartition(" ")[2]](named, given))
 
 
+def _plan_help(usage: str, named: str) -> list[str]:
+    from modelmeter.settings import CHOICES, COUNTING, PLAN, REQUEST, joined
+
+    command = f"{usage} MODEL [key=value ...] [--multirun]"
+    keys = _keys((*CHOICES[1:], *joined(*PLAN, *REQUEST, *COUNTING)), "page", "counting", "plan")
+    models, devices = (f"{group}s: {', '.join(config_names(group))}" for group in ("model", "device"))
+    return [f"usage: {command}", "", models, *keys, "", devices]
+
+
+def _plan(named: str, given: list[str], usage: str) -> int:
+    from modelmeter import config, publish
+    from modelmeter.planned import KEYS
+    from modelmeter.report.files import write_all
+
+    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
+        text, table, met = publish.plan_page(settings, lambda text: print(text, file=sys.stderr, flush=True))
+        out, command = settings["out"] or ("reports/plan" if number else None), " ".join([usage, named, *overrides])
+        print(text)
+        if out:
+            write_all(Path(out) / number, {"plan.txt": f"{command}\n\n{text}\n", "plans.csv": table})
+            print(f"in {Path(out) / number}")
+        status.append(0 if met else 1)
+
+    status: list[int] = []
+    _require_model(named, given, usage)
+    fixed, given = config.with_files([f"model={named}"]), config.listed(given, "devices")
+    if not any(argument.startswith("-") for argument in given):
+        job(config.compose("plan", [*fixed, *given], KEYS), "", given)
+    else:
+        config.hydra_main("plan", given, fixed, job, KEYS)
+    return max(status, default=0)
+
+
 def _compare_help(usage: str, named: str) -> list[str]:
     from modelmeter.publish import settings_of
     from modelmeter.settings import CHOICES
@@ -280,6 +313,8 @@ COMMANDS = {
                      _on_devices, "model", "model", _device_help),
     "time": Command("how long a request takes on devices: TTFT, TPOT, what binds, the dearest kernels",
                     _on_devices, "model", "model", _device_help),
+    "plan": Command("which devices, how many, in which form and batch bear a load, and what that costs",
+                    _plan, "model", "model", _plan_help),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",
