@@ -52,7 +52,9 @@ def planned(settings: Mapping[str, Any], told: Callable[[str], None] = lambda te
         search = replace(search, apart=("together",))  # stations apart are counted for a load
     found = search.run(devices)
     if not found.offers and not found.missed:
-        raise InputError("; ".join(dict.fromkeys(one.reason for one in found.refused)))
+        first, *others = found.refused
+        more = f"; {len(others)} more reasons: {', '.join(one.what for one in others)}" if others else ""
+        raise InputError(f"nothing can be planned: {first.reason}{more}")
     return Planned(search, found, devices, values)
 
 

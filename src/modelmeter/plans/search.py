@@ -147,7 +147,7 @@ class Search:
             choices = sorted(self._choices(device, spreads, refused), key=lambda one: one.bound)
             own = list(self._looked_at(choices))
             offers, pruned = offers + own, pruned + len(choices) - len(own)
-        good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, one.choice.limit))
+        good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, round(one.load, 2)))
         return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), pruned)
 
     def _spreads(self, refused: list[Refused]) -> Iterator[Spread]:
@@ -230,7 +230,7 @@ class Search:
         if self.rate is not None:
             found = planned(choice.candidate, choice.limit, requests, self.rate, targets)
             if self.count is not None and found.devices > self.count:
-                told = f"it takes {found.devices} devices, and count is {self.count}"
+                told = f"it takes {found.devices} devices, and count is {self.count}: raise it, or ask for less"
                 return replace(found, replicas=0, served=None, reason=told)
             return found
         replicas = 1 if self.count is None else self.count // choice.form.devices

@@ -140,7 +140,7 @@ def _unmet(search: Search, found: Found) -> str:
     ways = [f"{name[:-2]}={getattr(search.targets, name) * share * 1.05:.3g}" for name, share in over.items()]
     return (
         f"nothing here bears {asked}; the nearest is {_named(one)}, which even with nobody else there misses {by}; "
-        f"what would help: {' '.join(ways)}, a faster device or a wider form (forms=[tp4])"
+        f"what would help: {' '.join(ways)}, a faster device or a wider form"
     )
 
 
