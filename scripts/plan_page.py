@@ -2,7 +2,8 @@
 
     python scripts/plan_page.py
 
-Claims are those of configs/published/deepseek_ocr/service.csv; each condition is solved for with all others as they are.
+Claims are those of configs/published/deepseek_ocr/service.csv; each condition is solved for
+with all others as they are.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from modelmeter.catalogue import load_devices, load_profiles, published_table
 from modelmeter.config import read_yaml
 from modelmeter.folders import config_dir
 from modelmeter.plans.conditions import (
-    Case, Met, at_least, at_most, host_times_at_most, modes, pages_met, tokens_met,
+    Case,
+    Met,
+    at_least,
+    at_most,
+    host_times_at_most,
+    modes,
+    pages_met,
+    tokens_met,
 )  # fmt: skip
 from modelmeter.report.tables import markdown
 from modelmeter.times import Host, Span
@@ -47,7 +55,9 @@ def predicted(of: Case) -> str:
     """Pages a day and tokens a second by mode and runtime."""
     rows = []
     cases = [(f"{one.mode}, {RUNTIMES['vllm']}", one) for one in modes(of)]
-    cases += [(f"default (gundam), {told}", replace(of, runtime=name)) for name, told in RUNTIMES.items() if name != "vllm"]
+    cases += [
+        (f"default (gundam), {told}", replace(of, runtime=name)) for name, told in RUNTIMES.items() if name != "vllm"
+    ]
     for told, one in cases:
         pages, tokens = one.pages_per_day, one.tokens_per_s(100)
         rows.append(

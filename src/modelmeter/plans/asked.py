@@ -127,5 +127,7 @@ def _different(works: Sequence[Workload]) -> tuple[Workload, ...]:
     """Some of the workloads, no two with as many image tokens, from the fewest to the most; none of text."""
     found = {float(work.image.tokens): work for work in works if work.image.views}
     tokens = sorted(found)
-    some = np.unique(np.linspace(0, len(tokens) - 1, IMAGES).round().astype(int)) if tokens else []
-    return tuple(found[tokens[i]] for i in some) or tuple(works[:1])
+    if not tokens:
+        return tuple(works[:1])
+    some = np.unique(np.linspace(0, len(tokens) - 1, IMAGES).round().astype(int))
+    return tuple(found[tokens[i]] for i in some)

@@ -43,7 +43,11 @@ class Case:
 
     @cached_property
     def _engines(self) -> tuple[Asked, dict[str, Any]]:
-        options = {"prompt_tokens": self.prompt_tokens, "decode_steps": self.output_tokens, "runtime": self.runtime}
+        options: dict[str, Any] = {
+            "prompt_tokens": self.prompt_tokens,
+            "decode_steps": self.output_tokens,
+            "runtime": self.runtime,
+        }
         work = self.model.workload(image_size=self.image_size, mode=self.mode, **options)
         asked = Asked.of_pages(self.model, [Page(work)])
         return asked, Spread(asked, Form(), self.host, self.batched).ends(self.device)
@@ -88,15 +92,20 @@ def tokens_met(tokens_per_s: float, users: int, end: str = "seconds") -> Met:
     return lambda case: bool(getattr(case.tokens_per_s(users), end) >= tokens_per_s)
 
 
+def _with(case: Case, key: str, value: Any) -> Case:
+    changed: dict[str, Any] = {key: value}
+    return replace(case, **changed)
+
+
 def at_most(case: Case, key: str, met: Met) -> int | None:
     """The largest whole number of a field with which a case meets a figure; 0 if none does, None if all do."""
-    found = largest(lambda value: value <= MOST and met(replace(case, **{key: value})), 1)
+    found = largest(lambda value: value <= MOST and met(_with(case, key, value)), 1)
     return None if found is None or found >= MOST else found
 
 
 def at_least(case: Case, key: str, met: Met) -> int | None:
     """The least whole number of a field with which a case meets a figure; None if none does."""
-    found = largest(lambda value: value <= MOST and not met(replace(case, **{key: value})), 1)
+    found = largest(lambda value: value <= MOST and not met(_with(case, key, value)), 1)
     return None if found is None or found >= MOST else found + 1
 
 

@@ -1,7 +1,7 @@
 """The search: devices, forms, stations and limits of batches, each with the fewest devices that bear the load.
 
-What a choice bears at most is asked first: one that by this alone is dearer than the best plan of its device is not
-looked at further.
+What a choice bears at most is asked first, with the largest limit: one that by this alone is dearer than the best plan
+of its device is not looked at further, nor are smaller limits, which bear no more.
 """
 
 from __future__ import annotations
@@ -140,21 +140,22 @@ class Search:
         """All choices, planned or refused."""
         begun, refused = time.monotonic(), list[Refused]()
         spreads = list(self._spreads(refused))
-        offers, pruned = list[Offer](), 0
+        offers, tried = list[Offer](), 0
         for number, device in enumerate(devices):
             if number and time.monotonic() - begun > QUIET:
                 self.told(f"{number} of {len(devices)} devices planned")
-            choices = sorted(self._choices(device, spreads, refused), key=lambda one: one.bound)
-            own = list(self._looked_at(choices))
-            offers, pruned = offers + own, pruned + len(choices) - len(own)
+            families = list(self._families(device, spreads, refused))
+            tried += len(families) * len(self.limits)
+            offers += self._looked_at(sorted(families, key=lambda one: one.bound), refused)
         good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, round(one.load, 2)))
-        return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), pruned)
+        return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), tried - len(offers))
 
     def _spreads(self, refused: list[Refused]) -> Iterator[Spread]:
+        known: dict[Any, Any] = {}
         for text in self.forms:
             form = Form.of(text)
             for batched in self.batched:
-                spread = Spread(self.asked, form, self.host, batched)
+                spread = Spread(self.asked, form, self.host, batched, known)
                 try:
                     _ = spread.kernels, spread.rooms
                 except InputError as error:
@@ -162,7 +163,8 @@ class Search:
                     break
                 yield spread
 
-    def _choices(self, device: Device, spreads: Sequence[Spread], refused: list[Refused]) -> Iterator[Choice]:
+    def _families(self, device: Device, spreads: Sequence[Spread], refused: list[Refused]) -> Iterator[Choice]:
+        """Each form with its stations, with the largest limit: smaller ones bear no more."""
         for spread in spreads:
             try:
                 ends = spread.ends(device)
@@ -170,28 +172,31 @@ class Search:
                 refused.append(Refused(f"{device.name} {spread.form}", str(error)))
                 continue
             for apart in self.apart:
-                for limit in self.limits:
-                    try:
-                        yield self._choice(device, spread, ends, apart, limit)
-                    except InputError as error:
-                        refused.append(Refused(f"{device.name} {spread.form} {apart} {limit}", str(error)))
+                try:
+                    yield self._choice(device, spread, ends, apart, max(self.limits))
+                except InputError as error:
+                    refused.append(Refused(f"{device.name} {spread.form} {apart} {max(self.limits)}", str(error)))
 
     def _choice(self, device: Device, spread: Spread, ends: Mapping[str, Engine], apart: str, limit: int) -> Choice:
         engine = replace(ends["point"], max_num_seqs=limit, host_threads=self.host_threads)
         stations = self._stations(apart, device, spread)
         service = Service(engine, devices_a_replica=spread.form.devices, apart=stations)
         price = None if self.prices is None else self.prices.get(device.name)
-        candidate = Candidate(device.name, str(spread.form), service, price)
-        answer, fill = answer_of(candidate, limit, self.asked.requests), spread.fill_s(ends["point"])
+        candidate, fill = Candidate(device.name, str(spread.form), service, price), spread.fill_s(ends["point"])
+        bound = self._bound(candidate, limit)
+        return Choice(device, spread.form, apart, spread.max_batched_tokens, limit, candidate, ends, fill, bound)
+
+    def _bound(self, candidate: Candidate, limit: int) -> float:
+        """Devices that the load takes at least, or their money; without a load, for a page a second."""
+        answer, service = answer_of(candidate, limit, self.asked.requests), candidate.service
         if self.rate is None:
             least = service.devices / (answer.greatest * self._pages)
-        elif stations:
+        elif service.apart:
             most = {name: answer.most[name] for name in ("vision", "prefill", "decode") if name in answer.most}
-            least = sum(self.rate // each + 1 for each in most.values()) * spread.form.devices
+            least = sum(self.rate // each + 1 for each in most.values()) * service.devices_a_replica
         else:
-            least = (self.rate // answer.greatest + 1) * spread.form.devices
-        bound = least * (price or 1.0)
-        return Choice(device, spread.form, apart, spread.max_batched_tokens, limit, candidate, ends, fill, bound)
+            least = (self.rate // answer.greatest + 1) * service.devices_a_replica
+        return least * (candidate.price_an_hour or 1.0)
 
     def _stations(self, apart: str, device: Device, spread: Spread) -> Apart | None:
         """One device of each station, and the links between them. Raises InputError where there is none to count."""
@@ -210,16 +215,23 @@ class Search:
         """Pages a request."""
         return float(self.asked.requests.pages.mean())
 
-    def _looked_at(self, choices: Sequence[Choice]) -> Iterator[Offer]:
+    def _looked_at(self, families: Sequence[Choice], refused: list[Refused]) -> Iterator[Offer]:
         """The choices of one device, by their bound, as long as they may be better than the best."""
         best, good = float("inf"), 0
-        for choice in choices:
-            if good >= LOOKED_AT and choice.bound > best:
-                return
-            plan = self.plan(choice)
-            offer = Offer(choice, plan, self._value(plan), self)
-            best, good = min(best, offer.value), good + bool(plan.devices)
-            yield offer
+        for family in families:
+            for limit in sorted(self.limits, reverse=True):
+                try:
+                    bound = family.bound if limit == family.limit else self._bound(family.candidate, limit)
+                except InputError as error:
+                    refused.append(Refused(f"{family.device.name} {family.form} {family.apart} {limit}", str(error)))
+                    continue
+                if good >= LOOKED_AT and bound > best:
+                    break
+                choice = replace(family, limit=limit, bound=bound)
+                plan = self.plan(choice)
+                offer = Offer(choice, plan, self._value(plan), self)
+                best, good = min(best, offer.value), good + bool(plan.devices)
+                yield offer
 
     def plan(self, choice: Choice) -> Plan:
         """The plan of a choice."""

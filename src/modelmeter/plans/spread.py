@@ -7,7 +7,7 @@ behind cached tokens takes what the whole takes less what these took.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final
 
@@ -31,7 +31,7 @@ from modelmeter.stations import DEEPEST, SHARE
 from modelmeter.times import NONE, Host, Span
 from modelmeter.workload import Workload
 
-TOKENS, BATCHES, CONTEXTS = 40, 20, 9
+TOKENS, BATCHES, CONTEXTS = 48, 18, 8
 """Points of the tables: tokens of a prefill, batches and contexts of a decode."""
 ENDS = ("low", "point", "high")
 
@@ -58,12 +58,16 @@ class Room:
 @final
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """A model whose requests are `asked`, in a form. Raises InputError for a form that the model does not allow."""
+    """A model whose requests are `asked`, in a form. Raises InputError for a form that the model does not allow.
+
+    `known` is shared by the forms of a search: seconds of vision by device, which most forms run whole.
+    """
 
     asked: Asked
     form: Form
     host: Host
     max_batched_tokens: int = 8192
+    known: dict[Any, Any] = field(default_factory=dict)
 
     @cached_property
     def work(self) -> Workload:
@@ -184,7 +188,7 @@ class Spread:
         whole = np.maximum(prefill[:, :many], way * prefill[:, many:])
         decode = self._slowest("decode", device, np.repeat(np.ceil(batch / way), len(context)))
         decode = way * decode.reshape(3, len(batch), len(context))
-        vision = np.array([_ends(one, device, self._launch("vision"), NONE)[:, 0] for one in self.kernels["vision"]])
+        vision = self._vision(device)
         images = [self._images(work) for work in self.asked.images]
         return [
             StepTimes(
@@ -194,6 +198,15 @@ class Spread:
             )
             for end in range(3)
         ]  # fmt: skip
+
+    def _vision(self, device: Device) -> Array:
+        """Seconds (N, 3) of the vision of each image."""
+        whole = any(stage.name == "vision" and stage.replicated for stage in self.asked.model.stages)
+        key = device, self.form.data if whole else self.form.parallel
+        if key not in self.known:
+            found = [_ends(one, device, self._launch("vision"), NONE)[:, 0] for one in self.kernels["vision"]]
+            self.known[key] = np.array(found)
+        return np.asarray(self.known[key])
 
     def _slowest(self, stage: str, device: Device, tokens: Array) -> Array:
         """Seconds of the part that takes longest, and of sending on so many tokens."""

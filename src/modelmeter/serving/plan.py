@@ -106,7 +106,10 @@ def plan(candidates: Iterable[Candidate], asked: Mix | Requests, pages_per_day: 
 
 def ranked(found: Sequence[Plan], targets: Targets, by: str = "devices") -> list[Plan]:
     """Plans for one load, the best first, which says so."""
-    dear = lambda one: (one.money_an_hour if by == "money" else one.devices) or 0.0
+
+    def dear(one: Plan) -> float:
+        return (one.money_an_hour if by == "money" else one.devices) or 0.0
+
     best = sorted(found, key=lambda one: (not one.devices, dear(one), _taken(one, targets)))
     if best and best[0].devices:
         unit = "least money" if by == "money" else "fewest devices"
