@@ -26,7 +26,7 @@ class Form:
     `pipeline` have a part of the layers each.
 
     >>> Form.of("tp2+ep2"), str(Form.of("dp4+ep4")), Form.of("tp2+pp3").devices
-    (Form(tensor=2, expert=2, data=1, pipeline=1), 'dp4+ep4', 6)
+    (Form(tensor=2, expert=2, data=1, pipeline=1), 'ep4+dp4', 6)
     """
 
     tensor: int = 1

@@ -249,7 +249,10 @@ def _at(model: BaseModel, work: Workload, stage: str, batch: Array, size: Array)
     try:
         return program.kernels(b=batch, **{axis: size})
     except InputError as error:
-        raise InputError(f"{model.name}: steps of {stage} are not told by batch and tokens alone: {error}") from None
+        raise InputError(
+            f"{model.name}: steps of {stage} depend on more than batch and tokens ({error}), which a "
+            "plan does not know; plan a model whose image tokens enter the decoder's sequence"
+        ) from None
 
 
 def _ends(kernels: Sequence[Kernel], device: Device, launch: Span, step: Span) -> Array:
