@@ -123,10 +123,11 @@ def main() -> None:
         {"what must be true": key} | {row["claim"]: row[key] for row in rows} for key in rows[0] if key != "claim"
     ]
     sources = [f"- {claim['claim']}: {claim['source']}" for claim in claims]
+    pages = span(of.pages_per_day, lambda n: f"{n / 1e3:,.0f}")
+    batch = rows[0]["pages in a batch, at least"].partition(" ")[0]
     lead = (
-        f"On vLLM {span(of.pages_per_day, lambda n: f'{n / 1e3:,.0f}')} thousand pages a day and device are predicted, so "
-        f"that the figures need a batch of {rows[0]['pages in a batch, at least'].partition(' ')[0]} at least, or a runtime "
-        "or a mode that costs as much more; nothing beyond that would have to be true."
+        f"On vLLM {pages} thousand pages a day and device are predicted, so that the figures need a batch of {batch} at "
+        "least, or a runtime or a mode that costs as much more; nothing beyond that would have to be true."
     )
     lines = [MARK, "", lead, "", "### Predicted", "", predicted(of), "", "### What would have to be true", "",
              markdown(tables, ("what must be true",)), "", *sources]  # fmt: skip
