@@ -126,8 +126,8 @@ def main() -> None:
     pages = span(of.pages_per_day, lambda n: f"{n / 1e3:,.0f}")
     batch = rows[0]["pages in a batch, at least"].partition(" ")[0]
     lead = (
-        f"On vLLM {pages} thousand pages a day and device are predicted, so that the figures need a batch of {batch} at "
-        "least, or a runtime or a mode that costs as much more; nothing beyond that would have to be true."
+        f"On vLLM {pages} thousand pages a day and device are predicted, so that the figures need a batch of "
+        f"{batch} at least, or a runtime or a mode that costs as much more; nothing beyond that would have to be true."
     )
     lines = [MARK, "", lead, "", "### Predicted", "", predicted(of), "", "### What would have to be true", "",
              markdown(tables, ("what must be true",)), "", *sources]  # fmt: skip
