@@ -239,6 +239,21 @@ def _profile(_: str, arguments: list[str], usage: str) -> int:
     return 0
 
 
+def _plan_help(usage: str, named: str) -> list[str]:
+    from modelmeter.plan_settings import KEYS
+    from modelmeter.settings import CHOICES
+
+    files = "page", "counting", "plan"
+    command, keys = f"{usage} MODEL [key=value ...] [--multirun]", _keys((*CHOICES[1:], *KEYS), *files)
+    models, devices = (f"{group}s: {', '.join(config_names(group))}" for group in ("model", "device"))
+    return [f"usage: {command}", "", models, *keys, "", devices]
+
+
+def _plan(named: str, given: list[str], usage: str) -> int:
+    _require_model(named, given, usage)
+    return tools.plan(named, given, usage)
+
+
 def _compare_help(usage: str, named: str) -> list[str]:
     from modelmeter.publish import settings_of
     from modelmeter.settings import CHOICES
@@ -306,6 +321,8 @@ COMMANDS = {
     "time": Command("how long a request takes on devices: TTFT, TPOT, what binds, the dearest kernels",
                     _on_devices, "model", "model", _device_help),
     "profile": Command("a trace of torch.profiler or Nsight Systems beside the prediction, kernel by kernel", _profile),
+    "plan": Command("which devices, how many, in which form and batch bear a load, and what that costs",
+                    _plan, "model", "model", _plan_help),
     "compare": Command("runtimes and formats of weights side by side: a table and a figure",
                        _compare, "model", "model", _compare_help),
     "report": Command("the architecture and performance report of a model, with all sweeps and figures",

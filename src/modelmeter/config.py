@@ -260,7 +260,7 @@ def _alternatives(override: Any) -> list[str]:
     if not override.is_sweep_override():
         return [override.input_line]
     values = _values(override) if override.key_or_group in ("model", *PARTS) else ["null"]
-    return [f"{override.get_key_element()}={value}" for value in values]
+    return [_as_given(f"{override.get_key_element()}={value}") for value in values]
 
 
 def hydra_main(name: str, given: Sequence[str], fixed: Sequence[str], run: Any, settings: Sequence[Setting]) -> None:

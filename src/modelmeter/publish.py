@@ -1,7 +1,8 @@
 """Sweeps, reports and pages from their configuration: models, devices, profiles and published figures put together.
 
 `sweep_tables` runs one sweep, `report_files` makes every file of a model's report; `report/files.py` writes them.
-`page_text`, `fits_page`, `split_page`, `time_page` and `profile_page` are what the commands of these names print.
+`page_text`, `fits_page`, `split_page`, `time_page`, `plan_page` and `profile_page` are what the commands of these names
+print.
 """
 
 from __future__ import annotations
@@ -89,6 +90,17 @@ def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
     found, told = laid(recorded, times, values["stage"])
     written = profiled.written(found, values["out"]) if values["out"] else ""
     return profiled.profile_text(found, times, recorded, told) + written
+
+
+def plan_page(settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None) -> tuple[str, str, bool]:
+    """What bears a load within targets: the page, its plans as CSV, and whether any does. Raises InputError."""
+    from modelmeter.planned import planned
+    from modelmeter.report.plans import plans_csv, plans_text
+
+    found = planned(settings, told)
+    rows = found.values["rows"]
+    text = plans_text(found.search, found.found, found.devices, rows)
+    return text, plans_csv(found.found.offers), bool(found.found.offers)
 
 
 def split_page(name: str, overrides: Sequence[str]) -> str:

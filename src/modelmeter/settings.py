@@ -108,7 +108,9 @@ def pair(order: str) -> Kind:
     return Kind(lambda key, value: parse_pair(key, value, order), lambda: order.partition(" ")[0])
 
 
-def _of_type(kind: type, wanted: str) -> Kind:
+def of_type(kind: type, wanted: str) -> Kind:
+    """A value of a type that is not empty."""
+
     def check(key: str, value: Any) -> Any:
         if not isinstance(value, kind) or value == "":
             raise InputError(f"{key} must be {wanted}, not {value!r}")
@@ -138,7 +140,7 @@ def _host(key: str, value: Any) -> Any:
     return value
 
 
-FLAG, FOLDER, BITS = _of_type(bool, "true or false"), _of_type(str, "a folder"), Kind(_precision, lists=True)
+FLAG, FOLDER, BITS = of_type(bool, "true or false"), of_type(str, "a folder"), Kind(_precision, lists=True)
 DEVICES = Kind(_parallel, lists=True)
 PNG = Setting("png", FLAG, "and each figure as PNG")
 WORD = Kind(lambda key, value: value, lambda: "words", str)
@@ -179,7 +181,7 @@ SIZES = (
 IMAGE_SIZE = Setting("image_size", pair("WIDTHxHEIGHT in pixels"), "or WIDTHxHEIGHT in pixels", nullable=True)
 GRID = Setting("grid", pair("ROWSxCOLUMNS"), "or ROWSxCOLUMNS of crops", nullable=True)
 PAGE = (
-    Setting("image", _of_type(str, "the path of a picture file"), "a picture file", nullable=True),
+    Setting("image", of_type(str, "the path of a picture file"), "a picture file", nullable=True),
     IMAGE_SIZE,
     GRID,
     Setting("mode", WORD, "or a mode of the model; also chooses the resolution for an image", nullable=True),

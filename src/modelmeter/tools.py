@@ -1,8 +1,9 @@
-"""Commands that take options, as `--out PAGE`: trace, gguf, inspect, score, validate."""
+"""Commands that take options, as `--out PAGE`: trace, gguf, inspect, score, validate; and plan, with --multirun."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -115,6 +116,29 @@ def score(_: str, arguments: list[str], usage: str) -> None:
     told = lambda text: print(text, file=sys.stderr, flush=True)
     text = kernel_score(options.what[1], told) if kernels else request_score(*options.what)
     page.write(Path(options.out), text if kernels else f"```text\n{text}\n```") if options.out else print(text)
+
+
+def plan(named: str, given: list[str], usage: str) -> int:
+    from modelmeter import config, publish
+    from modelmeter.plan_settings import KEYS
+    from modelmeter.report.files import write_all
+
+    def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
+        text, table, met = publish.plan_page(settings, lambda text: print(text, file=sys.stderr, flush=True))
+        out, command = settings["out"] or ("reports/plan" if number else None), " ".join([usage, named, *overrides])
+        print(text)
+        if out:
+            write_all(Path(out) / number, {"plan.txt": f"{command}\n\n{text}\n", "plans.csv": table})
+            print(f"in {Path(out) / number}")
+        status.append(0 if met else 1)
+
+    status: list[int] = []
+    fixed, given = config.with_files([f"model={named}"]), config.listed(given, "devices")
+    if not any(argument.startswith("-") for argument in given):
+        job(config.compose("plan", [*fixed, *given], KEYS), "", given)
+    else:
+        config.hydra_main("plan", given, fixed, job, KEYS)
+    return max(status, default=0)
 
 
 def _told(answer: tuple[str, int]) -> int:

@@ -41,7 +41,7 @@ class ApartLoad:
     def stations(self) -> dict[str, Station]:
         """The stations before the decode, in order."""
         servers = {"vision": self.apart.vision, "prefill": self.apart.prefill}
-        return {name: Station.of(times, servers.get(name, 1)) for name, times in self.times.items()}
+        return {name: Station.of(times, servers.get(name, self.apart.links)) for name, times in self.times.items()}
 
     @cached_property
     def seats(self) -> int:

@@ -16,7 +16,7 @@ from modelmeter.serving.numbers import above, at_least, whole
 from modelmeter.serving.requests import Mix, Requests
 from modelmeter.serving.served import Served
 from modelmeter.serving.service import Service
-from modelmeter.serving.targets import TIMES, Targets
+from modelmeter.serving.targets import TIMES, Targets, greatest_load
 
 BY = ("devices", "money")
 SAMPLE = 256
@@ -101,18 +101,20 @@ def plan(candidates: Iterable[Candidate], asked: Mix | Requests, pages_per_day: 
     requests = asked.requests(SAMPLE) if isinstance(asked, Mix) else asked
     rate = pages_per_day / 86400 / above("pages a request", float(requests.pages.mean()))
     limits = [(one, limit) for one in candidates for limit in batch_limits or (one.service.engine.max_num_seqs,)]
-    found = [_planned(one, limit, requests, rate, targets) for one, limit in limits]
-    found.sort(
-        key=lambda one: (
-            not one.devices,
-            (one.money_an_hour if by == "money" else one.devices) or 0.0,
-            _taken(one, targets),
-        )
-    )
-    if found[0].devices:
+    return ranked([planned(one, limit, requests, rate, targets) for one, limit in limits], targets, by)
+
+
+def ranked(found: Sequence[Plan], targets: Targets, by: str = "devices") -> list[Plan]:
+    """Plans for one load, the best first, which says so."""
+
+    def dear(one: Plan) -> float:
+        return (one.money_an_hour if by == "money" else one.devices) or 0.0
+
+    best = sorted(found, key=lambda one: (not one.devices, dear(one), _taken(one, targets)))
+    if best and best[0].devices:
         unit = "least money" if by == "money" else "fewest devices"
-        found[0] = replace(found[0], reason=f"{unit}; {found[0].reason}")
-    return found
+        best[0] = replace(best[0], reason=f"{unit}; {best[0].reason}")
+    return best
 
 
 def _taken(one: Plan, targets: Targets) -> float:
@@ -120,15 +122,64 @@ def _taken(one: Plan, targets: Targets) -> float:
     return max(targets.shares(one.served).values(), default=0.0) if one.served else math.inf
 
 
-def _planned(candidate: Candidate, limit: int, requests: Requests, rate: float, targets: Targets) -> Plan:
+def planned(candidate: Candidate, limit: int, requests: Requests, rate: float, targets: Targets) -> Plan:
     """The fewest replicas of a candidate that will do: the least that bear the load, and more until targets are met."""
     try:
-        engine = replace(candidate.service.engine, max_num_seqs=limit)
-        answer = ClosedForm(replace(candidate.service, engine=engine), requests)
-        replicas, served, reason = _replicas(answer, rate, targets)
+        if candidate.service.apart:
+            return _of_stations(candidate, limit, requests, rate, targets)
+        replicas, served, reason = _replicas(answer_of(candidate, limit, requests), rate, targets)
     except InputError as error:
         return Plan(candidate, limit, 0, None, str(error))
     return Plan(candidate, limit, replicas, served, reason)
+
+
+def loaded(candidate: Candidate, limit: int, requests: Requests, targets: Targets, replicas: int = 1) -> Plan:
+    """The most that so many replicas bear within the targets."""
+    try:
+        answer = answer_of(candidate, limit, requests)
+        rate, reason = greatest_load(answer, targets)
+    except InputError as error:
+        return Plan(candidate, limit, 0, None, str(error))
+    if not rate:
+        return Plan(candidate, limit, 0, None, reason)
+    served = answer.at(rate)
+    return Plan(candidate, limit, replicas, _all_of(served, replicas), _told(served, targets, 0, f"beyond: {reason}"))
+
+
+def answer_of(candidate: Candidate, limit: int, requests: Requests) -> ClosedForm:
+    """A candidate with a batch limit under the requests."""
+    engine = replace(candidate.service.engine, max_num_seqs=limit)
+    return ClosedForm(replace(candidate.service, engine=engine), requests)
+
+
+def _of_stations(candidate: Candidate, limit: int, requests: Requests, rate: float, targets: Targets) -> Plan:
+    """The fewest devices of stations apart: those that bear the load, and more where a target is missed."""
+    shared = candidate.service.apart
+    assert shared
+
+    def at(counts: dict[str, int]) -> ClosedForm:
+        front = counts.get("vision", counts["prefill"])
+        apart = replace(shared, **counts, links=counts["prefill"])
+        engine = replace(candidate.service.engine, max_num_seqs=limit)
+        engine = replace(engine, host_threads=engine.host_threads * front)
+        return ClosedForm(replace(candidate.service, engine=engine, apart=apart), requests)
+
+    names = ["prefill", "decode", *(["vision"] if shared.vision else [])]
+    one = at(dict.fromkeys(names, 1))
+    counts = {name: math.floor(rate / one.most[name]) + 1 for name in names}
+    lone = one.at(1e-3 * one.greatest)
+    if why := targets.missed(lone):
+        return Plan(candidate, limit, 0, None, f"{why}, even with nobody else there")
+    fewer = ""
+    while why := targets.missed(served := (answer := at(counts)).at(rate)):
+        fewer, late = why, why.startswith(TIMES["tpot_s"])
+        before = [name for name in names if name != "decode"]
+        busy = max(names if not served.steady else before, key=lambda name: rate / one.most[name] / counts[name])
+        busy = "decode" if late else busy
+        counts[busy] += max(1, counts[busy] // 16)
+    parts = ", ".join(f"{counts[name]} {name}" for name in sorted(names, reverse=True))
+    found = replace(candidate, service=answer.service)
+    return Plan(found, limit, 1, served, f"{parts}; {_told(served, targets, 0, fewer and f'with fewer: {fewer}')}")
 
 
 def _replicas(answer: ClosedForm, rate: float, targets: Targets) -> tuple[int, Served | None, str]:
@@ -168,4 +219,5 @@ def _all_of(served: Served, count: int) -> Served:
 def _told(served: Served, targets: Targets, fewer: int, why: str) -> str:
     shares = ", ".join(f"{TIMES[name]} at {share:.0%} of its target" for name, share in targets.shares(served).items())
     load = f"a batch of {served.batch:.3g}, the {served.binds} binds"
-    return "; ".join(part for part in (load, shares, f"with {fewer}: {why}" if why else "") if part)
+    less = f"with {fewer}: {why}" if why and fewer else why
+    return "; ".join(part for part in (load, shares, less) if part)

@@ -71,8 +71,9 @@ class Apart:
     """Separate stations: how many devices do vision, prefill and decode, and the links between.
 
     Vision and prefill serve one request after another, whole, each queue shared by its devices; `vision=0` leaves
-    vision with the prefill. A link carries one request at a time, `link_bytes_per_s` after `link_s`: the embeddings of
-    an image (`embedding_bytes_per_token`) to the prefill, the KV cache of a prompt to the decode.
+    vision with the prefill. Each of the `links` to the prefill and of those to the decode carries one request at a
+    time, `link_bytes_per_s` after `link_s`: the embeddings of an image (`embedding_bytes_per_token`), the KV cache of a
+    prompt.
     """
 
     prefill: int
@@ -81,8 +82,10 @@ class Apart:
     link_bytes_per_s: float = float("inf")
     link_s: float = 0.0
     embedding_bytes_per_token: float = 0.0
+    links: int = 1
 
     def __post_init__(self) -> None:
+        whole("links", self.links)
         whole("prefill", self.prefill), whole("decode", self.decode), whole("vision", self.vision, 0)
         above("link_bytes_per_s", self.link_bytes_per_s, infinite=True)
         at_least("link_s", self.link_s), at_least("embedding_bytes_per_token", self.embedding_bytes_per_token)

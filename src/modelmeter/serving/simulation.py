@@ -135,7 +135,8 @@ class _Stations:
         self.engines = [EngineProcess(world, engine) for _ in range(apart.decode if apart else service.replicas)]
         self.hosts = [Resource(world, engine.host_threads) for _ in range(1 if apart else service.replicas)]
         if apart:
-            sizes = {"vision": apart.vision, "prefill": apart.prefill, "to prefill": 1, "to decode": 1}
+            links = dict.fromkeys(("to prefill", "to decode"), apart.links)
+            sizes = {"vision": apart.vision, "prefill": apart.prefill} | links
             self.shared = {name: Resource(world, size) for name, size in sizes.items() if size}
 
     def serve(self, one: Asked) -> Generator[Any, Any, None]:

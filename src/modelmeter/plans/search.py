@@ -1,0 +1,279 @@
+"""The search: devices, forms, stations and limits of batches, each with the fewest devices that bear the load.
+
+What a choice bears at most is asked first, with the largest limit: one that by this alone is dearer than the best plan
+of its device is not looked at further, nor are smaller limits, which bear no more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, final
+
+from modelmeter.device import Device
+from modelmeter.errors import InputError
+from modelmeter.plans.asked import Asked
+from modelmeter.plans.forms import ALL, TOGETHER, Form
+from modelmeter.plans.spread import Spread
+from modelmeter.serving import Apart, Engine, Service
+from modelmeter.serving.plan import Candidate, Plan, answer_of, loaded, planned
+from modelmeter.serving.served import Served
+from modelmeter.serving.served import Spread as Times
+from modelmeter.serving.targets import Targets
+from modelmeter.times import Host
+
+LINK_S = 1e-5
+"""Of a transfer between devices, however few bytes: where the law of transfers starts."""
+LOOKED_AT = 2
+"""Choices of each device that are planned in any case."""
+QUIET = 2.0
+"""Seconds after which progress is told."""
+Told = Callable[[str], None]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A device in a form with its stations and limits, its engines at the ends of all step times, and its bound:
+    devices, or their money, that the load takes at least (without a load: a page a second)."""
+
+    device: Device
+    form: Form
+    apart: str
+    batched: int
+    limit: int
+    candidate: Candidate
+    ends: Mapping[str, Engine]
+    fill_s: float
+    bound: float
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Offer:
+    """A choice and the plan that came of it."""
+
+    choice: Choice
+    plan: Plan
+    value: float
+    search: Search
+
+    @cached_property
+    def ends(self) -> dict[str, Served]:
+        """What the same devices do at the same load where all step times are at their low and their high end."""
+        assert self.plan.served
+        service, rate = self.plan.candidate.service, self.plan.served.requests_per_s / self.plan.replicas
+        found = {}
+        for end, engine in self.choice.ends.items():
+            timed = replace(service, engine=replace(service.engine, times=engine.times))
+            candidate = replace(self.plan.candidate, service=timed)
+            answer = answer_of(candidate, self.plan.batch_limit, self.search.asked.requests)
+            found[end] = answer.at(rate)
+        return found
+
+    @cached_property
+    def load(self) -> float:
+        """The load as a share of the greatest that the station which binds bears, targets aside."""
+        assert self.plan.served
+        answer = answer_of(self.plan.candidate, self.plan.batch_limit, self.search.asked.requests)
+        return self.plan.served.requests_per_s / self.plan.replicas / answer.greatest
+
+    def devices(self, end: str) -> int:
+        """How many devices it would take where all step times are at an end; 0 where no number will do."""
+        candidate, engine = self.choice.candidate, self.choice.ends[end]
+        timed = replace(candidate.service, engine=replace(candidate.service.engine, times=engine.times))
+        return self.search.plan(replace(self.choice, candidate=replace(candidate, service=timed))).devices
+
+    def times(self, name: str, end: str = "point") -> Times:
+        """TTFT or TPOT (ttft_s, tpot_s), what a pipeline takes to fill included."""
+        served = self.plan.served if end == "point" else self.ends[end]
+        found: Times = getattr(served, name)
+        fill = self.choice.fill_s if name == "ttft_s" else 0.0
+        return Times(*(getattr(found, level) + fill for level in ("mean", "p50", "p90", "p99")))
+
+
+@final
+@dataclass(frozen=True)
+class Refused:
+    """What was not planned, and why."""
+
+    what: str
+    reason: str
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The offers, the best first; those that will not do; what could not be asked; how many were not looked at."""
+
+    offers: list[Offer]
+    missed: list[Offer]
+    refused: list[Refused]
+    pruned: int
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Search:
+    """What is asked, within which targets, and what is tried. `rate` is requests a second; None: the most.
+
+    `prices` are money for an hour of a device, by its name; with them, plans are ranked by money. `count` is how many
+    devices there are; None: as many as it takes, or one replica where the most is asked.
+    """
+
+    asked: Asked
+    host: Host
+    targets: Targets
+    rate: float | None
+    forms: Sequence[str] = ("tp1",)
+    apart: Sequence[str] = (TOGETHER,)
+    limits: Sequence[int] = (256,)
+    batched: Sequence[int] = (8192,)
+    host_threads: int = 1
+    prices: Mapping[str, float] | None = None
+    count: int | None = None
+    told: Told = lambda text: None
+
+    def run(self, devices: Sequence[Device]) -> Found:
+        """All choices, planned or refused."""
+        begun, refused = time.monotonic(), list[Refused]()
+        spreads = list(self._spreads(refused))
+        offers, tried = list[Offer](), 0
+        for number, device in enumerate(devices):
+            if number and time.monotonic() - begun > QUIET:
+                self.told(f"{number} of {len(devices)} devices planned")
+            families = list(self._families(device, spreads, refused))
+            tried += len(families) * len(self.limits)
+            offers += self._looked_at(sorted(families, key=lambda one: one.bound), refused)
+        good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, round(one.load, 2)))
+        return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), tried - len(offers))
+
+    def _spreads(self, refused: list[Refused]) -> Iterator[Spread]:
+        known: dict[Any, Any] = {}
+        for text in self.forms:
+            form = Form.of(text)
+            for batched in self.batched:
+                spread = Spread(self.asked, form, self.host, batched, known)
+                try:
+                    _ = spread.kernels, spread.rooms
+                except InputError as error:
+                    refused.append(Refused(str(form), str(error)))
+                    break
+                yield spread
+
+    def _families(self, device: Device, spreads: Sequence[Spread], refused: list[Refused]) -> Iterator[Choice]:
+        """Each form with its stations, with the largest limit: smaller ones bear no more."""
+        for spread in spreads:
+            try:
+                ends = spread.ends(device)
+            except InputError as error:
+                refused.append(Refused(f"{device.name} {spread.form}", str(error)))
+                continue
+            for apart in self.apart:
+                try:
+                    yield self._choice(device, spread, ends, apart, max(self.limits))
+                except InputError as error:
+                    refused.append(Refused(f"{device.name} {spread.form} {apart} {max(self.limits)}", str(error)))
+
+    def _choice(self, device: Device, spread: Spread, ends: Mapping[str, Engine], apart: str, limit: int) -> Choice:
+        engine = replace(ends["point"], max_num_seqs=limit, host_threads=self.host_threads)
+        stations = self._stations(apart, device, spread)
+        service = Service(engine, devices_a_replica=spread.form.devices, apart=stations)
+        price = None if self.prices is None else self.prices.get(device.name)
+        candidate, fill = Candidate(device.name, str(spread.form), service, price), spread.fill_s(ends["point"])
+        bound = self._bound(candidate, limit)
+        return Choice(device, spread.form, apart, spread.max_batched_tokens, limit, candidate, ends, fill, bound)
+
+    def _bound(self, candidate: Candidate, limit: int) -> float:
+        """Devices that the load takes at least, or their money; without a load, for a page a second."""
+        answer, service = answer_of(candidate, limit, self.asked.requests), candidate.service
+        if self.rate is None:
+            least = service.devices / (answer.greatest * self._pages)
+        elif service.apart:
+            most = {name: answer.most[name] for name in ("vision", "prefill", "decode") if name in answer.most}
+            least = sum(self.rate // each + 1 for each in most.values()) * service.devices_a_replica
+        else:
+            least = (self.rate // answer.greatest + 1) * service.devices_a_replica
+        return least * (candidate.price_an_hour or 1.0)
+
+    def _stations(self, apart: str, device: Device, spread: Spread) -> Apart | None:
+        """One device of each station, and the links between them. Raises InputError where there is none to count."""
+        if apart == TOGETHER:
+            return None
+        if self.rate is None:
+            raise InputError("stations apart are counted for a load: give pages_per_day or load")
+        if apart == ALL and not self.asked.requests.image_tokens.any():
+            raise InputError("no request has an image, so that there is no vision to set apart")
+        link = device.link_bytes_per_s or device.need("host_link_bytes_per_s")
+        width = spread.embedding_bytes
+        return Apart(1, 1, int(apart == ALL), link * spread.form.devices, LINK_S, width)
+
+    @property
+    def _pages(self) -> float:
+        """Pages a request."""
+        return float(self.asked.requests.pages.mean())
+
+    def _looked_at(self, families: Sequence[Choice], refused: list[Refused]) -> Iterator[Offer]:
+        """The choices of one device, by their bound, as long as they may be better than the best."""
+        best, good = float("inf"), 0
+        for family in families:
+            for limit in sorted(self.limits, reverse=True):
+                try:
+                    bound = family.bound if limit == family.limit else self._bound(family.candidate, limit)
+                except InputError as error:
+                    refused.append(Refused(f"{family.device.name} {family.form} {family.apart} {limit}", str(error)))
+                    continue
+                if good >= LOOKED_AT and bound > best:
+                    break
+                choice = replace(family, limit=limit, bound=bound)
+                plan = self.plan(choice)
+                offer = Offer(choice, plan, self._value(plan), self)
+                best, good = min(best, offer.value), good + bool(plan.devices)
+                yield offer
+
+    def plan(self, choice: Choice) -> Plan:
+        """The plan of a choice."""
+        ttft, requests = self.targets.ttft_s, self.asked.requests
+        if ttft is not None and choice.fill_s >= ttft:
+            return Plan(choice.candidate, choice.limit, 0, None, f"the pipeline takes {choice.fill_s:.3g} s to fill")
+        targets = replace(self.targets, ttft_s=None if ttft is None else ttft - choice.fill_s)
+        if self.rate is not None:
+            found = planned(choice.candidate, choice.limit, requests, self.rate, targets)
+            if self.count is not None and found.devices > self.count:
+                told = f"it takes {found.devices} devices, and count is {self.count}: raise it, or ask for less"
+                return replace(found, replicas=0, served=None, reason=told)
+            return found
+        replicas = 1 if self.count is None else self.count // choice.form.devices
+        if not replicas:
+            told = f"count is {self.count}, and a replica takes {choice.form.devices} devices"
+            return Plan(choice.candidate, choice.limit, 0, None, told)
+        return loaded(choice.candidate, choice.limit, requests, targets, replicas)
+
+    def _value(self, plan: Plan) -> float:
+        """What a plan is ranked by: devices or their money, without a load for a page a second."""
+        if not plan.devices or not plan.served:
+            return float("inf")
+        price = plan.candidate.price_an_hour or 1.0
+        return plan.devices * price / (1.0 if self.rate is not None else plan.served.pages_per_s)
+
+
+def _merged(refused: Sequence[Refused]) -> list[Refused]:
+    """Each reason once, with all that it is told of."""
+    reasons: dict[str, list[str]] = {}
+    for one in refused:
+        reasons.setdefault(one.reason, []).append(one.what)
+    return [Refused(", ".join(dict.fromkeys(what)), reason) for reason, what in reasons.items()]
+
+
+def nearest(missed: Sequence[Offer], targets: Targets) -> tuple[Offer, dict[str, float]] | None:
+    """The offer that misses the targets by the least even alone, and the shares of each that it takes."""
+    found: list[tuple[float, Offer, dict[str, float]]] = []
+    for one in missed:
+        choice, requests = one.choice, one.search.asked.requests
+        answer: Any = answer_of(choice.candidate, choice.limit, requests)
+        shares = targets.shares(answer.at(1e-3 * answer.greatest))
+        if shares:
+            found.append((max(shares.values()), one, shares))
+    return min(found, key=lambda one: one[0])[1:] if found else None
