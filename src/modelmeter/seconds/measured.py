@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from modelmeter.device import Device
-from modelmeter.errors import InputError
+from modelmeter.errors import InputError, choose
 from modelmeter.seconds.laws import Work
 from modelmeter.seconds.mixture import Loads, loads
-from modelmeter.seconds.shapes import attention_work, mixture_work, product_work
+from modelmeter.seconds.shapes import attention_work, mixture_variant, mixture_work, multiplied, product_work
 
 DEVICES = {
     "a100_sxm": "a100_80gb",
@@ -25,10 +25,14 @@ DEVICES = {
     "rtx_pro_6000_server": "rtx_pro_6000_server",
     "b60": "arc_pro_b60",
 }
-"""Devices of the catalogue by their names in the data."""
+"""Devices of the catalogue by their names in the data, where these differ."""
 FORMATS = {"bfloat16": "bf16", "w4a16_mxfp4": "mxfp4_wo", "nvfp4": "nvfp4", "int4_wo": "int4_wo"}
 """Formats by their names in the data, where these differ."""
 FOLDS = 5
+EARLY = "vllm_fused_moe"
+"""The mixtures of an older vLLM (0.14): another rule for the rows of a tile, and always a gate."""
+NEMOTRON = 22, 2688
+"""Active experts and hidden width of the two Nemotron models, whose experts have no gate: vLLM 0.24 measured them so."""
 Columns = Mapping[str, Any]
 
 
@@ -60,6 +64,8 @@ class Measured:
 
 
 def _kept(value: Any, kept: Any, count: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_kept(of, kept, count) for of in value)
     if isinstance(value, Loads):
         return value.where(kept)
     return value[kept] if np.shape(value)[:1] == (count,) else value
@@ -83,15 +89,14 @@ def _groups(path: Path, devices: Mapping[str, Device]) -> Iterator[Measured]:
     columns = _columns(path, ("device", "latency_ms", "kernel_source", *names))
     label = _variants(path.stem, columns)
     for device in dict.fromkeys(columns["device"]):
-        if DEVICES.get(device) not in devices:
-            raise InputError(f"{path.name}: device {device!r} is none of {', '.join(DEVICES)}")
-        chip = devices[DEVICES[device]]
+        chip = devices[choose(f"device in {path.name}", DEVICES.get(device, device), devices)]
         for variant in dict.fromkeys(label[columns["device"] == device]):
             chosen = (columns["device"] == device) & (label == variant)
             own = {name: value[chosen] for name, value in columns.items()}
             work, roofline = work_of(chip, variant, own)
             seconds = own["latency_ms"].astype(float) / 1e3
-            yield Measured(law, chip, variant, work, seconds, roofline, _hash(own, names))
+            told = mixture_variant(chip, variant) if law == "mixture" else variant
+            yield Measured(law, chip, told, work, seconds, roofline, _hash(own, names))
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -172,14 +177,20 @@ def _attention(law: str) -> Callable[[Device, str, Columns], tuple[Work, Any]]:
 
 
 def _mixture(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:
-    tokens, k, experts, parts = (c[x].astype(float) for x in ("num_tokens", "topk", "num_experts", "moe_ep_size"))
+    tokens, k, experts, parts, d = (
+        c[x].astype(float) for x in ("num_tokens", "topk", "num_experts", "moe_ep_size", "hidden_size")
+    )
     alpha = np.array([float(name.rpartition("_")[2]) if "power" in name else 0.0 for name in c["distribution"]])
-    found = loads(tokens * k, experts, parts, alpha)
+    found = loads(tokens, k, experts, parts, alpha)
     inner = c["inter_size"] / c["moe_tp_size"].astype(float)
-    work = mixture_work(chip, variant, c["hidden_size"].astype(float), inner, tokens, k, found, warm=True)
-    weights = 3 * work["hidden"] * work["inner"]
-    compute = 2 * weights * found.total / work["peak"]
-    return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * work["hidden"])
+    early = np.array([source == EARLY for source in c["kernel_source"]])
+    gates = np.where(~early & ((k == NEMOTRON[0]) | (d == NEMOTRON[1])), 1.0, 2.0)
+    work = mixture_work(chip, variant, d, inner, tokens, k, found, gates, warm=True)
+    if early.all():
+        work = {**work, "tiles": ((np.where(tokens <= found.experts, 16.0, 64.0), 64.0),)}
+    weights = (gates + 1) * d * inner
+    compute = 2 * weights * found.total / chip.peak(multiplied(chip, variant).units)
+    return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * d)
 
 
 def _allreduce(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:

@@ -23,6 +23,10 @@ def cache_variant(device: Device, narrow: bool) -> str:
     return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
 
 
+Tiles = tuple[tuple[Array, Array], ...]
+"""Shapes that a tile may have, each its rows and columns."""
+
+
 class Multiplied(NamedTuple):
     """A format of products: bytes an element of activations and of weights, the format of the engine's units."""
 
@@ -47,6 +51,10 @@ FORMATS = {
     "mxfp4_wo": Multiplied(2, 0.5 + 1 / 32, "bf16"),
 }
 """Formats of products; `_wo`: of the weights only."""
+MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
+"""Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
+EARLIER = {"Hopper": 0.63}
+"""Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
@@ -104,13 +112,53 @@ def attention_work(
     }
 
 
+def mixture_variant(device: Device, variant: str) -> str:
+    """The variant of a mixture that was measured: fp8 on Hopper ran kernels of its own (TMA) that nobody had tuned."""
+    return "fp8.tma" if variant == "fp8" and device.architecture in FLASH3 else variant
+
+
+def mixture_kernel(device: Device, variant: str) -> str:
+    """The kernel of mixtures that vLLM runs: Triton's own, Marlin for quantised weights, CUTLASS for activations too
+    and, on Blackwell, for 16 bits; a variant may tell it behind its dot."""
+    form, _, told = variant.partition(".")
+    if told == "triton":
+        return told
+    if form.endswith("_wo"):
+        return "marlin"
+    return "cutlass" if form in QUANTISED or device.architecture.startswith("Blackwell") else "triton"
+
+
+def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tiles:
+    """Rows and columns of the tiles that a kernel may have.
+
+    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
+    """
+    if kernel == "marlin":
+        rows = [np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1])]
+    elif kernel == "cutlass":
+        rows = [LARGE] if variant.endswith(".tma") else [LARGE / 4, LARGE]
+    elif variant.startswith("fp8_block"):
+        return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
+    else:
+        rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
+        return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
+    return tuple((size, columns) for size in rows for columns in (LARGE / 2, LARGE, 2 * LARGE))
+
+
 def mixture_work(
     device: Device, variant: str, hidden: Array, inner: Array, tokens: Array, active: Array, found: Loads,
-    gates: float = 2.0, warm: bool = False,
+    gates: Array = 2.0, warm: bool = False,
 ) -> Work:  # fmt: skip
-    """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width."""
-    form = multiplied(device, variant)
+    """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width.
+
+    Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
+    """
+    form, kernel = multiplied(device, variant), mixture_kernel(device, variant)
     tokens = np.asarray(tokens, float)
+    picks = tokens * active
     sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "warm": warm}
-    return {**sizes, **known, "picks": tokens * active, "gates": gates, "loads": found}
+    share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
+    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
+    tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
+    written = picks if kernel == "marlin" or variant in ("bf16", "fp8_block.triton") and kernel == "triton" else found.total
+    return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}

@@ -14,7 +14,7 @@ import numpy as np
 
 from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.decode import DECODE
-from modelmeter.seconds.fit import fitted
+from modelmeter.seconds.fit import Residuals, fitted, loss
 from modelmeter.seconds.laws import EXTRAS, Constant, Law
 from modelmeter.seconds.links import ALLREDUCE
 from modelmeter.seconds.measured import Measured
@@ -28,11 +28,13 @@ PLAIN = ("bf16", "graph")
 NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell"})
 OTHERS = {
     "product": {"fill", "half", "load"},
-    "mixture": {"fill", "half", "load", "around"},
+    "mixture": {"fill", "half", "wait", "stream", "sharp", "around"},
     "prefill": {"fill", "head", "tail", "sharp", "keep"},
     "decode": {"fill", "load", "speed", "near", "combine", "sharp"},
 }
 """Constants of a law that a variant has values of its own for: another kernel of the engine runs it."""
+ALIKE = frozenset({"mixture"})
+"""Laws whose variants differ by rules of the engine (`shapes.py`): a device's extras tell nothing of another's."""
 ROWS = {"mixture": 1000}
 """Rows of a group that a fit takes at most, the same ones each time; of other laws MOST."""
 MOST = 2000
@@ -62,7 +64,7 @@ def train(groups: Iterable[Measured], law: Law, own: bool = True, leave: str = "
         return Trained(law, {c.name: c.start for c in law.constants})
     common = [g for g in kept if g.device.architecture in NVIDIA]
     found = Trained(law, _plain(law, common or kept, law.constants, {}))
-    for variant in dict.fromkeys(g.variant for g in common if g.variant not in PLAIN):
+    for variant in dict.fromkeys(g.variant for g in common if g.variant not in PLAIN and law.name not in ALIKE):
         of = [g for g in common if g.variant == variant]
         found.extras[variant] = _extras(law, variant, of, {g.device.name: found.shared for g in of})
     for name in dict.fromkeys(g.device.name for g in kept if own):
@@ -93,7 +95,7 @@ def _sample(group: Measured) -> Measured:
 
 def _plain(law: Law, groups: Sequence[Measured], constants: Sequence[Constant], start: Values) -> Values:
     plain = [g for g in groups if g.variant in PLAIN] or list(groups)
-    return fitted(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
+    return _best(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
 
 
 def _extras(
@@ -107,7 +109,13 @@ def _extras(
         return np.concatenate([residuals(law, {**base[g.device.name], **c}, g) for g in groups])
 
     first = base[groups[0].device.name]
-    return fitted(errors, fit, dict(start or {c.name: first[c.name] for c in fit if c.name in first}))
+    return _best(errors, fit, dict(start or {c.name: first[c.name] for c in fit if c.name in first}))
+
+
+def _best(errors: Residuals, constants: Sequence[Constant], start: Values) -> Values:
+    """The better of two fits, from a start and from that of each constant: either may end in a valley of its own."""
+    others = {name: value for name, value in start.items() if name not in {c.name for c in constants}}
+    return min((fitted(errors, constants, first) for first in (start, others)), key=lambda c: loss(errors(c)))
 
 
 def extra_names(law: Law, variant: str) -> set[str]:
