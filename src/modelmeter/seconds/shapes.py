@@ -90,7 +90,7 @@ def attention_work(
     """The work of attention of s queries over t keys; `variant` begins with the format of the cache.
 
     The query heads of one KV head share a block (`grouped`) but in FlashAttention 2, which does so for one query and no
-    window, by copying queries and outputs (`passes` over them), and splits a sequence only then.
+    window, and splits a sequence only then; with several sequences and KV heads, two kernels copy queries and outputs.
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
@@ -99,6 +99,7 @@ def attention_work(
     three = device.architecture in FLASH3
     swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
     two = (not three) & (each >= 2)
+    copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
     return {
         **known,
         "kv_bytes": each,
@@ -106,8 +107,9 @@ def attention_work(
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped | (not two),
-        "passes": np.where(two & swapped, 3.0, 1.0),
-        "kernels": 2.0 + (three | ((law == "decode") & (swapped | (not two)))),
+        "passes": np.where(copies, 3.0, 1.0),
+        "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
+        "overlaps": three & (law != "vision"),
         "warm": warm,
     }
 
