@@ -36,11 +36,11 @@ def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
     grouped = w["grouped"]
     tiles = whole(np.where(grouped, h / g, 1.0), ROWS)
     parts = np.array(SPLITS, float).reshape(-1, *(1,) * np.ndim(t + b))
-    keys = whole(t / parts, LINE) * LINE
+    keys = whole(t / parts, w["line"]) * w["line"]
     loaded = 2 * keys * e * each / (c["load"] * clock)
     multiplied = 4 * ROWS * keys * e * units / (peak * c["speed"] * c.get("rate", 1.0))
     rounds = np.maximum(b * np.where(grouped, g, h) * tiles * parts / units, 1)
-    compute = rounds * (np.maximum(loaded, multiplied) + c["fill"])
+    compute = rounds * np.maximum(loaded, multiplied) + np.maximum(rounds / w["together"], 1) * c["fill"]
     memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8.0)
     queries = 4 * b * h * e * w["passes"] / (device.memory_bytes_per_s * c["stream"])
     added = c["combine"] + 8 * parts * b * h * e / device.memory_bytes_per_s

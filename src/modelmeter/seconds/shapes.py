@@ -55,6 +55,7 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+NARROW = 128.0
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
@@ -109,6 +110,8 @@ def attention_work(
         "grouped": swapped | (not two),
         "passes": np.where(copies, 3.0, 1.0),
         "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
+        "line": np.where(two, np.select([known["width"] <= 64, known["width"] <= 128], [256.0, 128.0], 64.0), NARROW),
+        "together": 1.0 if three else 2.0,
         "overlaps": three & (law != "vision"),
         "warm": warm,
     }
