@@ -9,7 +9,6 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.seconds.laws import (
-    LINE,
     Constant,
     Constants,
     Law,
@@ -28,7 +27,10 @@ ROWS = 64.0
 
 
 def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
-    """Seconds of attention of one query a sequence over t keys; see `DECODE`."""
+    """Seconds of attention of one query a sequence over t keys; see `DECODE`.
+
+    Keys are taken in blocks of `line`; the starts of parts that share a multiprocessor (`together`) overlap.
+    """
     names = ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak")
     b, h, g, e, t, window, each, peak = (np.asarray(w[name], float) for name in names)
     clock, units = cycles_per_s(device), device.need("multiprocessors")
@@ -66,7 +68,21 @@ DECODE = Law(
         Constant("near", 10, 1, 100, "bytes a cycle of a multiprocessor from the L2"),
     ),
     ("multiprocessors", "clock_hz", "l2_bytes"),
-    ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak", "grouped", "kernels", "passes"),
+    (
+        "batch",
+        "heads",
+        "kv_heads",
+        "width",
+        "t",
+        "window",
+        "kv_bytes",
+        "peak",
+        "grouped",
+        "kernels",
+        "passes",
+        "line",
+        "together",
+    ),
     decode_parts,
     {"rate": 1.0, "start": 1.0, "host": 0.0},
     "how many parts the engine takes (the best is assumed), the layout of pages, sequences of unequal length",

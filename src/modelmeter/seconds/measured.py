@@ -32,7 +32,7 @@ FOLDS = 5
 EARLY = "vllm_fused_moe"
 """The mixtures of an older vLLM (0.14): another rule for the rows of a tile, and always a gate."""
 NEMOTRON = 22, 2688
-"""Active experts and hidden width of the two Nemotron models, whose experts have no gate: vLLM 0.24 measured them so."""
+"""Active experts and hidden width of two Nemotron models: without a gate, and vLLM 0.24 measured them so."""
 Columns = Mapping[str, Any]
 
 

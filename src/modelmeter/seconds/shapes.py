@@ -14,6 +14,8 @@ from modelmeter.errors import choose
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.mixture import Loads
 
+NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell"})
+"""Architectures whose devices share constants."""
 FLASH3 = frozenset({"Hopper"})
 """Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
 
@@ -55,7 +57,6 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
-NARROW = 128.0
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
@@ -69,6 +70,12 @@ def multiplied(device: Device, variant: str) -> Multiplied:
     if form.units in device.peaks or form.units in ("bf16", "fp32"):
         return form
     return form._replace(left=2.0, units="bf16")
+
+
+def nearest(variant: str) -> str:
+    """The format whose extras stand for those of a variant that was measured nowhere: of activations quantised, fp8."""
+    form = variant.partition(".")[0]
+    return "fp8" if form in QUANTISED else form
 
 
 def product_work(
@@ -110,7 +117,7 @@ def attention_work(
         "grouped": swapped | (not two),
         "passes": np.where(copies, 3.0, 1.0),
         "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
-        "line": np.where(two, np.select([known["width"] <= 64, known["width"] <= 128], [256.0, 128.0], 64.0), NARROW),
+        "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
         "together": 1.0 if three else 2.0,
         "overlaps": three & (law != "vision"),
         "warm": warm,
@@ -123,8 +130,9 @@ def mixture_variant(device: Device, variant: str) -> str:
 
 
 def mixture_kernel(device: Device, variant: str) -> str:
-    """The kernel of mixtures that vLLM runs: Triton's own, Marlin for quantised weights, CUTLASS for activations too
-    and, on Blackwell, for 16 bits; a variant may tell it behind its dot."""
+    """The kernel of mixtures that vLLM runs: Triton, Marlin for quantised weights, CUTLASS for quantised activations
+    and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
+    """
     form, _, told = variant.partition(".")
     if told == "triton":
         return told
@@ -138,16 +146,15 @@ def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tile
 
     Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
     """
-    if kernel == "marlin":
-        rows = [np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1])]
-    elif kernel == "cutlass":
-        rows = [LARGE] if variant.endswith(".tma") else [LARGE / 4, LARGE]
-    elif variant.startswith("fp8_block"):
+    if kernel == "triton" and variant.startswith("fp8_block"):
         return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
-    else:
+    if kernel == "triton":
         rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
         return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
-    return tuple((size, columns) for size in rows for columns in (LARGE / 2, LARGE, 2 * LARGE))
+    sizes: tuple[Array, ...] = (LARGE,) if variant.endswith(".tma") else (LARGE / 4, LARGE)
+    if kernel == "marlin":
+        sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
+    return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
 
 
 def mixture_work(
@@ -156,7 +163,7 @@ def mixture_work(
 ) -> Work:  # fmt: skip
     """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width.
 
-    Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
+    vLLM's Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
     """
     form, kernel = multiplied(device, variant), mixture_kernel(device, variant)
     tokens = np.asarray(tokens, float)
@@ -165,5 +172,5 @@ def mixture_work(
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
     tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
-    written = picks if kernel == "marlin" or variant in ("bf16", "fp8_block.triton") and kernel == "triton" else found.total
+    written = found.total if kernel == "cutlass" or variant.startswith("mxfp4_wo.") else picks
     return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}
