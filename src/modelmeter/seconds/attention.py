@@ -9,7 +9,19 @@ from __future__ import annotations
 import numpy as np
 
 from modelmeter.device import Device
-from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, cycles_per_s, soft, timed, whole
+from modelmeter.seconds.laws import (
+    Array,
+    Constant,
+    Constants,
+    Law,
+    Parts,
+    Work,
+    cycles_per_s,
+    memory_seconds,
+    soft,
+    timed,
+    whole,
+)
 
 BLOCKS = (64.0, 128.0)
 """Rows of a block of queries: the better one is taken."""
@@ -27,6 +39,8 @@ _CONSTANTS = (
     Constant("tail", 0.5, 0.05, 1.5, "share of the longest block that runs when the others are done"),
     Constant("stream", 0.85, 0.4, 1.0, "share of the bandwidth of the memory"),
     Constant("sharp", 1.4, 1.0, 12.0, "how well compute and memory overlap"),
+    Constant("cached", 1.0, 0.05, 4.0, "share of the L2 that holds operands from one run to the next"),
+    Constant("near", 10, 1, 100, "bytes a cycle of a multiprocessor from the L2"),
 )
 
 
@@ -43,7 +57,10 @@ def seen(s: Array, t: Array, window: Array, block: Array, causal: Array) -> tupl
 
 
 def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
-    """Seconds of attention of s queries over t keys; see `PREFILL`."""
+    """Seconds of attention of s queries over t keys; see `PREFILL`.
+
+    FlashAttention 3 overlaps the exponentials of a step with products (`overlaps`), others do one after the other.
+    """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak")
     b, h, g, e, s, t, window, each, peak = (np.asarray(w[name], float) for name in names)
     grouped = w["grouped"]
@@ -53,13 +70,15 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
     longest, mean = (whole(x, KEYS) for x in seen(s, t, window, rows / of, w["causal"]))
     clock, units = cycles_per_s(device), device.need("multiprocessors")
     products = 4 * (whole(e, WIDTHS) * WIDTHS + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
-    step = rows * KEYS * (products + 1 / (c["exp"] * clock))
+    powers = 1 / (c["exp"] * clock)
+    step = rows * KEYS * np.where(w["overlaps"], soft(products, powers, 2.0), products + powers)
     blocks = b * heads * count / units
     walked = np.maximum(longest, blocks * mean + c["tail"] * longest) * step
     compute = (walked + np.maximum(blocks, 1) * c["fill"]).min(axis=0)
-    bandwidth = device.memory_bytes_per_s * c["stream"]
-    memory = (4 * b * s * h * e + 2 * b * t * g * e * each) / bandwidth
-    kept = np.where(w["writes"], 2 * b * s * g * e * (2 + each) / bandwidth, 0) * c.get("keep", 0.0)
+    written = np.where(w["writes"], 2 * b * s * g * e * (2 + each), 0.0)
+    moved = 4 * b * s * h * e + 2 * b * t * g * e * each
+    each_byte = memory_seconds(c, device, moved + written, w["warm"], 2.0) / (moved + written)
+    memory, kept = moved * each_byte, written * each_byte * c.get("keep", 0.0)
     floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + soft(compute, memory, c["sharp"]) + kept
     return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor + 0 * memory)
@@ -67,8 +86,12 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
 
 _WORK = (
     "batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak", "causal", "grouped", "writes",
-    "kernels",
+    "kernels", "overlaps",
 )  # fmt: skip
+_VISION = {
+    "speed": Constant("speed", 0.85, 0.3, 1.0, "share of the peak in the loop, which no mask cuts short"),
+    "cached": Constant("cached", 0.1, 0.05, 4.0, "share of the L2 that holds operands from one run to the next"),
+}
 _EXTRAS = {"rate": 1.0, "start": 1.0, "host": 0.0}
 _OMITS = "masks other than causal and a window, scores that are capped or biased, the order in which blocks start"
 
@@ -76,7 +99,7 @@ PREFILL = Law(
     "prefill",
     "causal attention of a prompt, with the kernel that writes its keys and values to the cache",
     (*_CONSTANTS, Constant("keep", 2.0, 0.5, 5.0, "passes over keys and values that the write to the cache takes")),
-    ("multiprocessors", "clock_hz"),
+    ("multiprocessors", "clock_hz", "l2_bytes"),
     _WORK,
     attention_parts,
     _EXTRAS,
@@ -85,8 +108,8 @@ PREFILL = Law(
 VISION = Law(
     "vision",
     "attention of a vision tower: no mask, no cache",
-    _CONSTANTS,
-    ("multiprocessors", "clock_hz"),
+    tuple(_VISION.get(c.name, c) for c in _CONSTANTS),
+    ("multiprocessors", "clock_hz", "l2_bytes"),
     _WORK,
     attention_parts,
     _EXTRAS,

@@ -20,6 +20,7 @@ from modelmeter.seconds.laws import Array, Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
+from modelmeter.seconds.shapes import NVIDIA, nearest
 from modelmeter.seconds.stream import STREAM
 
 LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER)}
@@ -53,8 +54,8 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
     """The constants of a law on a device in a variant: its own where it was measured, else those of a measured device
     of the same architecture, else the shared ones.
 
-    A variant that was measured nowhere is the plain one at the peak of its format. Raises InputError for a device that
-    lacks a figure that the law needs.
+    A variant that was measured nowhere is the plain one at the peak of its format; NVIDIA's devices quantise its
+    activations as those of fp8. Raises InputError for a device that lacks a figure that the law needs.
     """
     for figure in law.needs:
         device.need(figure)
@@ -74,6 +75,8 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
         told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and not told else []
     if extras is None:
         extras, like = {}, "formats"
+        if device.architecture in NVIDIA:
+            extras = shared.get("variants", {}).get(nearest(variant), {})
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
     return Found({**plain, **extras}, like, "; ".join(told))
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.seconds.laws import (
-    LINE,
     Constant,
     Constants,
     Law,
@@ -28,7 +27,10 @@ ROWS = 64.0
 
 
 def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
-    """Seconds of attention of one query a sequence over t keys; see `DECODE`."""
+    """Seconds of attention of one query a sequence over t keys; see `DECODE`.
+
+    Keys are taken in blocks of `line`; the starts of parts that share a multiprocessor (`together`) overlap.
+    """
     names = ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak")
     b, h, g, e, t, window, each, peak = (np.asarray(w[name], float) for name in names)
     clock, units = cycles_per_s(device), device.need("multiprocessors")
@@ -36,11 +38,11 @@ def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
     grouped = w["grouped"]
     tiles = whole(np.where(grouped, h / g, 1.0), ROWS)
     parts = np.array(SPLITS, float).reshape(-1, *(1,) * np.ndim(t + b))
-    keys = whole(t / parts, LINE) * LINE
+    keys = whole(t / parts, w["line"]) * w["line"]
     loaded = 2 * keys * e * each / (c["load"] * clock)
     multiplied = 4 * ROWS * keys * e * units / (peak * c["speed"] * c.get("rate", 1.0))
     rounds = np.maximum(b * np.where(grouped, g, h) * tiles * parts / units, 1)
-    compute = rounds * (np.maximum(loaded, multiplied) + c["fill"])
+    compute = rounds * np.maximum(loaded, multiplied) + np.maximum(rounds / w["together"], 1) * c["fill"]
     memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8.0)
     queries = 4 * b * h * e * w["passes"] / (device.memory_bytes_per_s * c["stream"])
     added = c["combine"] + 8 * parts * b * h * e / device.memory_bytes_per_s
@@ -66,7 +68,21 @@ DECODE = Law(
         Constant("near", 10, 1, 100, "bytes a cycle of a multiprocessor from the L2"),
     ),
     ("multiprocessors", "clock_hz", "l2_bytes"),
-    ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak", "grouped", "kernels", "passes"),
+    (
+        "batch",
+        "heads",
+        "kv_heads",
+        "width",
+        "t",
+        "window",
+        "kv_bytes",
+        "peak",
+        "grouped",
+        "kernels",
+        "passes",
+        "line",
+        "together",
+    ),
     decode_parts,
     {"rate": 1.0, "start": 1.0, "host": 0.0},
     "how many parts the engine takes (the best is assumed), the layout of pages, sequences of unequal length",

@@ -38,9 +38,9 @@ def fitted(
         step, found, damping = _step(at, point, errors, (low, high), damping)
         if step is None or found is None:
             break
-        gained = _loss(errors) - _loss(found)
+        gained = loss(errors) - loss(found)
         point, errors, damping = step, found, max(damping / 5, 1e-7)
-        if gained < 5e-5 * _loss(errors):
+        if gained < 5e-5 * loss(errors):
             break
     return {**start, **dict(zip(names, np.exp(point).tolist(), strict=True))}
 
@@ -55,7 +55,7 @@ def _step(at: Any, point: Any, errors: Any, bounds: tuple[Any, Any], damping: fl
         change = np.clip(np.linalg.solve(curve + damping * np.diag(ridge), -pull), -0.7, 0.7)
         step = np.clip(point + change, *bounds)
         found = at(step)
-        if _loss(found) < _loss(errors):
+        if loss(found) < loss(errors):
             return step, found, damping
         damping *= 4
     return None, None, damping
@@ -67,5 +67,6 @@ def _slope(at: Any, point: Any, errors: Any, i: int, high: Any) -> Any:
     return (at(beside) - errors) / (beside[i] - point[i])
 
 
-def _loss(errors: Any) -> float:
+def loss(errors: Any) -> float:
+    """What a fit makes least: the square of small errors, the size of large ones."""
     return float(np.sum(np.sqrt(1 + (errors / SOFT) ** 2) - 1))

@@ -17,13 +17,17 @@ from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.seconds.laws import Work
 from modelmeter.seconds.mixture import Loads, loads
-from modelmeter.seconds.shapes import attention_work, mixture_work, product_work
+from modelmeter.seconds.shapes import attention_work, mixture_variant, mixture_work, multiplied, product_work
 
 DEVICES = {"a100_sxm": "a100_80gb", "a100_pcie": "a100_80gb_pcie", "b60": "arc_pro_b60", "gb200_sxm": "gb200"}
 """Devices of the catalogue by their names in the data, where these differ."""
 FORMATS = {"bfloat16": "bf16", "w4a16_mxfp4": "mxfp4_wo", "nvfp4": "nvfp4", "int4_wo": "int4_wo"}
 """Formats by their names in the data, where these differ."""
 FOLDS = 5
+EARLY = "vllm_fused_moe"
+"""The mixtures of an older vLLM (0.14): another rule for the rows of a tile, and always a gate."""
+NEMOTRON = 22, 2688
+"""Active experts and hidden width of two Nemotron models: without a gate, and vLLM 0.24 measured them so."""
 Columns = Mapping[str, Any]
 
 
@@ -55,6 +59,8 @@ class Measured:
 
 
 def _kept(value: Any, kept: Any, count: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_kept(of, kept, count) for of in value)
     if isinstance(value, Loads):
         return value.where(kept)
     return value[kept] if np.shape(value)[:1] == (count,) else value
@@ -90,7 +96,8 @@ def _groups(path: Path, devices: Mapping[str, Device], left: list[str] | None) -
                 raise InputError(f"{path.name}: {error}") from None
             left.append(f"{path.name}, {device}, {variant}: {chosen.sum():,} rows: {error}")
             continue
-        yield Measured(law, chip, variant, work, own["latency_ms"].astype(float) / 1e3, roofline, _hash(own, names))
+        told = mixture_variant(chip, variant) if law == "mixture" else variant
+        yield Measured(law, chip, told, work, own["latency_ms"].astype(float) / 1e3, roofline, _hash(own, names))
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
@@ -171,14 +178,20 @@ def _attention(law: str) -> Callable[[Device, str, Columns], tuple[Work, Any]]:
 
 
 def _mixture(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:
-    tokens, k, experts, parts = (c[x].astype(float) for x in ("num_tokens", "topk", "num_experts", "moe_ep_size"))
+    tokens, k, experts, parts, d = (
+        c[x].astype(float) for x in ("num_tokens", "topk", "num_experts", "moe_ep_size", "hidden_size")
+    )
     alpha = np.array([float(name.rpartition("_")[2]) if "power" in name else 0.0 for name in c["distribution"]])
-    found = loads(tokens * k, experts, parts, alpha)
+    found = loads(tokens, k, experts, parts, alpha)
     inner = c["inter_size"] / c["moe_tp_size"].astype(float)
-    work = mixture_work(chip, variant, c["hidden_size"].astype(float), inner, tokens, k, found, warm=True)
-    weights = 3 * work["hidden"] * work["inner"]
-    compute = 2 * weights * found.total / work["peak"]
-    return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * work["hidden"])
+    early = np.array([source == EARLY for source in c["kernel_source"]])
+    gates = np.where(~early & ((k == NEMOTRON[0]) | (d == NEMOTRON[1])), 1.0, 2.0)
+    work = mixture_work(chip, variant, d, inner, tokens, k, found, gates, warm=True)
+    if early.all():
+        work = {**work, "tiles": ((np.where(tokens <= found.experts, 16.0, 64.0), 64.0),)}
+    weights = (gates + 1) * d * inner
+    compute = 2 * weights * found.total / chip.peak(multiplied(chip, variant).units)
+    return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * d)
 
 
 def _allreduce(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:

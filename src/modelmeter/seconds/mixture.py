@@ -1,10 +1,13 @@
 """Mixtures of experts: two grouped products over the experts that the tokens reach, and the work around them.
 
-Tokens are spread by a distribution: balanced, uniform at random, or by a power law (`loads`), whose heaviest device is
-the one that counts. A grouped product has the tiles of every expert's rows, in waves over the multiprocessors.
+Tokens are spread by a distribution: balanced, or by a power law (`loads`), whose heaviest device is the one that
+counts. A grouped product has the tiles of every expert's rows, in waves over the multiprocessors; which shape a tile
+has is a rule of the engine (`shapes.py`).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 
@@ -17,19 +20,21 @@ from modelmeter.seconds.laws import (
     Law,
     Parts,
     Work,
-    rounded,
+    cycles_per_s,
     soft,
     timed,
     whole,
 )
-from modelmeter.seconds.product import TILED, quantise_seconds, tile_seconds
+from modelmeter.seconds.product import TILED
 
-ROWS = (16, 32, 64, 128)
-COLUMNS = (64, 128, 256)
+TILES = tuple((rows, columns) for rows in (16.0, 32.0, 64.0, 128.0) for columns in (64.0, 128.0, 256.0))
+"""Rows and columns of a tile where no engine's rule tells them: the best ones are taken."""
 PLACES = 6.0
 """Kernels that a measured mixture is: sorting (two), two products, the activation between them, the sum."""
 STEPS = 64
 """Experts stand for at most so many quantiles of the distribution of their loads."""
+DEALS = 5
+"""Deals of the experts to devices that the heaviest device is the mean of."""
 
 
 class Loads:
@@ -37,7 +42,7 @@ class Loads:
 
     def __init__(self, rows: Array, weights: Array) -> None:
         self.rows, self.weights = rows, weights
-        self.some = np.where(rows < 1, -np.expm1(-rows), 1.0)
+        self.some = np.minimum(rows, 1.0)
 
     def where(self, kept: Array) -> Loads:
         """The loads of the kernels that a mask keeps."""
@@ -53,74 +58,106 @@ class Loads:
         """Experts that have rows, expected."""
         return (self.some * self.weights).sum(axis=-1)
 
-    def tiles(self, rows: float) -> Array:
+    @property
+    def experts(self) -> Array:
+        """Experts that the device has."""
+        return np.broadcast_to(self.weights, self.rows.shape).sum(axis=-1)
+
+    def tiles(self, rows: Array) -> Array:
         """Tiles of so many rows, expected."""
-        return (np.maximum(self.some, np.ceil(self.rows / rows) * (self.rows >= 1)) * self.weights).sum(axis=-1)
+        full = np.ceil(self.rows / np.asarray(rows, float)[..., None]) * (self.rows >= 1)
+        return (np.maximum(self.some, full) * self.weights).sum(axis=-1)
 
 
-def loads(picks: Array, experts: Array, devices: Array, alpha: Array) -> Loads:
-    """The loads of the heaviest of `devices` that share the experts, `picks` being tokens x active experts.
+def loads(tokens: Array, active: Array, experts: Array, devices: Array, alpha: Array) -> Loads:
+    """The loads of the heaviest of `devices` that share the experts, of which each token picks `active` ones.
 
-    `alpha` is the exponent of a power law, 0 balanced. Experts are dealt so that no order of them matters: the
-    heaviest device has every `devices`-th of the sorted experts, from the first.
+    `alpha` is the exponent of a power law, 0 balanced. It is what NVIDIA's collector of kernels does, with quantiles in
+    place of random numbers.
 
-    >>> found = loads(np.array([32.0]), np.array([8.0]), np.array([2.0]), np.array([0.0]))
+    >>> found = loads(np.array([16.0]), np.array([2.0]), np.array([8.0]), np.array([2.0]), np.array([0.0]))
     >>> found.total.tolist(), found.reached.tolist()
     ([16.0], [4.0])
     """
-    picks, experts, devices, alpha = (np.asarray(x, float)[..., None] for x in (picks, experts, devices, alpha))
-    own = np.maximum(experts / devices, 1)
-    steps = np.minimum(own, STEPS)
-    index = np.arange(STEPS, dtype=float)
-    weights = np.where(index < steps, own / steps, 0)
-    rank = (index * own / steps * devices + 0.5) / experts
-    whole_rank = np.clip((index[None] * 1.0 + 0.5) / STEPS, 0, 1)
-    share = _power_law(np.clip(1 - rank, 1e-6, 1), picks, experts, alpha)
-    mean = _power_law(1 - whole_rank, picks, experts, alpha).mean(axis=-1, keepdims=True)
-    rows = picks / experts * np.where(alpha > 0, share / mean, 1.0)
-    return Loads(np.where(weights > 0, rows, 0), weights)
+    shapes = np.stack(np.broadcast_arrays(tokens, active, experts, devices, alpha), axis=-1).astype(float)
+    different, index = np.unique(shapes.reshape(-1, 5), axis=0, return_inverse=True)
+    known = np.array([_quantiles(*shape) for shape in different.tolist()])[index.reshape(-1)]
+    rows, weights = (known[:, i].reshape(*shapes.shape[:-1], STEPS) for i in (0, 1))
+    return Loads(rows, weights)
 
 
-def _power_law(u: Array, picks: Array, experts: Array, alpha: Array) -> Array:
-    """The quantile u of loads whose density falls as load^-alpha between 1 and 0.8 of the tokens (few: 0.01 and 2)."""
-    many = picks > experts
-    low, high = np.where(many, 1.0, 0.01), np.where(many, 0.8 * picks, 2.0)
-    power = 1 - np.where(alpha > 0, alpha, 2.0)
-    return ((high**power - low**power) * u + low**power) ** (1 / power)
+def _heaviest(tokens: float, active: float, experts: float, devices: float, alpha: float) -> Array:
+    """Rows of each expert of the heaviest device, sorted: the mean of a few deals, the same ones each time."""
+    count = int(min(devices, experts))
+    own = int(experts // count)
+    if alpha == 0:
+        return np.full(own, max(tokens * active / experts, 1 / own))
+    rows = np.minimum(np.round(_power_law(tokens, active, experts, alpha)), tokens)
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(DEALS):
+        dealt = _completed(rng.permutation(rows)[: count * own].reshape(count, own), tokens * active - rows.sum())
+        dealt = np.clip(dealt, 0, tokens)
+        found.append(-np.sort(-dealt[dealt.sum(axis=1).argmax()]))
+    return np.mean(found, axis=0)
+
+
+def _power_law(tokens: float, active: float, experts: float, alpha: float) -> Array:
+    """Rows of the experts: their density falls as rows^-alpha between 1 and 0.8 of the tokens (few: 0.01 and 2)."""
+    low, high = (1.0, 0.8 * tokens) if tokens * active > experts else (0.01, 2.0)
+    power, u = 1 - alpha, (np.arange(experts) + 0.5) / experts
+    rows = ((high**power - low**power) * u + low**power) ** (1 / power)
+    return rows * (tokens * active / rows.sum())
+
+
+def _completed(dealt: Array, missing: float) -> Array:
+    """Rows that rounding lost go to the devices in turn, each time to the least loaded expert; surplus likewise."""
+    count, own = dealt.shape
+    sign = np.sign(missing)
+    share = (abs(missing) // count + (np.arange(count) < abs(missing) % count))[:, None]
+    place = np.argsort(np.argsort(sign * dealt, axis=1, kind="stable"), axis=1, kind="stable")
+    return dealt + sign * (share // own + (place < share % own))
+
+
+@cache
+def _quantiles(*shape: float) -> Array:
+    """Rows and weights of `STEPS` quantiles of the experts; those beyond the number of experts weigh nothing."""
+    rows = _heaviest(*shape)
+    step = np.arange(rows.size) * STEPS // max(rows.size, STEPS)
+    weights = np.bincount(step, minlength=STEPS).astype(float)
+    return np.stack([np.bincount(step, rows, STEPS) / np.maximum(weights, 1), weights])
 
 
 def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: Work) -> tuple[Array, Array]:
-    """Seconds of the tiles of one grouped product in the best shape, and of its memory."""
+    """Seconds of the tiles of one grouped product in the best of the shapes that they may have, and of its memory.
+
+    The loop of a tile takes no less than its loads take to arrive (`wait`), however few multiprocessors are busy.
+    """
     peak, left, right = (np.asarray(w[x], float) for x in ("peak", "left", "right"))
-    units, each = device.need("multiprocessors"), peak * c.get("rate", 1.0)
-    mean = found.total / np.maximum(found.reached, 1e-9)
+    units, clock = device.need("multiprocessors"), cycles_per_s(device)
+    each = units / (peak * c["speed"] * c.get("rate", 1.0))
     times = []
-    for rows in ROWS:
-        tiles = found.tiles(rows)
-        for columns in COLUMNS:
-            moved = (np.minimum(mean, rows) * left + columns * right) * k
-            tile = tile_seconds(c, device, each, (np.float64(rows), np.float64(columns)), k, moved)
-            times.append(rounded(tiles * whole(n, columns) / units, c["ragged"]) * tile)
-    moved = found.reached * n * k * right + found.total * (k * left + 2 * n)
+    for rows, columns in w.get("tiles", TILES):
+        waves = np.ceil(found.tiles(rows) * whole(n, columns) / units)
+        multiplied = waves * 2 * k * (rows * columns + c["half"]) * each
+        times.append(waves * c["fill"] / clock + np.maximum(multiplied, c["wait"] * k / clock))
+    moved = found.reached * n * k * right + found.total * k * left + 2 * w.get("written", found.total) * n
     return np.min(times, axis=0), moved / (device.memory_bytes_per_s * c["stream"])
 
 
 def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of the experts of a layer; see `MIXTURE`."""
-    d, f, tokens, picks, gates = (np.asarray(w[x], float) for x in ("hidden", "inner", "tokens", "picks", "gates"))
+    d, f, tokens, gates, written = (np.asarray(w[x], float) for x in ("hidden", "inner", "tokens", "gates", "written"))
     found = w["loads"]
     if not isinstance(found, Loads):
         raise InputError("the loads of a mixture are made by `loads`")
     products = [_grouped(c, device, found, n, k, w) for n, k in ((gates * f, d), (f * 0 + d, f))]
     compute, memory = (sum(part[i] for part in products) for i in (0, 1))
-    rows = found.total
-    counted = rows * c["around"] + np.maximum(picks - rows, 0) * c["elsewhere"]
-    around = counted * (4 * d + 2 * (gates + 1) * f) + 4 * tokens * d
-    beside = around / (device.memory_bytes_per_s * c["stream"])
-    floor = c["launch"] * c.get("start", 1.0)
+    around = 2 * (written * ((gates + 1) * f + d) + tokens * d)
+    beside = c["around"] * around / (device.memory_bytes_per_s * c["stream"])
+    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device)
     time = sum(soft(*part, c["sharp"]) for part in products)
-    seconds = floor + time + beside + quantise_seconds(c, device, rows, d)
-    return Parts(timed(c, w["warm"], seconds), compute, memory + beside, floor + 0 * memory)
+    return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor + 0 * memory)
 
 
 def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
@@ -128,24 +165,29 @@ def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
     m, n, k, batch = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch"))
     m, batch = np.broadcast_arrays(m, batch)
     compute, memory = _grouped(c, device, Loads(m[..., None], batch[..., None]), n, k, w)
-    floor = c["launch"] * c.get("start", 1.0) / PLACES + 0 * memory
+    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device) / PLACES + 0 * memory
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
 
 
+_TILED = {c.name: c for c in TILED}
 MIXTURE = Law(
     "mixture",
     "the experts of a mixture: two grouped products, the activation between them, sorting and adding up",
     (
-        Constant("launch", 2.2e-5, 2e-6, 3e-4, "s of the launches: sorting, products, activation, sum"),
-        *(c for c in TILED if c.name not in ("launch", "cached", "near")),
-        Constant("around", 1.0, 0.1, 6.0, "passes over the rows beside the products"),
-        Constant("elsewhere", 0.5, 0.01, 6.0, "passes over the rows of experts on other devices"),
+        Constant("launch", 5e4, 1e3, 4e5, "cycles of the launches: sorting, products, activation, sum"),
+        _TILED["fill"],
+        _TILED["speed"]._replace(low=0.1),
+        _TILED["half"]._replace(start=4e3, low=3e3),
+        Constant("wait", 10.0, 0.1, 40.0, "cycles an element of k that the loop of a tile takes at least"),
+        _TILED["stream"],
+        _TILED["sharp"],
+        Constant("around", 1.5, 0.1, 8.0, "passes over the rows beside the products, 1 for each reading and writing"),
     ),
     ("multiprocessors", "clock_hz"),
-    ("hidden", "inner", "tokens", "picks", "gates", "loads", "left", "right", "peak"),
+    ("hidden", "inner", "tokens", "gates", "loads", "tiles", "written", "left", "right", "peak"),
     mixture_parts,
-    {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
-    "which tile the engine takes (the best is assumed), the order of experts, loads other than the expected ones",
+    {"rate": 1.0, "start": 1.0, "host": 0.0},
+    "configurations that an engine was tuned to, the order of experts, loads other than the expected ones",
 )
 GROUPED = Law(
     "grouped",

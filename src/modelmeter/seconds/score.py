@@ -15,7 +15,8 @@ import numpy as np
 from modelmeter.seconds.constants import RANGES
 from modelmeter.seconds.measured import Measured
 from modelmeter.seconds.predict import seconds_of_work
-from modelmeter.seconds.train import NVIDIA, PLAIN, TRAINED, Trained, residuals, train
+from modelmeter.seconds.shapes import NVIDIA
+from modelmeter.seconds.train import PLAIN, TRAINED, Trained, residuals, train
 
 NAMES = ("below 2 us", "2 to 20 us", "20 to 200 us", "above 200 us")
 """The ranges of size, by what a plain roofline says."""

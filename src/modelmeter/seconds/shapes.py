@@ -15,6 +15,8 @@ from modelmeter.errors import choose
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.mixture import Loads
 
+NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
+"""Architectures whose devices share constants."""
 FLASH3 = frozenset({"Hopper"})
 """Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
 
@@ -22,6 +24,10 @@ FLASH3 = frozenset({"Hopper"})
 def cache_variant(device: Device, narrow: bool) -> str:
     """The variant of attention that an engine runs on a cache of 16 bits, or of 8."""
     return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
+
+
+Tiles = tuple[tuple[Array, Array], ...]
+"""Shapes that a tile may have, each its rows and columns."""
 
 
 class Multiplied(NamedTuple):
@@ -48,6 +54,10 @@ FORMATS = {
     "mxfp4_wo": Multiplied(2, 0.5 + 1 / 32, "bf16"),
 }
 """Formats of products; `_wo`: of the weights only."""
+MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
+"""Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
+EARLIER = {"Hopper": 0.63}
+"""Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
@@ -73,6 +83,12 @@ def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
     return sum((work / device.peak(units_of(device, form)) for form, work in flops.items()), start=0.0)
 
 
+def nearest(variant: str) -> str:
+    """The format whose extras stand for those of a variant that was measured nowhere: of activations quantised, fp8."""
+    form = variant.partition(".")[0]
+    return "fp8" if form in QUANTISED else form
+
+
 def product_work(
     device: Device, variant: str, m: Array, n: Array, k: Array, batch: Array = 1.0, warm: bool = False
 ) -> Work:
@@ -93,7 +109,7 @@ def attention_work(
     """The work of attention of s queries over t keys; `variant` begins with the format of the cache.
 
     The query heads of one KV head share a block (`grouped`) but in FlashAttention 2, which does so for one query and no
-    window, by copying queries and outputs (`passes` over them), and splits a sequence only then.
+    window, and splits a sequence only then; with several sequences and KV heads, two kernels copy queries and outputs.
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
@@ -102,6 +118,7 @@ def attention_work(
     three = device.architecture in FLASH3
     swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
     two = (not three) & (each >= 2)
+    copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
     return {
         **known,
         "kv_bytes": each,
@@ -109,19 +126,62 @@ def attention_work(
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped | (not two),
-        "passes": np.where(two & swapped, 3.0, 1.0),
-        "kernels": 2.0 + (three | ((law == "decode") & (swapped | (not two)))),
+        "passes": np.where(copies, 3.0, 1.0),
+        "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
+        "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
+        "together": 1.0 if three else 2.0,
+        "overlaps": three & (law != "vision"),
         "warm": warm,
     }
 
 
+def mixture_variant(device: Device, variant: str) -> str:
+    """The variant of a mixture that was measured: fp8 on Hopper ran kernels of its own (TMA) that nobody had tuned."""
+    return "fp8.tma" if variant == "fp8" and device.architecture in FLASH3 else variant
+
+
+def mixture_kernel(device: Device, variant: str) -> str:
+    """The kernel of mixtures that vLLM runs: Triton, Marlin for quantised weights, CUTLASS for quantised activations
+    and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
+    """
+    form, _, told = variant.partition(".")
+    if told == "triton":
+        return told
+    if form.endswith("_wo"):
+        return "marlin"
+    return "cutlass" if form in QUANTISED or device.architecture.startswith("Blackwell") else "triton"
+
+
+def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tiles:
+    """Rows and columns of the tiles that a kernel may have.
+
+    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
+    """
+    if kernel == "triton" and variant.startswith("fp8_block"):
+        return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
+    if kernel == "triton":
+        rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
+        return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
+    sizes: tuple[Array, ...] = (LARGE,) if variant.endswith(".tma") else (LARGE / 4, LARGE)
+    if kernel == "marlin":
+        sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
+    return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
+
+
 def mixture_work(
     device: Device, variant: str, hidden: Array, inner: Array, tokens: Array, active: Array, found: Loads,
-    gates: float = 2.0, warm: bool = False,
+    gates: Array = 2.0, warm: bool = False,
 ) -> Work:  # fmt: skip
-    """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width."""
-    form = multiplied(device, variant)
+    """The work of the experts of a layer: each token picks `active` ones; `gates` products into the inner width.
+
+    vLLM's Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
+    """
+    form, kernel = multiplied(device, variant), mixture_kernel(device, variant)
     tokens = np.asarray(tokens, float)
+    picks = tokens * active
     sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "warm": warm}
-    return {**sizes, **known, "picks": tokens * active, "gates": gates, "loads": found}
+    share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
+    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
+    tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
+    written = found.total if kernel == "cutlass" or variant.startswith("mxfp4_wo.") else picks
+    return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}

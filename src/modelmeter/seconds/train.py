@@ -14,28 +14,32 @@ import numpy as np
 
 from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.decode import DECODE
-from modelmeter.seconds.fit import fitted
+from modelmeter.seconds.fit import Residuals, fitted, loss
 from modelmeter.seconds.laws import EXTRAS, Constant, Law
 from modelmeter.seconds.links import ALLREDUCE
 from modelmeter.seconds.measured import Measured
 from modelmeter.seconds.mixture import MIXTURE
 from modelmeter.seconds.product import PRODUCT
-from modelmeter.seconds.shapes import QUANTISED
+from modelmeter.seconds.shapes import NVIDIA, QUANTISED, nearest
 
 TRAINED = {law.name: law for law in (PRODUCT, MIXTURE, PREFILL, VISION, DECODE, ALLREDUCE)}
 PLAIN = ("bf16", "graph")
 """Variants that the constants of a law stand for; others have extras."""
-NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
 OTHERS = {
     "product": {"fill", "half", "load"},
-    "mixture": {"fill", "half", "load", "around"},
+    "mixture": {"fill", "half", "wait", "stream", "sharp", "around"},
     "prefill": {"fill", "head", "tail", "sharp", "keep"},
     "decode": {"fill", "load", "speed", "near", "combine", "sharp"},
 }
 """Constants of a law that a variant has values of its own for: another kernel of the engine runs it."""
-ROWS = {"mixture": 1000}
+CARRIED: dict[str, set[str]] = {"product": {"quantise", "quantised_row"}, "mixture": set()}
+"""Extras of a law that hold on devices that were not measured in a variant; of other laws all do. The rest of what a
+variant does elsewhere is told by rules of the engine (`shapes.py`): a device's constants say nothing of another's."""
+ROWS = {"mixture": 1000, "product": 1000}
 """Rows of a group that a fit takes at most, the same ones each time; of other laws MOST."""
 MOST = 2000
+PASSES = 3.0
+"""Bytes an element that quantising moves at least: 16 bits read, 8 written."""
 Values = dict[str, float]
 
 
@@ -51,7 +55,8 @@ class Trained:
 
     def constants(self, device: str, variant: str) -> Values:
         """Those of a device and variant: its own where it was measured, else the shared ones."""
-        extras = self.own_extras.get(device, {}).get(variant) or self.extras.get(variant) or {}
+        extras = self.own_extras.get(device, {}).get(variant) or self.extras.get(variant)
+        extras = extras or self.extras.get(nearest(variant)) or {}
         return {**self.own.get(device, self.shared), **extras}
 
 
@@ -63,8 +68,10 @@ def train(groups: Iterable[Measured], law: Law, own: bool = True, leave: str = "
     common = [g for g in kept if g.device.architecture in NVIDIA]
     found = Trained(law, _plain(law, common or kept, law.constants, {}))
     for variant in dict.fromkeys(g.variant for g in common if g.variant not in PLAIN):
-        of = [g for g in common if g.variant == variant]
-        found.extras[variant] = _extras(law, variant, of, {g.device.name: found.shared for g in of})
+        of, names = [g for g in common if g.variant == variant], carried_names(law, variant)
+        if names:
+            base = {g.device.name: found.shared for g in of}
+            found.extras[variant] = _extras(law, names, of, base, {"passes": PASSES})
     for name in dict.fromkeys(g.device.name for g in kept if own):
         _own(found, [g for g in kept if g.device.name == name])
     return found
@@ -74,12 +81,13 @@ def _own(found: Trained, groups: Sequence[Measured]) -> None:
     law, name = found.law, groups[0].device.name
     plain = [g for g in groups if g.variant in PLAIN]
     foreign = groups[0].device.architecture not in NVIDIA
-    host = [c for c in EXTRAS if c.name in ({"host"} if foreign else set())]
+    host = {"host"} if foreign else set()
     if plain:
-        found.own[name] = _plain(law, plain, [*law.constants, *host], found.shared)
+        further = [c for c in EXTRAS if c.name in host]
+        found.own[name] = _plain(law, plain, [*law.constants, *further], found.shared)
     base = found.own.get(name, found.shared)
     found.own_extras[name] = {
-        g.variant: _extras(law, g.variant, [g], {name: base}, found.extras.get(g.variant), host)
+        g.variant: _extras(law, extra_names(law, g.variant) | host, [g], {name: base}, found.extras.get(g.variant, {}))
         for g in groups
         if g.variant not in PLAIN
     }
@@ -93,21 +101,33 @@ def _sample(group: Measured) -> Measured:
 
 def _plain(law: Law, groups: Sequence[Measured], constants: Sequence[Constant], start: Values) -> Values:
     plain = [g for g in groups if g.variant in PLAIN] or list(groups)
-    return fitted(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
+    return _best(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
 
 
 def _extras(
-    law: Law, variant: str, groups: Sequence[Measured], base: Mapping[str, Values], start: Values | None = None,
-    further: Sequence[Constant] = (),
+    law: Law, names: set[str], groups: Sequence[Measured], base: Mapping[str, Values], known: Values
 ) -> Values:  # fmt: skip
-    names = extra_names(law, variant) | {c.name for c in further}
+    """Extras by name that fit groups, each on the constants of its device, from what is known of them."""
     fit = [c for c in (*EXTRAS, *law.constants) if c.name in names]
 
     def errors(c: Values) -> Any:
         return np.concatenate([residuals(law, {**base[g.device.name], **c}, g) for g in groups])
 
     first = base[groups[0].device.name]
-    return fitted(errors, fit, dict(start or {c.name: first[c.name] for c in fit if c.name in first}))
+    kept = {name: value for name, value in known.items() if name in law.extras or name in names}
+    return _best(errors, fit, {**{c.name: first[c.name] for c in fit if c.name in first}, **kept})
+
+
+def _best(errors: Residuals, constants: Sequence[Constant], start: Values) -> Values:
+    """The better of two fits, from a start and from that of each constant: either may end in a valley of its own."""
+    others = {name: value for name, value in start.items() if name not in {c.name for c in constants}}
+    return min((fitted(errors, constants, first) for first in (start, others)), key=lambda c: loss(errors(c)))
+
+
+def carried_names(law: Law, variant: str) -> set[str]:
+    """The extras of a variant that hold on other devices; all of them where the host is what was measured."""
+    names = extra_names(law, variant)
+    return names if "host" in names else names & CARRIED.get(law.name, names)
 
 
 def extra_names(law: Law, variant: str) -> set[str]:
