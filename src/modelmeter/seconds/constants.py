@@ -1,6 +1,7 @@
 """Constants of the laws as they ship: `laws.yaml` has those that all NVIDIA devices share, a device's YAML its own.
 
-Both are written by `scripts/fit_laws.py` from measured kernels, with source, date and the error of the fit.
+Both are written by `scripts/fit_laws.py` from measured kernels, with source, date and the error of the fit. What it
+does not fit, llama.cpp's kernels and devices of other vendors, is in `families.yaml`.
 """
 
 from __future__ import annotations
@@ -13,23 +14,30 @@ from typing import Any, NamedTuple
 from modelmeter.device import Device
 from modelmeter.errors import choose
 from modelmeter.seconds.attention import PREFILL, VISION
+from modelmeter.seconds.blocks import BLOCKS
 from modelmeter.seconds.decode import DECODE
+from modelmeter.seconds.families import content, family_of
 from modelmeter.seconds.laws import Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
 from modelmeter.seconds.stream import STREAM
 
-LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER)}
+LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER, BLOCKS)}
 FILE = Path(__file__).with_name("laws.yaml")
 BORROWED = {"stream": "product", "grouped": "mixture"}
 """Laws without constants of their own, and whose they take."""
 WIDE = (0.5, 2.0)
 """The interval of what nothing was measured for: half to twice."""
+NEAR = {"blocks": (0.7, 1.4)}
+"""The interval of laws whose constants come from public figures of like devices, by what these differ in."""
 
 
 class Found(NamedTuple):
-    """Constants of a law on a device, what was left out like it when errors were told, what was not measured."""
+    """Constants of a law on a device, what was left out like it when errors were told, what was not measured.
+
+    `like` is shapes, devices or formats; vendors where a device of another vendor stands for it, or none.
+    """
 
     constants: dict[str, float]
     like: str
@@ -47,7 +55,7 @@ def shipped() -> Mapping[str, Any]:
 
 def constants_of(law: Law, device: Device, variant: str) -> Found:
     """The constants of a law on a device in a variant: its own where it was measured, else those of a measured device
-    of the same architecture, else the shared ones.
+    of the same architecture, else what is known of its family, else the shared ones.
 
     A variant that was measured nowhere is the plain one at the peak of its format. Raises InputError for a device that
     lacks a figure that the law needs.
@@ -55,23 +63,31 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
     for figure in law.needs:
         device.need(figure)
     name = BORROWED.get(law.name, law.name)
-    shared = shipped()["laws"].get(name, {"constants": {c.name: c.start for c in law.constants}})
+    shared = shipped()["laws"].get(name) or {"constants": content().get(name, {c.name: c.start for c in law.constants})}
     own, like, told = device.laws.get(name, {}), "shapes", []
     if not own:
-        own, like = shared.get("kin", {}).get(device.architecture, {}), "devices"
-        of = f"those of {own['device']}, of its architecture" if own else "what NVIDIA devices share"
+        own, like, of = _of_kin(shared, device, name)
         told.append(f"{device.name} was not measured: {of}")
     plain = {**shared["constants"], **_numbers(own)}
     if variant in shared.get("plain", ("bf16",)):
         return Found(plain, like, "; ".join(told))
-    extras = own.get("variants", {}).get(variant)
+    extras, foreign = own.get("variants", {}).get(variant), like == "vendors"
     if extras is None:
-        extras, like = shared.get("variants", {}).get(variant), "devices"
+        extras, like = shared.get("variants", {}).get(variant), "vendors" if foreign else "devices"
         told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and not told else []
     if extras is None:
-        extras, like = {}, "formats"
+        extras, like = {}, "vendors" if foreign else "formats"
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
     return Found({**plain, **extras}, like, "; ".join(told))
+
+
+def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mapping[str, Any], str, str]:
+    """Constants of devices that are like one: of its architecture, or of its family; how like, and which they are."""
+    kin = shared.get("kin", {}).get(device.architecture, {})
+    if kin:
+        return kin, "devices", f"those of {kin['device']}, of its architecture"
+    family = family_of(device.architecture, law)
+    return ({}, "devices", "what NVIDIA devices share") if family is None else (family.constants, "vendors", family.told)
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:
@@ -84,7 +100,9 @@ def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
     They come from what was left out of a fit and is like it: shapes, devices or formats.
     """
     found = shipped()["laws"].get(law.name, {}).get("spread")
-    if found is None:
+    if law.name in NEAR and like == "devices":
+        return NEAR[law.name]
+    if found is None or like == "vendors":
         return WIDE
     low, high = found[like][size]
     return min(float(low), 1.0), max(float(high), 1.0)

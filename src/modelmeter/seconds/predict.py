@@ -13,8 +13,8 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
-from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds.blocks import blocks_work, of_few_rows, stored_in_blocks
 from modelmeter.seconds.constants import constants_of, law_of, spread_of
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.shapes import FORMATS, QUANTISED, attention_work, cache_variant, product_work
@@ -120,8 +120,16 @@ def _collective(kernel: Kernel, warm: bool) -> tuple[str, str, Work]:
 
 
 def _peaked(kernel: Kernel, device: Device) -> list[Array]:
-    units = [(form, np.asarray(work, float)) for form, work in kernel.tensor_flops.items()]
+    units = [(_multiplied(kernel, form), np.asarray(work, float)) for form, work in kernel.tensor_flops.items()]
     return [work / device.peak(_units(form, device)) for form, work in units] or [0.0]
+
+
+def _multiplied(kernel: Kernel, form: str) -> str:
+    """The format that a product is computed in: 16 bits where activations of 32 meet weights or a cache of fewer."""
+    loops = [np.asarray(kernel.loops[x], float) for x in ("batch", "n", "k")]
+    held = kernel.read_bytes.get("weight", 0) + kernel.read_bytes.get("kv", 0) / (2 if kernel.attention else 1)
+    each = np.asarray(held, float) / np.prod(np.broadcast_arrays(*loops), axis=0)
+    return "bf16" if form == "fp32" and bool(np.all((each > 0) & (each <= 2.5))) else form
 
 
 def _units(form: str, device: Device) -> str:
@@ -131,6 +139,8 @@ def _units(form: str, device: Device) -> str:
 
 
 def _product(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
+    if stored_in_blocks(kernel) or of_few_rows(kernel):
+        return "blocks", "bf16", {**blocks_work(kernel), "warm": warm}
     m, n, k, batch = (np.asarray(kernel.loops[x], float) for x in ("m", "n", "k", "batch"))
     flops = sum(np.asarray(work, float) for work in kernel.tensor_flops.values())
     n = np.maximum(n, flops / (2 * m * k * batch))  # projections that are merged have the columns of all
@@ -139,31 +149,19 @@ def _product(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work
     weights = kernel.read_bytes.get("weight", 0)
     each = np.asarray(weights, float) / (batch * n * k)
     known = {**work, "right": np.where(each > 0, each, work["right"]), "moved": np.asarray(kernel.io_bytes, float)}
-    known["vectors"] = known["vectors"] or _in_blocks(kernel)
     return ("grouped" if kernel.grouped else "product"), variant, known
 
 
 def _variant(kernel: Kernel) -> str:
     """The format that a product runs in: that of its units; of weights alone where these are narrower."""
-    form = next(iter(kernel.tensor_flops), "bf16")
+    form = _multiplied(kernel, next(iter(kernel.tensor_flops), "bf16"))
     if form not in FORMATS:
         return "bf16"
     unpacked = next(iter(kernel.unpack_flops), "")
-    if _in_blocks(kernel):
-        return "int8_wo"
     if form in QUANTISED or not unpacked:
         return form
     stored = f"{unpacked.partition('_')[0]}_wo"
     return stored if stored in FORMATS else form
-
-
-def _in_blocks(kernel: Kernel) -> bool:
-    """Whether weights are llama.cpp's blocks, multiplied in int8: each 32 of a sum are scaled by themselves.
-
-    So products take what bf16 takes, and those of a few rows are vector kernels.
-    """
-    stored = next(iter(kernel.unpack_flops), "")
-    return "int8" in kernel.tensor_flops and bool(stored) and format_of("weights", stored).ggml is not None
 
 
 def _attention(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:

@@ -1,0 +1,145 @@
+"""Products with llama.cpp's weights: a vector kernel for a few rows, tiles of int8 products for many.
+
+Weights are blocks of 32 that have a scale each, so whatever multiplies the integers, CUDA cores convert, scale and add
+up each sum of 32: that work does not shrink where matrix units grow. Constants: `families.yaml`, with their sources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from modelmeter.device import Device
+from modelmeter.programs.formats import format_of
+from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, soft, whole
+
+BLOCK = 32.0
+"""Products that share a scale."""
+VECTOR = 8.0
+"""Rows up to which the vector kernel is taken (MMVQ_MAX_BATCH_SIZE of llama.cpp)."""
+FRAGMENT, TILE = 8.0, 128.0
+"""Rows are padded to the matrix unit's, and above a tile's to these."""
+UBATCH = 512.0
+"""Rows that are computed at once, the engine's own choice."""
+WIDE = 1.2e12
+"""Bytes a second from which a memory is HBM or GDDR7, of which a vector kernel keeps a smaller share busy."""
+
+
+def stored_in_blocks(kernel: Kernel) -> str:
+    """The format of a kernel's weights where they are llama.cpp's blocks, else "".
+
+    They are multiplied in int8, with activations of 32 bits that are made blocks too; other engines' are of 16.
+    """
+    stored = next(iter(kernel.unpack_flops), "")
+    known = bool(stored) and format_of("weights", stored).ggml is not None
+    return stored if known and kernel.tensor_flops.keys() & {"int8", "fp32"} else ""
+
+
+def of_few_rows(kernel: Kernel) -> bool:
+    """Whether a kernel multiplies weights of 16 bits with a few rows of 32, as a vector kernel does."""
+    m, n, k, batch = (np.asarray(kernel.loops[x], float) for x in ("m", "n", "k", "batch"))
+    each = np.asarray(kernel.read_bytes.get("weight", 0), float) / (batch * n * k)
+    mixed = "fp32" in kernel.tensor_flops and not kernel.unpack_flops and bool(np.all((each > 0) & (each <= 2)))
+    return mixed and bool(np.all(m <= VECTOR))
+
+
+def dequantised(kernel: Kernel) -> Iterator[Kernel]:
+    """What builds before June 2024 ran for many rows: weights are written as fp16, then multiplied by the library.
+
+    Once for each batch that is computed at once. https://github.com/ggml-org/llama.cpp/pull/8075 ended it.
+    """
+    if not stored_in_blocks(kernel) or np.all(np.asarray(kernel.loops["m"], float) <= VECTOR):
+        yield kernel
+        return
+    m, n, k, batch = (np.asarray(kernel.loops[x], float) for x in ("m", "n", "k", "batch"))
+    flops = sum(np.asarray(work, float) for work in kernel.tensor_flops.values())
+    n = np.maximum(n, flops / (2 * m * k * batch))
+    rounds, wide = np.maximum(whole(m, UBATCH), 1.0), 2 * n * k * batch
+    once, moved = m / rounds, {name: size / rounds for name, size in kernel.read_bytes.items() if name != "weight"}
+    written = {name: size / rounds for name, size in kernel.written_bytes.items()}
+    expand = replace(
+        kernel, runs=kernel.runs * rounds, loops={}, tensor_flops={}, cuda_flops=dict(kernel.unpack_flops),
+        read_bytes={"weight": kernel.read_bytes["weight"]}, written_bytes={"activation": wide}, unpack_flops={},
+        grouped=False, products=0,
+    )  # fmt: skip
+    yield expand
+    yield replace(
+        kernel, runs=kernel.runs * rounds, loops={**kernel.loops, "m": once, "n": n},
+        tensor_flops={"bf16": flops / rounds}, read_bytes={**moved, "weight": wide},
+        written_bytes=written, unpack_flops={},
+    )  # fmt: skip
+
+
+def blocks_work(kernel: Kernel) -> dict[str, Any]:
+    """The work of a product with weights in blocks, or of a few rows."""
+    stored = stored_in_blocks(kernel)
+    sizes = {x: np.asarray(kernel.loops[x], float) for x in ("m", "n", "k", "batch")}
+    flops = sum(np.asarray(work, float) for work in kernel.tensor_flops.values())
+    merged = np.maximum(sizes["n"], flops / (2 * sizes["m"] * sizes["k"] * sizes["batch"]))
+    return {
+        **sizes,
+        "n": merged,
+        "fine": float(bool(stored) and format_of("weights", stored).block > BLOCK),
+        "stored": np.asarray(kernel.read_bytes.get("weight", 0), float),
+        "moved": np.asarray(kernel.io_bytes, float),
+    }
+
+
+def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
+    """Seconds of products of m rows with n x k weights, `batch` of them; see `BLOCKS`."""
+    m, n, k, batch, fine = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "fine"))
+    weights, lanes = batch * n * k, device.cuda_flops_per_s / 2
+    bandwidth = device.memory_bytes_per_s * (c["stream"] if device.memory_bytes_per_s < WIDE else c["wide"])
+    once = np.asarray(w["moved"], float) / bandwidth
+    apart = np.where(fine, c["apart_fine"], c["apart"])
+    dots = weights * (apart + c["dot"] * m) / lanes
+    rounds = np.maximum(whole(m, UBATCH), 1.0)
+    rows = np.where(m > TILE, whole(m, TILE) * TILE, whole(m, FRAGMENT) * FRAGMENT)
+    tiles, again = _tiles(c, device, w, rows, weights)
+    memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
+    compute = np.where(m <= VECTOR, dots, tiles)
+    floor = np.where(m <= VECTOR, 1.0, rounds) * c["launch"] + 0 * memory
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
+
+
+def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Seconds of tiles that all multiprocessors share evenly, and bytes that taking weights apart moves beside.
+
+    With units for int8: these, then the CUDA cores for each block. Without: weights are taken apart to 16 bits, on
+    chip or (`expanded`) through memory.
+    """
+    scaled = np.where(w["fine"], c["scale_fine"], c["scale"]) / BLOCK / (device.cuda_flops_per_s / 2)
+    if "int8" in device.peaks and c["integers"] >= 1:
+        return rows * weights * (2 / (device.peak("int8") * c["speed"]) + scaled), 0 * weights
+    apart = np.where(w["fine"], c["slower_fine"], c["slower"])
+    return 2 * rows * weights * apart / (device.peak("bf16") * c["speed"]), c["expanded"] * weights
+
+
+BLOCKS = Law(
+    "blocks",
+    "products with llama.cpp's blocks of weights, and of a few rows with weights of 16 bits",
+    (
+        Constant("launch", 2e-6, 1e-7, 1e-4, "s of a kernel, however small"),
+        Constant("stream", 0.93, 0.4, 1.0, "share of the bandwidth of the memory"),
+        Constant("wide", 0.82, 0.4, 1.0, "the same of memories above 1.2 TB/s"),
+        Constant("apart", 1.0, 0.1, 20.0, "instructions of CUDA cores to take a weight apart, in the vector kernel"),
+        Constant("apart_fine", 4.0, 0.1, 20.0, "the same of blocks of 256, whose scales are packed too"),
+        Constant("dot", 3.0, 0.25, 20.0, "instructions a weight and row there"),
+        Constant("speed", 0.9, 0.1, 1.0, "share of the peak of the matrix units"),
+        Constant("scale", 9.0, 1.0, 60.0, "instructions of CUDA cores an output and block, in tiles"),
+        Constant("scale_fine", 12.5, 1.0, 60.0, "the same of blocks of 256"),
+        Constant("slower", 1.0, 1.0, 4.0, "how much longer tiles of 16 bits take than with weights of 16 bits"),
+        Constant("slower_fine", 1.0, 1.0, 4.0, "the same of blocks of 256"),
+        Constant("expanded", 4.0, 0.0, 8.0, "bytes a weight that goes through memory in 16 bits, to it and back"),
+        Constant("integers", 1.0, 0.0, 1.0, "1 where the engine's tiles multiply in int8"),
+        Constant("sharp", 2.5, 1.0, 12.0, "how well compute and memory overlap"),
+    ),
+    (),
+    ("m", "n", "k", "batch", "fine", "stored", "moved"),
+    blocks_parts,
+    omits="which tile the engine takes, a last wave that is not full, clocks that fall under load",
+)
