@@ -89,7 +89,7 @@ class Stations:
         )
         many = sum(kernel.runs * np.ones_like(flat[0]) for kernel in kernels)
         host = times.host.launches(work, name, 1.0).seconds * many
-        return np.asarray(np.maximum(busy, host) + times.host.step.seconds).reshape(batch.shape)
+        return np.asarray(np.maximum(busy, host) + times.host.beside(work).seconds).reshape(batch.shape)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

@@ -19,7 +19,7 @@ from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
-from modelmeter.seconds.predict import Estimate, seconds_of
+from modelmeter.seconds.predict import Estimate, seconds_of, taken_apart
 from modelmeter.workload import Workload
 
 POINTS = 9
@@ -63,13 +63,16 @@ NONE = Span(0.0, 0.0, 0.0)
 @final
 @dataclass(frozen=True)
 class Host:
-    """Seconds of the host: a launch by how a runtime starts kernels, a step, a pixel of a view (configs/time.yaml)."""
+    """Seconds of the host: a launch by how a runtime starts kernels, a step, that of an engine in C++ for one user,
+    a pixel of a view (configs/time.yaml).
+    """
 
     eager: Span
     compiled: Span
     graph: Span
     step: Span
     pixel: Span
+    native: Span = NONE
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float]]) -> Host:
@@ -87,6 +90,10 @@ class Host:
                 raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
             found[key] = Span(*known)
         return cls(**found)
+
+    def beside(self, work: Workload) -> Span:
+        """What stands beside a step: sampling, scheduling."""
+        return self.native if work.runtime.native else self.step
 
     def launches(self, work: Workload, stage: str, many: float) -> Span:
         """What starting so many kernels takes; a graph is that of a step of decode, other stages run compiled."""
@@ -158,9 +165,11 @@ class Times:
 
     def _stage(self, name: str) -> StageTime:
         kernels = self._kernels(name, self.work)
+        if self.work.runtime.products == "dequantised":
+            kernels = taken_apart(kernels, self.on)
         found = tuple(zip(kernels, seconds_of(kernels, self.on), strict=True))
         many = sum(_mean(kernel.runs) for kernel in kernels)
-        step = NONE if name == "vision" else self.host.step
+        step = NONE if name == "vision" else self.host.beside(self.work)
         launches = self.host.launches(self.work, name, many)
         return StageTime(name, busy(found), launches, step, self._bound(name), found)
 

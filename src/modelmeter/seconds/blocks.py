@@ -50,7 +50,8 @@ def of_few_rows(kernel: Kernel) -> bool:
 def dequantised(kernel: Kernel) -> Iterator[Kernel]:
     """What builds before June 2024 ran for many rows: weights are written as fp16, then multiplied by the library.
 
-    Once for each batch that is computed at once. https://github.com/ggml-org/llama.cpp/pull/8075 ended it.
+    Once for each batch that is computed at once; the first is a vector kernel that writes them.
+    https://github.com/ggml-org/llama.cpp/pull/8075 ended it.
     """
     if not stored_in_blocks(kernel) or np.all(np.asarray(kernel.loops["m"], float) <= VECTOR):
         yield kernel
@@ -61,12 +62,10 @@ def dequantised(kernel: Kernel) -> Iterator[Kernel]:
     rounds, wide = np.maximum(whole(m, UBATCH), 1.0), 2 * n * k * batch
     once, moved = m / rounds, {name: size / rounds for name, size in kernel.read_bytes.items() if name != "weight"}
     written = {name: size / rounds for name, size in kernel.written_bytes.items()}
-    expand = replace(
-        kernel, runs=kernel.runs * rounds, loops={}, tensor_flops={}, cuda_flops=dict(kernel.unpack_flops),
-        read_bytes={"weight": kernel.read_bytes["weight"]}, written_bytes={"activation": wide}, unpack_flops={},
-        grouped=False, products=0,
+    yield replace(
+        kernel, runs=kernel.runs * rounds, loops={**kernel.loops, "m": 1}, tensor_flops={"int8": 0},
+        read_bytes={"weight": kernel.read_bytes["weight"]}, written_bytes={"activation": wide}, grouped=False,
     )  # fmt: skip
-    yield expand
     yield replace(
         kernel, runs=kernel.runs * rounds, loops={**kernel.loops, "m": once, "n": n},
         tensor_flops={"bf16": flops / rounds}, read_bytes={**moved, "weight": wide},
@@ -83,6 +82,7 @@ def blocks_work(kernel: Kernel) -> dict[str, Any]:
     return {
         **sizes,
         "n": merged,
+        "quantised": float(bool(stored)),
         "fine": float(bool(stored) and format_of("weights", stored).block > BLOCK),
         "stored": np.asarray(kernel.read_bytes.get("weight", 0), float),
         "moved": np.asarray(kernel.io_bytes, float),
@@ -102,7 +102,7 @@ def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
     tiles, again = _tiles(c, device, w, rows, weights)
     memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
     compute = np.where(m <= VECTOR, dots, tiles)
-    floor = np.where(m <= VECTOR, 1.0, rounds) * c["launch"] + 0 * memory
+    floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"] + 0 * memory
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
 
 
@@ -124,6 +124,7 @@ BLOCKS = Law(
     "products with llama.cpp's blocks of weights, and of a few rows with weights of 16 bits",
     (
         Constant("launch", 2e-6, 1e-7, 1e-4, "s of a kernel, however small"),
+        Constant("before", 1.0, 0.0, 2.0, "kernels before one with weights in blocks: activations become blocks"),
         Constant("stream", 0.93, 0.4, 1.0, "share of the bandwidth of the memory"),
         Constant("wide", 0.82, 0.4, 1.0, "the same of memories above 1.2 TB/s"),
         Constant("apart", 1.0, 0.1, 20.0, "instructions of CUDA cores to take a weight apart, in the vector kernel"),
@@ -139,7 +140,7 @@ BLOCKS = Law(
         Constant("sharp", 2.5, 1.0, 12.0, "how well compute and memory overlap"),
     ),
     (),
-    ("m", "n", "k", "batch", "fine", "stored", "moved"),
+    ("m", "n", "k", "batch", "quantised", "fine", "stored", "moved"),
     blocks_parts,
     omits="which tile the engine takes, a last wave that is not full, clocks that fall under load",
 )

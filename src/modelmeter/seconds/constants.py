@@ -23,7 +23,8 @@ from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
 from modelmeter.seconds.stream import STREAM
 
-LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER, BLOCKS)}
+ALL = (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER, BLOCKS)
+LAWS = {law.name: law for law in ALL}
 FILE = Path(__file__).with_name("laws.yaml")
 BORROWED = {"stream": "product", "grouped": "mixture"}
 """Laws without constants of their own, and whose they take."""
@@ -87,7 +88,9 @@ def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mappin
     if kin:
         return kin, "devices", f"those of {kin['device']}, of its architecture"
     family = family_of(device.architecture, law)
-    return ({}, "devices", "what NVIDIA devices share") if family is None else (family.constants, "vendors", family.told)
+    if family is None:
+        return {}, "devices", "what NVIDIA devices share"
+    return family.constants, "vendors", family.told
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:

@@ -5,7 +5,7 @@ Kernels of one law are computed in one call, at one workload or many.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.programs.kernels import Kernel
-from modelmeter.seconds.blocks import blocks_work, of_few_rows, stored_in_blocks
+from modelmeter.seconds.blocks import BLOCKS, blocks_work, dequantised, of_few_rows, stored_in_blocks
 from modelmeter.seconds.constants import constants_of, law_of, spread_of
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.shapes import FORMATS, QUANTISED, attention_work, cache_variant, product_work
@@ -57,6 +57,12 @@ def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False)
         estimate = seconds_of_work(law, variant, _stacked([works[i] for i in indices]), device)
         found |= zip(indices, _rows(estimate), strict=True)
     return [found[index] for index in range(len(kernels))]
+
+
+def taken_apart(kernels: Iterable[Kernel], device: Device) -> list[Kernel]:
+    """The kernels of an engine that multiplies copies of llama.cpp's blocks in 16 bits, where its device has such."""
+    through_memory = constants_of(BLOCKS, device, "bf16").constants["expanded"] > 0
+    return [part for kernel in kernels for part in (dequantised(kernel) if through_memory else (kernel,))]
 
 
 def seconds_of_work(law: str, variant: str, work: Work, device: Device) -> Estimate:
