@@ -54,6 +54,7 @@ ARCHITECTURES = {
     "deepseek_v3": "deepseek2",
     "qwen3_moe": "qwen3moe",
     "qwen2_moe": "qwen2moe",
+    "gpt_oss": "gpt-oss",
 }
 MIXTURE = {
     "family": "deepseek", "hidden": 256, "heads": 4, "kv_heads": 4, "dense_mlp": 320, "dense_layers": 1, "moe_layers": 9,
@@ -141,6 +142,11 @@ def metadata(config):
             found |= {
                 "expert_count": config["num_experts"], "expert_used_count": config["num_experts_per_tok"],
                 "expert_feed_forward_length": config["moe_intermediate_size"],
+            }  # fmt: skip
+        if config.get("num_local_experts"):
+            found |= {
+                "expert_count": config["num_local_experts"], "expert_used_count": config["num_experts_per_tok"],
+                "expert_feed_forward_length": config["intermediate_size"],
             }  # fmt: skip
         if config.get("shared_expert_intermediate_size"):
             found |= {"expert_shared_feed_forward_length": config["shared_expert_intermediate_size"]}

@@ -31,6 +31,10 @@ ROUTED = {
     **WIDE, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 256, "norm_topk_prob": True,
     "tie_word_embeddings": False, "model_type": "qwen3_moe", "head_dim": 64,
 }  # fmt: skip
+GPT_OSS = {
+    **WIDE, "model_type": "gpt_oss", "head_dim": 64, "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 64,
+    "intermediate_size": 256, "attention_bias": True, "tie_word_embeddings": False,
+}  # fmt: skip
 GEMMA3 = {**WIDE, "model_type": "gemma3_text"}
 CONFIGS = {
     "llama": {**WIDE, "model_type": "llama", "tie_word_embeddings": False},
@@ -49,6 +53,8 @@ CONFIGS = {
     "gemma3": {**GEMMA3, "head_dim": 64, "sliding_window": 64, "num_hidden_layers": 7},
     "gemma3, 13 layers": {**GEMMA3, "head_dim": 96, "sliding_window": 300, "num_hidden_layers": 13},
     **OTHERS,
+    "gpt_oss": GPT_OSS,
+    "gpt_oss, 6 layers, 4 of 16 experts": {**GPT_OSS, "num_hidden_layers": 6, "num_local_experts": 16, "num_experts_per_tok": 4},
     "qwen3_moe": ROUTED,
     "qwen2_moe": {k: v for k, v in ROUTED.items() if k != "head_dim"} | {"model_type": "qwen2_moe", "norm_topk_prob": False, "shared_expert_intermediate_size": 512},
     "deepseek2, 27 layers, no latent of queries": {**LATENT, "model_type": "deepseek_v2", "topk_method": "greedy", "q_lora_rank": None, "num_hidden_layers": 27},
@@ -106,7 +112,7 @@ LARGE = [
 ]
 WINDOWS = [
     (name, asked(context=context, ubatch=ubatch, flash=flash, **cache))
-    for name in ("gemma2", "gemma3", "gemma3, 13 layers")
+    for name in ("gemma2", "gemma3", "gemma3, 13 layers", "gpt_oss")
     for context, ubatch, flash, cache in (
         (2048, 64, True, {}), (2048, 64, False, {}), (1000, 512, False, {}), (4096, 7, True, {}),
         (1000, 128, True, {"keys": "q8_0", "values": "q8_0"}), (1000, 128, False, {"keys": "q8_0"}),

@@ -19,7 +19,7 @@ from llama_files import DECODERS, LARGE, QUESTIONS, caches, made, mib, words, wr
 
 KINDS = {
     "matmul": "MUL_MAT MUL_MAT_ID", "lookup": "GET_ROWS", "copy": "GET_ROWS SET_ROWS CONT CONCAT ARGSORT FILL", "norm": "RMS_NORM",
-    "reserved": "GET_ROWS DUP SET_ROWS", "pointwise": "MUL ADD ROPE SCALE TANH GELU SILU SIGMOID CLAMP DIV", "softmax": "SOFT_MAX", "apart": "SWIGLU GEGLU NORM SUM_ROWS",
+    "reserved": "GET_ROWS DUP SET_ROWS", "pointwise": "MUL ADD ADD_ID ROPE SCALE TANH GELU SILU SIGMOID CLAMP DIV", "softmax": "SOFT_MAX", "apart": "SWIGLU SWIGLU_OAI GEGLU NORM SUM_ROWS",
 }  # fmt: skip
 """What the engine calls ops of a kind."""
 

@@ -49,8 +49,6 @@ def halves(model):
 @pytest.mark.parametrize("name", MODELS)
 def test_sums_over_places_are_the_whole(name, runtime):
     model = modelmeter.load_model(name)
-    if name == "gpt_oss_20b" and runtime.startswith("llama_cpp"):
-        pytest.skip("its windows are not known in llama.cpp")
     work = request(model, runtime=runtime, latent="absorbed" if runtime.startswith("llama_cpp") else "expanded")
     found = split(model, work, halves(model))
     for stage in (stage.name for stage in model.stages if stage.structure(work) != ()):

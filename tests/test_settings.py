@@ -83,7 +83,9 @@ def test_yaml_of_settings_holds_values_and_no_help():
 
 @pytest.mark.parametrize("name", config_names("runtime"))
 def test_a_runtime_names_its_attention(name, model):
-    assert Runtime.of(name).attention == ("eager" if name in ("eager", "llama_cpp_scores") else "flash")
+    assert Runtime.of(name).attention == (
+        "eager" if name in ("eager", "llama_cpp_scores", "llama_cpp_2024") else "flash"
+    )
     work = model.workload(grid="1x2", runtime=name)
     assert (work.attention, work.execution) == (Runtime.of(name).attention, name)
 

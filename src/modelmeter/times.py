@@ -70,13 +70,16 @@ NONE = Span(0.0, 0.0, 0.0)
 @final
 @dataclass(frozen=True)
 class Host:
-    """Seconds of the host: a launch by how a runtime starts kernels, a step, a pixel of a view (configs/time.yaml)."""
+    """Seconds of the host: a launch by how a runtime starts kernels, a step, that of an engine in C++ for one user,
+    a pixel of a view (configs/time.yaml).
+    """
 
     eager: Span
     compiled: Span
     graph: Span
     step: Span
     pixel: Span
+    native: Span = NONE
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float]]) -> Host:
@@ -94,6 +97,10 @@ class Host:
                 raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
             found[key] = Span(*known)
         return cls(**found)
+
+    def beside(self, work: Workload) -> Span:
+        """What stands beside a step: sampling, scheduling."""
+        return self.native if work.runtime.native else self.step
 
     def launches(self, work: Workload, stage: str, many: Any) -> Span:
         """What starting so many kernels takes; a graph is that of a step of decode, other stages run compiled."""
@@ -193,7 +200,7 @@ class Times:
 
     def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
         launches = self.host.launches(self.work, name, runs)
-        return StageTime(name, device, launches, NONE if name == "vision" else self.host.step, runs, self)
+        return StageTime(name, device, launches, NONE if name == "vision" else self.host.beside(self.work), runs, self)
 
     def busy(self, name: str, sizes: Mapping[str, Any]) -> tuple[Span, Any]:
         """Seconds that the kernels of a stage keep the device busy, and how many run, at its sizes, or arrays of them.
@@ -211,7 +218,10 @@ class Times:
         stage = self.model.stage(name)
         made = self.model.once(
             ("timer", name, stage.structure(self.work), self.work.key, self.on),
-            lambda: Timer(self.model.program(name, self.work).formal_kernels, self.on, stage.grows),
+            lambda: Timer(
+                self.model.program(name, self.work).formal_kernels, self.on, stage.grows,
+                self.work.runtime.products == "dequantised",
+            ),
         )
         return cast(Timer, made)
 

@@ -10,6 +10,7 @@ from modelmeter.config import load_model, read_yaml
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.folders import config_dir
+from modelmeter.measured.process import memory_of
 from modelmeter.measured.rows import Question
 from modelmeter.models.model import BaseModel
 from modelmeter.serving import ClosedForm, Fixed, Mix, Service
@@ -32,8 +33,7 @@ def predicted(asked: Question) -> Span:
     model, [device] = load_model(asked.model), load_devices([asked.device])
     found = Times(model, _work(model, asked), device, host())
     if asked.quantity == "memory":
-        needed = float(Fits(model, found.work).needed)
-        return Span(needed, needed, needed * 1.5)
+        return memory_of(Fits(model, found.work))
     if asked.quantity == "preprocess":
         return found.images
     alone = asked.load.kind == "batch" or (asked.load.kind == "closed" and asked.load.size == 1)

@@ -94,6 +94,13 @@ def _found(kind: str, text: str) -> Any:
     raise InputError(f"no {kind[:-1]} of this project is called {text!r}")
 
 
+def _runtime(row: Mapping[str, str]) -> str:
+    """The runtime of a row: that of an old build where its source says so, else that of its engine."""
+    told = f"{row['engine']} | {row['source']} | {row.get('note', '')}"
+    old = (name for pattern, name in names()["builds"].items() if re.search(pattern, told, re.IGNORECASE))
+    return next(old, None) or str(_found("engines", row["engine"]))
+
+
 def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError: the reason."""
     told: list[str] = []
@@ -110,13 +117,14 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
         raise InputError(f"unit {row['unit']!r} is none of {', '.join(names()['units'])}")
     many = _whole(row["n_gpu"]) or 1
     factor = names()["units"][unit] * (many if unit.endswith("/gpu") else 1)
-    precision = dict(_found("formats", row["quant"]))
+    runtime = _runtime(row)
+    precision = dict(_found("files" if runtime.startswith("llama_cpp") else "formats", row["quant"]))
     if re.search(r"tensorrt|trt", row["engine"], re.IGNORECASE) and "fp" in row["quant"].lower():
         precision |= {"kv": "fp8"} if re.search("fp[48]", row["quant"], re.IGNORECASE) else {}
         told += ["its KV cache in fp8, as the published runs have it"] * ("kv" in precision)
     load = _load(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     return Question(
-        row["id"], model, _found("engines", row["engine"]), device, many, precision, load, prompt,
+        row["id"], model, runtime, device, many, precision, load, prompt,
         steps, image, quantity, _number(row["value"]) * factor, tuple(told), page, _statistic(row["metric"]), dict(row),
     )  # fmt: skip
 

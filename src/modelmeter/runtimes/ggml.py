@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from modelmeter.errors import InputError
 from modelmeter.graph.equations import parse
-from modelmeter.graph.forms import ADD, CAP, COMBINES, GATHERS, MUL, SCATTER, SILU
+from modelmeter.graph.forms import ADD, CAP, CLAMPED, COMBINES, GATHERS, MUL, SCATTER, SILU
 from modelmeter.graph.graph import Graph
 from modelmeter.graph.ops import COLLECTIVES, Op, Ref, build, resized
 from modelmeter.runtimes.ggml_experts import Routing, routes
@@ -81,6 +81,7 @@ class _Habits(NamedTuple):
 _HABITS = {
     "gemma": _Habits(queries=True), "gemma2": _Habits(queries=True, windows=True),
     "gemma3_text": _Habits(queries=True, rows=True, windows=True), "phi3": _Habits(queries=True),
+    "gpt_oss": _Habits(windows=True),
 }  # fmt: skip
 """By the model_type of transformers; all others have none."""
 _PARALLEL = ("phi", "gpt_neox", "cohere")
@@ -189,6 +190,8 @@ class _Writer:
             self.saved[op.writes[0].name] = op.cuda
         elif op.reads[0].name in self.saved:
             yield op._replace(kind="apart", cuda=op.cuda + self.saved.pop(op.reads[0].name))
+        elif op.form is CLAMPED:
+            yield op._replace(kind="apart")
         elif op.form in COMBINES:
             yield from combined(op)
         elif op.form is CAP:

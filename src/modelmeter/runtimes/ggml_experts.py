@@ -18,8 +18,9 @@ _SCORES = "_p:32"
 
 
 def routes(op: Op) -> bool:
-    """Whether an op is a router's, behind its logits."""
-    return {"E", "k"} <= op.n.axes.keys() and "f" not in op.n.axes and op.kind in ("pointwise", "copy")
+    """Whether an op is a router's, behind its logits; a softmax is, where it is that of the chosen ones alone."""
+    kinds = ("pointwise", "copy", "softmax" if op.writes and op.output.name == "y" else "")
+    return {"E", "k"} <= op.n.axes.keys() and "f" not in op.n.axes and op.kind in kinds
 
 
 @dataclass
@@ -36,7 +37,9 @@ class Routing:
         """What runs in the place of an op. The scale of routed experts is taken as 1, which is none."""
         made, given = op.output.name, op.reads[0]
         alone = given.name == op.writes[0].name and len(op.reads) == 1
-        if "each" in op.n.axes and made != "y":
+        if op.kind == "softmax":
+            yield from (*views(op, given), op, *views(op, op.writes[0]))
+        elif "each" in op.n.axes and made != "y":
             yield from self._grouped(op)
         elif made == "_c":
             yield from (*views(op, given), op)

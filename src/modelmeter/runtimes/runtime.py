@@ -29,6 +29,7 @@ PASSES: dict[str, Pass] = {f.__name__: f for f in (
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")
+PRODUCTS = ("as stored", "dequantised")
 
 FIXED: dict[Pass, dict[str, str]] = {
     last_logits: {"logits": "last"}, ggml: {"causal": "full", "activations": "fp32"},
@@ -42,8 +43,9 @@ class Runtime:
     """`passes` turn a graph's ops into kernels, `lifetimes` tells when tensors are freed.
 
     `launch` is how kernels reach a device: each by the host as its code runs (`eager`) or as compiled code does
-    (`compiled`), or those of a decode step together as one graph that was captured before (`graph`). No count depends
-    on it.
+    (`compiled`), or those of a decode step together as one graph that was captured before (`graph`). `products` of
+    many rows with llama.cpp's blocks read these as they are stored, or from a copy in 16 bits that is made each time
+    (`dequantised`). No count depends on the two.
 
     >>> Runtime.of("flash").attention, Runtime.of("eager").attention
     ('flash', 'eager')
@@ -53,9 +55,11 @@ class Runtime:
     passes: tuple[Pass, ...]
     lifetimes: Rule = names
     launch: str = "eager"
+    products: str = "as stored"
 
     def __post_init__(self) -> None:
         choose(f"launch of runtime {self.name!r}:", self.launch, LAUNCHES)
+        choose(f"products of runtime {self.name!r}:", self.products, PRODUCTS)
         for given in (given for given in self.passes if not callable(given)):
             raise InputError(f"passes of runtime {self.name!r} must be functions of a graph, not {given!r}")
 
@@ -73,6 +77,11 @@ class Runtime:
     def attention(self) -> str:
         """How attention runs: `flash`, scores on chip, or `eager`, scores through memory."""
         return "flash" if attention_kernel in self.passes else "eager"
+
+    @cached_property
+    def native(self) -> bool:
+        """Whether it serves one user from C++, as llama.cpp does: no scheduler beside a step."""
+        return ggml in self.passes
 
     @cached_property
     def fixed(self) -> dict[str, str]:
@@ -108,8 +117,8 @@ def _named(name: str) -> Runtime:
     choose("runtime", name, config_names("runtime"))
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:
-        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes", "launch"))
+        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes", "launch", "products"))
     chosen = (choose(f"pass of runtime {name!r}:", given, PASSES) for given in values.get("passes") or [])
     rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
-    launch = str(values.get("launch", "eager"))
-    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule], launch)
+    launch, products = str(values.get("launch", LAUNCHES[0])), str(values.get("products", PRODUCTS[0]))
+    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule], launch, products)

@@ -13,8 +13,8 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
-from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds.blocks import blocks_work, stored_in_blocks
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.shapes import (
     FORMATS,
@@ -24,18 +24,25 @@ from modelmeter.seconds.shapes import (
     plain_seconds,
     product_work,
 )
-from modelmeter.sizes import Expr, Size, anywhere, below, maximum, ratio
+from modelmeter.sizes import Expr, Size, anywhere, evaluated, maximum, ratio
+
+TYPICAL = 256
+"""A value of every size, where a quotient is asked that does not depend on them but for padding."""
 
 
 class Kind(NamedTuple):
-    """What no size changes: the law, the format of a product, those of the FLOPs, whether weights are llama.cpp's
-    blocks, whether a cache is narrower than 16 bits."""
+    """What no size changes: the law, the format of a product, those of the FLOPs; in which blocks of llama.cpp's weights
+    are `stored`, and whether these are taken `apart` before; whether a `few` rows of 32 bits meet weights of 16;
+    whether a cache is narrower than 16 bits; whether activations were quantised by kernels before (`static`)."""
 
     law: str
     format: str = "bf16"
     forms: tuple[str, ...] = ()
-    blocks: bool = False
+    stored: str = ""
+    apart: bool = False
+    few: bool = False
     narrow: bool = False
+    static: bool = False
 
 
 class Asked(NamedTuple):
@@ -52,8 +59,11 @@ def asked_of(kernel: Kernel) -> Asked:
     if kernel.collective:
         return _collective(kernel)
     kind, sizes = _attention(kernel) if kernel.attention else _product(kernel) if kernel.loops else _stream(kernel)
-    flops = {f"flops {form}": work for form, work in kernel.tensor_flops.items()}
-    return Asked(kind._replace(forms=tuple(kernel.tensor_flops)), {**sizes, "moved": kernel.io_bytes, **flops})
+    flops: dict[str, Size] = {}
+    for form, work in kernel.tensor_flops.items():
+        flops[_multiplied(kernel, form)] = flops.get(_multiplied(kernel, form), 0) + work
+    own = {f"flops {form}": work for form, work in flops.items()}
+    return Asked(kind._replace(forms=tuple(flops)), {**sizes, "moved": kernel.io_bytes, **own})
 
 
 def _collective(kernel: Kernel) -> Asked:
@@ -72,32 +82,40 @@ def _product(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     m, n, k, batch = (kernel.loops[x] for x in ("m", "n", "k", "batch"))
     flops = sum(kernel.tensor_flops.values())
     n = maximum(n, ratio(flops, 2 * m * k * batch))  # projections that are merged have the columns of all
-    stored = ratio(kernel.read_bytes.get("weight", 0), batch * n * k)
-    kind = Kind("grouped" if kernel.grouped else "product", _format(kernel), blocks=_in_blocks(kernel))
-    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": stored}
+    each = ratio(kernel.read_bytes.get("weight", 0), batch * n * k)
+    blocks, law = stored_in_blocks(kernel), "grouped" if kernel.grouped else "product"
+    few = not blocks and "fp32" in kernel.tensor_flops and not kernel.unpack_flops and _within(each, 2)
+    kind = Kind("blocks" if blocks else law, _format(kernel), stored=blocks, few=few,
+                static="fp8_tensor" in kernel.unpack_flops)  # fmt: skip
+    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": each}
+
+
+def _within(each: Size, most: float) -> bool:
+    """Whether bytes an element are above 0 and no more than these, which no size changes: asked at one value of all."""
+    if isinstance(each, Expr):
+        [each] = evaluated([each], dict.fromkeys(each.names, TYPICAL))
+    return anywhere(each > 0) and not anywhere(each > most)
+
+
+def _multiplied(kernel: Kernel, form: str) -> str:
+    """The format that a product is computed in: 16 bits where activations of 32 meet weights or a cache of fewer."""
+    if form != "fp32" or not kernel.loops:
+        return form
+    held = kernel.read_bytes.get("weight", 0) + ratio(kernel.read_bytes.get("kv", 0), 2 if kernel.attention else 1)
+    each = ratio(held, kernel.loops["batch"] * kernel.loops["n"] * kernel.loops["k"])
+    return "bf16" if _within(each, 2.5) else form
 
 
 def _format(kernel: Kernel) -> str:
     """The format that a product runs in: that of its units; of weights alone where these are narrower."""
-    form = next(iter(kernel.tensor_flops), "bf16")
+    form = _multiplied(kernel, next(iter(kernel.tensor_flops), "bf16"))
     if form not in FORMATS:
         return "bf16"
     unpacked = next(iter(kernel.unpack_flops), "")
-    if _in_blocks(kernel):
-        return "int8_wo"
     if form in QUANTISED or not unpacked:
         return form
     stored = f"{unpacked.partition('_')[0]}_wo"
     return stored if stored in FORMATS else form
-
-
-def _in_blocks(kernel: Kernel) -> bool:
-    """Whether weights are llama.cpp's blocks, multiplied in int8: each 32 of a sum are scaled by themselves.
-
-    So products take what bf16 takes, and those of a few rows are vector kernels.
-    """
-    stored = next(iter(kernel.unpack_flops), "")
-    return "int8" in kernel.tensor_flops and bool(stored) and format_of("weights", stored).ggml is not None
 
 
 def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
@@ -107,8 +125,7 @@ def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
     law = ("decode" if alone else "prefill") if causal else "vision"
     cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
-    narrow = anywhere(cached > 0) and below(cached, 2) if not isinstance(cached, Expr) else False
-    return Kind(law, narrow=narrow), shape | {"width": ratio(width + values, 2)}
+    return Kind(law, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
 
 
 def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> tuple[str, Work]:
@@ -117,11 +134,16 @@ def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool =
         return kind.format, {**sizes, "warm": warm}
     if kind.law == "transfer":
         return kind.format, {**sizes, "peer": True}
-    variant, work = kind.format, _work(kind, sizes, device, warm)
+    variant, work = "bf16" if kind.law == "blocks" else kind.format, _work(kind, sizes, device, warm)
     if kind.law in ("prefill", "decode", "vision"):
         variant = cache_variant(device, kind.narrow)
-    tensor = plain_seconds({form: sizes[f"flops {form}"] for form in kind.forms}, device)
-    return variant, {**work, "roofline": np.maximum(tensor, sizes["moved"] / device.memory_bytes_per_s)}
+    return variant, {**work, "roofline": roofline_of(kind, sizes, device)}
+
+
+def roofline_of(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Array:
+    """Seconds by the datasheet: the units of each format one after the other, or the memory."""
+    tensor = plain_seconds({form: np.asarray(sizes[f"flops {form}"], float) for form in kind.forms}, device)
+    return np.maximum(tensor, np.asarray(sizes["moved"], float) / device.memory_bytes_per_s)
 
 
 def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) -> dict[str, Any]:
@@ -131,8 +153,9 @@ def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) ->
         m, n, k, batch = (sizes[x] for x in ("m", "n", "k", "batch"))
         known = product_work(device, kind.format, m, np.round(n, 6), k, batch, warm)  # a quotient's rounding is no tile
         right = np.where(sizes["stored"] > 0, sizes["stored"], known["right"])
-        vectors = known["vectors"] or kind.blocks
-        return {**known, "right": right, "moved": sizes["moved"], "vectors": vectors}
+        return {**known, "right": right, "moved": sizes["moved"], "quantised": kind.static}
+    if kind.law == "blocks":
+        return {**blocks_work(kind.stored, sizes), "warm": warm}
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     shape = {name: sizes[name] for name in names}
     known = attention_work(device, kind.law, cache_variant(device, kind.narrow), **shape, warm=warm)

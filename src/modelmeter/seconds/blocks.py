@@ -1,115 +1,106 @@
-"""Blocks: kernels whose sizes depend on the same names, as columns of sizes that laws take. Next: `timer.py`."""
+"""Products with llama.cpp's weights: a vector kernel for a few rows, tiles of int8 products for many.
+
+Weights are blocks of 32 that have a scale each, so whatever multiplies the integers, CUDA cores convert, scale and add
+up each sum of 32: that work does not shrink where matrix units grow. Constants: `families.yaml`, with their sources.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from modelmeter.device import Device
-from modelmeter.seconds.asked import Kind, work_of
-from modelmeter.seconds.laws import Array
-from modelmeter.seconds.predict import Lasting, lasting
-from modelmeter.sizes import Evaluator, Expr, Size
+from modelmeter.programs.formats import format_of
+from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, soft, whole
 
-RUNS = "runs"
-
-
-class Entry(NamedTuple):
-    """What a kernel asks, and how often it runs."""
-
-    kind: Kind
-    sizes: Mapping[str, Size]
-    runs: Size
-
-    @property
-    def names(self) -> frozenset[str]:
-        """The named sizes that its own depend on."""
-        every = (*self.sizes.values(), self.runs)
-        return frozenset(name for size in every if isinstance(size, Expr) for name in size.names)
+BLOCK = 32.0
+"""Products that share a scale."""
+VECTOR = 8.0
+"""Rows up to which the vector kernel is taken (MMVQ_MAX_BATCH_SIZE of llama.cpp)."""
+FRAGMENT, TILE = 8.0, 128.0
+"""Rows are padded to the matrix unit's, and above a tile's to these."""
+UBATCH = 512.0
+"""Rows that are computed at once, the engine's own choice."""
+WIDE = 1.2e12
+"""Bytes a second from which a memory is HBM or GDDR7, of which a vector kernel keeps a smaller share busy."""
 
 
-class Part(NamedTuple):
-    """Kernels of a block that ask the same kind, by index, at some points: sizes and runs, (kernels, points).
+def stored_in_blocks(kernel: Kernel) -> str:
+    """The format of a kernel's weights where they are llama.cpp's blocks, else "".
 
-    There is one point where these do not differ.
+    They are multiplied in int8, with activations of 32 bits that are made blocks too; other engines' are of 16.
     """
-
-    kind: Kind
-    indices: tuple[int, ...]
-    sizes: dict[str, Array]
-    runs: Array
-
-    def lasting(self, device: Device) -> Lasting:
-        """Seconds of one run of each."""
-        variant, work = work_of(self.kind, self.sizes, device)
-        return lasting(self.kind.law, variant, work, device)
+    stored = next(iter(kernel.unpack_flops), "")
+    known = bool(stored) and format_of("weights", stored).ggml is not None
+    return stored if known and kernel.tensor_flops.keys() & {"int8", "fp32"} else ""
 
 
-class Block:
-    """Kernels whose sizes depend on the same `names`; those that ask the same kind of a law are a part."""
-
-    def __init__(self, kernels: Mapping[int, Entry]) -> None:
-        self.names = tuple(sorted(frozenset().union(*(entry.names for entry in kernels.values()))))
-        self.many = len(kernels)
-        kinds: dict[tuple[Any, ...], list[int]] = {}
-        for index, entry in kernels.items():
-            kinds.setdefault((entry.kind, *entry.sizes), []).append(index)
-        outputs: list[Size] = []
-        self._parts: list[tuple[Kind, tuple[int, ...], dict[str, Array | slice]]] = []
-        for (kind, *names), indices in kinds.items():
-            columns: dict[str, Array | slice] = {}
-            for name in (*names, RUNS):
-                values = [kernels[i].runs if name == RUNS else kernels[i].sizes[name] for i in indices]
-                columns[name] = np.array(values, float)[:, None] if not _varies(values) else slice(
-                    len(outputs), len(outputs) + len(values)
-                )  # fmt: skip
-                outputs += values if _varies(values) else []
-            self._parts.append((kind, tuple(indices), columns))
-        self._evaluate = Evaluator(self.names, outputs).rounded
-
-    def parts(self, values: Sequence[Any]) -> Iterator[Part]:
-        """Its parts at values of its names, numbers or arrays of points."""
-        found = self._evaluate(*values)
-        for kind, indices, columns in self._parts:
-            sizes = {k: _column(found[v]) if isinstance(v, slice) else v for k, v in columns.items()}
-            runs = sizes.pop(RUNS)
-            yield Part(kind, indices, sizes, runs)
+def blocks_work(stored: str, sizes: Mapping[str, Array]) -> dict[str, Any]:
+    """The work of a product with weights in blocks of a format, or of a few rows with weights of 16 bits ("")."""
+    return {
+        **{x: np.asarray(sizes[x], float) for x in ("m", "n", "k", "batch")},
+        "quantised": float(bool(stored)),
+        "fine": float(bool(stored) and format_of("weights", stored).block > BLOCK),
+        "stored": sizes["stored"] * sizes["batch"] * sizes["n"] * sizes["k"],
+        "moved": np.asarray(sizes["moved"], float),
+    }
 
 
-def _varies(values: Sequence[Size]) -> bool:
-    return any(isinstance(value, Expr) for value in values)
+def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
+    """Seconds of products of m rows with n x k weights, `batch` of them; see `BLOCKS`."""
+    m, n, k, batch, fine = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "fine"))
+    weights, lanes = batch * n * k, device.cuda_flops_per_s / 2
+    bandwidth = device.memory_bytes_per_s * (c["stream"] if device.memory_bytes_per_s < WIDE else c["wide"])
+    once = np.asarray(w["moved"], float) / bandwidth
+    apart = np.where(fine, c["apart_fine"], c["apart"])
+    dots = weights * (apart + c["dot"] * m) / lanes
+    rounds = np.maximum(whole(m, UBATCH), 1.0)
+    rows = np.where(m > TILE, whole(m, TILE) * TILE, whole(m, FRAGMENT) * FRAGMENT)
+    tiles, again = _tiles(c, device, w, rows, weights)
+    memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
+    compute = np.where(m <= VECTOR, dots, tiles)
+    floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"] + 0 * memory
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
 
 
-def _column(values: Sequence[Any]) -> Array:
-    points = max((len(value) for value in values if isinstance(value, np.ndarray)), default=0)
-    if not points:
-        return np.array(values, float)[:, None]
-    found = np.empty((len(values), points))
-    for row, value in zip(found, values, strict=True):
-        row[:] = value
-    return found
+def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -> tuple[Array, Array]:
+    """Seconds of tiles that all multiprocessors share evenly, and bytes that taking weights apart moves beside.
 
-
-def totals(parts: Sequence[Part], device: Device) -> list[list[Array]]:
-    """Of each part the low end, the point and the high end of what its kernels take, and their runs, by points.
-
-    Parts of one kind and one point, of whatever stages, are computed in one call.
+    With units for int8: these, then the CUDA cores for each block. Without: weights are taken apart to 16 bits, on
+    chip or (`expanded`) through memory.
     """
-    calls: dict[tuple[Any, ...], list[int]] = {}
-    for index, part in enumerate(parts):
-        one = all(size.shape[1] == 1 for size in part.sizes.values())
-        calls.setdefault((part.kind, *part.sizes, -1 if one else index), []).append(index)
-    found: dict[int, list[Array]] = {}
-    for indices in calls.values():
-        own = [parts[i] for i in indices]
-        joined = own[0]
-        if len(own) > 1:
-            joined = own[0]._replace(sizes={n: np.concatenate([part.sizes[n] for part in own]) for n in own[0].sizes})
-        lasts, start = joined.lasting(device), 0
-        for index, part in zip(indices, own, strict=True):
-            rows = slice(start, start + len(part.indices))
-            ends = [(part.runs * end[rows]).sum(axis=0) for end in (lasts.low, lasts.parts.seconds, lasts.high)]
-            found[index], start = [*ends, part.runs.sum(axis=0)], rows.stop
-    return [found[index] for index in range(len(parts))]
+    scaled = np.where(w["fine"], c["scale_fine"], c["scale"]) / BLOCK / (device.cuda_flops_per_s / 2)
+    if "int8" in device.peaks and c["integers"] >= 1:
+        return rows * weights * (2 / (device.peak("int8") * c["speed"]) + scaled), 0 * weights
+    apart = np.where(w["fine"], c["slower_fine"], c["slower"])
+    return 2 * rows * weights * apart / (device.peak("bf16") * c["speed"]), c["expanded"] * weights
+
+
+BLOCKS = Law(
+    "blocks",
+    "products with llama.cpp's blocks of weights, and of a few rows with weights of 16 bits",
+    (
+        Constant("launch", 2e-6, 1e-7, 1e-4, "s of a kernel, however small"),
+        Constant("before", 1.0, 0.0, 2.0, "kernels before one with weights in blocks: activations become blocks"),
+        Constant("stream", 0.93, 0.4, 1.0, "share of the bandwidth of the memory"),
+        Constant("wide", 0.82, 0.4, 1.0, "the same of memories above 1.2 TB/s"),
+        Constant("apart", 1.0, 0.1, 20.0, "instructions of CUDA cores to take a weight apart, in the vector kernel"),
+        Constant("apart_fine", 4.0, 0.1, 20.0, "the same of blocks of 256, whose scales are packed too"),
+        Constant("dot", 3.0, 0.25, 20.0, "instructions a weight and row there"),
+        Constant("speed", 0.9, 0.1, 1.0, "share of the peak of the matrix units"),
+        Constant("scale", 9.0, 1.0, 60.0, "instructions of CUDA cores an output and block, in tiles"),
+        Constant("scale_fine", 12.5, 1.0, 60.0, "the same of blocks of 256"),
+        Constant("slower", 1.0, 1.0, 4.0, "how much longer tiles of 16 bits take than with weights of 16 bits"),
+        Constant("slower_fine", 1.0, 1.0, 4.0, "the same of blocks of 256"),
+        Constant("expanded", 4.0, 0.0, 8.0, "bytes a weight that goes through memory in 16 bits, to it and back"),
+        Constant("integers", 1.0, 0.0, 1.0, "1 where the engine's tiles multiply in int8"),
+        Constant("sharp", 2.5, 1.0, 12.0, "how well compute and memory overlap"),
+    ),
+    (),
+    ("m", "n", "k", "batch", "quantised", "fine", "stored", "moved"),
+    blocks_parts,
+    omits="which tile the engine takes, a last wave that is not full, clocks that fall under load",
+)

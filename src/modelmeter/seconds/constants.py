@@ -1,6 +1,7 @@
 """Constants of the laws as they ship: `laws.yaml` has those that all NVIDIA devices share, a device's YAML its own.
 
-Both are written by `scripts/fit_laws.py` from measured kernels, with source, date and the error of the fit.
+Both are written by `scripts/fit_laws.py` from measured kernels, with source, date and the error of the fit. What it
+does not fit, llama.cpp's kernels and devices of other vendors, is in `families.yaml`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.errors import choose
 from modelmeter.seconds.attention import PREFILL, VISION
+from modelmeter.seconds.blocks import BLOCKS
 from modelmeter.seconds.decode import DECODE
+from modelmeter.seconds.families import content, family_of
 from modelmeter.seconds.laws import Array, Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
@@ -23,7 +26,8 @@ from modelmeter.seconds.product import PRODUCT
 from modelmeter.seconds.shapes import NVIDIA, nearest
 from modelmeter.seconds.stream import STREAM
 
-LAWS = {law.name: law for law in (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER)}
+ALL = (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TRANSFER, BLOCKS)
+LAWS = {law.name: law for law in ALL}
 FILE = Path(__file__).with_name("laws.yaml")
 BORROWED = {"stream": "product", "grouped": "mixture"}
 """Laws without constants of their own, and whose they take."""
@@ -31,10 +35,15 @@ RANGES = (2e-6, 2e-5, 2e-4)
 """Bounds of the ranges of size, by what a plain roofline says, in seconds."""
 WIDE = (0.5, 2.0)
 """The interval of what nothing was measured for: half to twice."""
+NEAR = {"blocks": (0.7, 1.4)}
+"""The interval of laws whose constants come from public figures of like devices, by what these differ in."""
 
 
 class Found(NamedTuple):
-    """Constants of a law on a device, what was left out like it when errors were told, what was not measured."""
+    """Constants of a law on a device, what was left out like it when errors were told, what was not measured.
+
+    `like` is shapes, devices or formats; vendors where a device of another vendor stands for it, or none.
+    """
 
     constants: dict[str, float]
     like: str
@@ -52,7 +61,7 @@ def shipped() -> Mapping[str, Any]:
 
 def constants_of(law: Law, device: Device, variant: str) -> Found:
     """The constants of a law on a device in a variant: its own where it was measured, else those of a measured device
-    of the same architecture, else the shared ones.
+    of the same architecture, else what is known of its family, else the shared ones.
 
     A variant that was measured nowhere is the plain one at the peak of its format; NVIDIA's devices quantise its
     activations as those of fp8. Raises InputError for a device that lacks a figure that the law needs.
@@ -60,21 +69,20 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
     for figure in law.needs:
         device.need(figure)
     name = BORROWED.get(law.name, law.name)
-    shared = shipped()["laws"].get(name, {"constants": {c.name: c.start for c in law.constants}})
+    shared = shipped()["laws"].get(name) or {"constants": content().get(name, {c.name: c.start for c in law.constants})}
     own, like, told = device.laws.get(name, {}), "shapes", []
     if not own:
-        own, like = shared.get("kin", {}).get(device.architecture, {}), "devices"
-        of = f"those of {own['device']}, of its architecture" if own else "what NVIDIA devices share"
+        own, like, of = _of_kin(shared, device, name)
         told.append(f"{device.name} was not measured: {of}")
     plain = {**shared["constants"], **_numbers(own)}
     if variant in shared.get("plain", ("bf16",)):
         return Found(plain, like, "; ".join(told))
-    extras = own.get("variants", {}).get(variant)
+    extras, foreign = own.get("variants", {}).get(variant), like == "vendors"
     if extras is None:
-        extras, like = shared.get("variants", {}).get(variant), "devices"
+        extras, like = shared.get("variants", {}).get(variant), "vendors" if foreign else "devices"
         told += [f"{variant} was not measured on {device.name}: as on other devices"] if extras and not told else []
     if extras is None:
-        extras, like = {}, "formats"
+        extras, like = {}, "vendors" if foreign else "formats"
         if device.architecture in NVIDIA:
             extras = shared.get("variants", {}).get(nearest(variant), {})
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
@@ -99,6 +107,17 @@ def known_of(name: str, device: Device, variant: str) -> Known:
     return Known(law, found.constants, spread, found.derived)
 
 
+def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mapping[str, Any], str, str]:
+    """Constants of devices that are like one: of its architecture, or of its family; how like, and which they are."""
+    kin = shared.get("kin", {}).get(device.architecture, {})
+    if kin:
+        return kin, "devices", f"those of {kin['device']}, of its architecture"
+    family = family_of(device.architecture, law)
+    if family is None:
+        return {}, "devices", "what NVIDIA devices share"
+    return family.constants, "vendors", family.told
+
+
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in own.items() if isinstance(value, (int, float)) and key != "error"}
 
@@ -109,7 +128,9 @@ def spread_of(law: Law, size: int, like: str) -> tuple[float, float]:
     They come from what was left out of a fit and is like it: shapes, devices or formats.
     """
     found = shipped()["laws"].get(law.name, {}).get("spread")
-    if found is None:
+    if law.name in NEAR and like == "devices":
+        return NEAR[law.name]
+    if found is None or like == "vendors":
         return WIDE
     low, high = found[like][size]
     return min(float(low), 1.0), max(float(high), 1.0)

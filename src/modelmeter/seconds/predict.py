@@ -5,7 +5,7 @@ Which law is a kernel's: `asked.py`. Kernels that are asked again and again, at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.programs.kernels import Kernel
-from modelmeter.seconds.asked import Asked, Kind, asked_of, work_of
+from modelmeter.seconds import processor
+from modelmeter.seconds.asked import Asked, Kind, asked_of, roofline_of, work_of
+from modelmeter.seconds.blocks import UBATCH, VECTOR
 from modelmeter.seconds.constants import RANGES, known_of
-from modelmeter.seconds.laws import Array, Parts, Work
+from modelmeter.seconds.laws import Array, Parts, Work, whole
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,73 @@ def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False)
     `warm` finds operands in the L2 again, as a benchmark's loop does. Raises InputError for a device without a figure
     that is needed, and for a kernel that is a whole stage: that is a bound, and nothing that runs.
     """
+    if processor.calibrated(device):
+        return [_timed(kernel, device) for kernel in kernels]
     groups: dict[Kind, list[int]] = {}
     asked = [asked_of(kernel) for kernel in kernels]
     for index, one in enumerate(asked):
         groups.setdefault(one.kind, []).append(index)
     found: dict[int, Estimate] = {}
     for kind, indices in groups.items():
-        variant, work = work_of(kind, _stacked([asked[i] for i in indices]), device, warm)
-        found |= zip(indices, rows(seconds_of_work(kind.law, variant, work, device)), strict=True)
+        told = lasting_of(kind, _stacked([asked[i] for i in indices]), device, warm)
+        found |= zip(indices, rows(estimate(kind.law, told)), strict=True)
     return [found[index] for index in range(len(kernels))]
+
+
+def _timed(kernel: Kernel, device: Device) -> Estimate:
+    """A kernel on a processor, whose laws are its own."""
+    kind, sizes = asked_of(kernel)
+    law, variant, seconds, low, high, binds, derived = processor.timed(kernel, device)
+    return Estimate(law, variant, seconds, low, high, roofline_of(kind, sizes, device), binds, derived)
+
+
+def apart(kind: Kind, device: Device) -> Kind:
+    """A kind where an engine multiplies copies of llama.cpp's blocks in 16 bits, if its device has such."""
+    through_memory = bool(kind.stored) and known_of("blocks", device, "bf16").constants["expanded"] > 0
+    return kind._replace(apart=through_memory)
+
+
+def lasting_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> Lasting:
+    """Seconds of kernels that ask a kind, by the names of `asked_of`; of a few rows, or of many, by kernels of these."""
+    if not (kind.few or kind.apart):
+        variant, work = work_of(kind, sizes, device, warm)
+        return lasting(kind.law, variant, work, device)
+    few = np.asarray(sizes["m"]) <= VECTOR
+    one = kind._replace(law="blocks", few=False, apart=False)
+    if few.all():
+        return lasting_of(one, sizes, device, warm)
+    rest = _dequantised(one, sizes, device) if kind.apart else lasting_of(kind._replace(few=False), sizes, device, warm)
+    return rest if not few.any() else _either(few, lasting_of(one, sizes, device, warm), rest)
+
+
+def _dequantised(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Lasting:
+    """What builds before June 2024 ran for many rows: weights are written as fp16, then multiplied by the library.
+
+    Once for each batch that is computed at once; https://github.com/ggml-org/llama.cpp/pull/8075 ended it.
+    """
+    m, weights = np.asarray(sizes["m"], float), sizes["batch"] * sizes["n"] * sizes["k"]
+    rounds = np.maximum(whole(m, UBATCH), 1.0)
+    work, stored = sum(sizes[f"flops {form}"] for form in kind.forms), sizes["stored"] * weights
+    writing = {**sizes, "m": np.ones_like(m), "moved": stored + 2 * weights, "flops int8": 0 * m}
+    rows = {"m": m / rounds, "moved": (sizes["moved"] - stored) / rounds + 2 * weights, "flops bf16": work / rounds}
+    first = lasting_of(kind._replace(forms=("int8",)), writing, device)
+    reading = {**sizes, **rows, "stored": 2 + 0 * sizes["stored"]}
+    then = lasting_of(Kind("product", forms=("bf16",)), reading, device)
+    both = (rounds * (a + b) for a, b in zip(_numbers(first), _numbers(then), strict=True))
+    return _lasting(first, both)
+
+
+def _either(few: Array, first: Lasting, rest: Lasting) -> Lasting:
+    return _lasting(rest, (np.where(few, a, b) for a, b in zip(_numbers(first), _numbers(rest), strict=True)))
+
+
+def _numbers(found: Lasting) -> tuple[Array, ...]:
+    return (*found.parts, found.low, found.high, found.roofline)
+
+
+def _lasting(like: Lasting, numbers: Iterable[Array]) -> Lasting:
+    *parts, low, high, roofline = numbers
+    return Lasting(like.variant, Parts(*parts), low, high, roofline, like.derived)
 
 
 def seconds_of_work(law: str, variant: str, work: Work, device: Device) -> Estimate:

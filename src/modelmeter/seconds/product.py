@@ -30,7 +30,7 @@ SPLITS = (1, 2, 4, 8, 16)
 SIDE = 64
 """Kernels whose tiles are no smaller (CUTLASS, for quantised activations) do not split the inner loop."""
 PACKED = 2.0
-"""A vector kernel multiplies 16-bit numbers in pairs: twice the fp32 peak of the CUDA cores."""
+"""A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores."""
 
 TILED = (
     Constant("launch", 2e3, 200, 6e4, "cycles of a launch"),
@@ -91,7 +91,7 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     memory = memory_seconds(c, device, moved, w["warm"], 2.0)
     clock = cycles_per_s(device)
     tiles = np.minimum(soft(once, memory, c["sharp"]), soft(split, memory, c["sharp"]) + c["split"] / clock)
-    vector = 2 * batch * m * n * k / (device.cuda_flops_per_s * PACKED)
+    vector = 2 * batch * m * n * k / (device.cuda_flops_per_s * np.where(left > PACKED, 1, PACKED))
     vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
     best = np.where(w["vectors"], np.minimum(tiles, vectors), tiles)
     floor = c["launch"] * c.get("start", 1.0) / clock

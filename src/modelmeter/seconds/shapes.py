@@ -58,6 +58,8 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+FEW = 64.0
+"""Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
@@ -94,8 +96,8 @@ def product_work(
 ) -> Work:
     """The work of products of m x k with k x n."""
     form = multiplied(device, variant)
-    vectors = form.units in ("bf16", "fp32") and form.left == form.right
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
+    vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
     few = np.where(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
     least = {"fp8": few, "int8": few, "fp4": LARGE}.get(form.units, 1.0)
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "least": least}

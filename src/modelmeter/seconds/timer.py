@@ -16,9 +16,9 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.asked import asked_of
-from modelmeter.seconds.blocks import Block, Entry, totals
+from modelmeter.seconds.columns import Block, Entry, totals
 from modelmeter.seconds.laws import Array
-from modelmeter.seconds.predict import Estimate, estimate, rows
+from modelmeter.seconds.predict import Estimate, apart, estimate, rows
 from modelmeter.sizes import added
 
 DENSE = 8
@@ -40,11 +40,12 @@ class Sums(NamedTuple):
 class Timer:
     """The kernels of a stage, sizes of which are expressions, on a device. Raises InputError as `seconds_of` does."""
 
-    def __init__(self, kernels: Sequence[Kernel], device: Device, step: str = "") -> None:
+    def __init__(self, kernels: Sequence[Kernel], device: Device, step: str = "", dequantised: bool = False) -> None:
         self.device, self.step = device, step
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, (kind, sizes) in enumerate(map(asked_of, kernels)):
-            alike.setdefault((kind, *sizes.items()), []).append(index)
+            key = apart(kind, device) if dequantised else kind
+            alike.setdefault((key, *sizes.items()), []).append(index)
         self._alike = list(alike.values())
         """Kernels that ask the same, by index: they are asked once."""
         self._entries = {

@@ -1,0 +1,56 @@
+"""Families: devices of a vendor whose laws were not fitted here, and what public figures tell of them.
+
+`families.yaml` has a family by the architectures of its devices, a measured device that stands for them if there is
+one, and constants of laws with their sources. What is missing there comes from NVIDIA's devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modelmeter.folders import config_dir
+
+FILE = Path(__file__).with_name("families.yaml")
+
+
+class Family(NamedTuple):
+    """The constants of a law that devices of a family have, and where they come from."""
+
+    constants: Mapping[str, Any]
+    told: str
+
+
+@cache
+def content() -> Mapping[str, Any]:
+    """What `families.yaml` holds."""
+    import yaml
+
+    found: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def family_of(architecture: str, law: str) -> Family | None:
+    """What is known of a law on devices of an architecture; None for NVIDIA's, and for one that no family has.
+
+    >>> family_of("Xe2", "product").told
+    'those of arc_pro_b60'
+    >>> family_of("Ampere", "product") is None
+    True
+    """
+    import yaml
+
+    for name, given in content()["families"].items():
+        if architecture not in given["architectures"]:
+            continue
+        like, measured = given.get("like"), {}
+        if like:
+            text = (config_dir() / "device" / f"{like}.yaml").read_text(encoding="utf-8")
+            measured = yaml.safe_load(text)["laws"].get(law, {})
+        public = given["laws"].get(law, {})
+        sources = [f"those of {like}"] * bool(measured) + [f"public figures of {name} devices"] * bool(public)
+        return Family({**measured, **public}, " and ".join(sources) or "what NVIDIA devices share")
+    return None
