@@ -48,8 +48,9 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     from modelmeter.times import Host, Times
 
     values, model, work = _asked("time", name, overrides, TIME)
-    host = Host.of(values["host"])
-    return times_text([Times(model, work, device, host) for device in catalogue.load_devices(values["device"])])
+    given = [key.removeprefix("host.") for key in (override.partition("=")[0] for override in overrides)]
+    devices = catalogue.load_devices(values["device"])
+    return times_text([Times(model, work, on, Host.on(on, values["host"], given)) for on in devices])
 
 
 def split_page(name: str, overrides: Sequence[str]) -> str:

@@ -89,7 +89,8 @@ class Stations:
         )
         many = sum(kernel.runs * np.ones_like(flat[0]) for kernel in kernels)
         host = times.host.launches(work, name, 1.0).seconds * many
-        return np.asarray(np.maximum(busy, host) + times.host.step.seconds).reshape(batch.shape)
+        both = busy + host if times.on.is_host else np.maximum(busy, host)
+        return np.asarray(both + times.host.step.seconds).reshape(batch.shape)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

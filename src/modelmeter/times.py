@@ -88,6 +88,11 @@ class Host:
             found[key] = Span(*known)
         return cls(**found)
 
+    @classmethod
+    def on(cls, device: Device, values: Mapping[str, Sequence[float]], given: Sequence[str] = ()) -> Host:
+        """That of a device: what was measured there stands before `values`, but not before those that are `given`."""
+        return cls.of({**values, **{key: value for key, value in device.host.items() if key not in given}})
+
     def launches(self, work: Workload, stage: str, many: float) -> Span:
         """What starting so many kernels takes; a graph is that of a step of decode, other stages run compiled."""
         launch = str(work.runtime.launch)
@@ -110,11 +115,13 @@ class StageTime:
     step: Span
     bound: float
     kernels: tuple[tuple[Kernel, Estimate], ...]
+    in_turn: bool = False
 
     @property
     def span(self) -> Span:
-        """Seconds of the stage."""
-        return self.device.beside(self.launches) + self.step
+        """Seconds of the stage; a processor launches and computes in turn."""
+        busy = self.device + self.launches if self.in_turn else self.device.beside(self.launches)
+        return busy + self.step
 
     @property
     def binds(self) -> str:
@@ -149,6 +156,12 @@ class Times:
     def __post_init__(self) -> None:
         if whole_stage in self.work.runtime.passes:
             raise InputError(f"runtime {self.work.runtime.name!r} is a bound, and nothing that runs; it has no time")
+        measured = str(self.on.laws.get("runtimes", ""))
+        if measured and self.work.runtime.name not in measured.split():
+            raise InputError(
+                f"device {self.on.name} was measured with {self.on.laws['engine']}, for runtime {measured}, not "
+                f"{self.work.runtime.name!r}; calibrate it with another engine, or ask for one of these"
+            )
 
     @cached_property
     def stages(self) -> dict[str, StageTime]:
@@ -162,7 +175,7 @@ class Times:
         many = sum(_mean(kernel.runs) for kernel in kernels)
         step = NONE if name == "vision" else self.host.step
         launches = self.host.launches(self.work, name, many)
-        return StageTime(name, busy(found), launches, step, self._bound(name), found)
+        return StageTime(name, busy(found), launches, step, self._bound(name), found, self.on.is_host)
 
     def _kernels(self, name: str, work: Workload) -> list[Kernel]:
         """The kernels of one run of a stage; where it runs in steps, each at several of these."""

@@ -15,6 +15,7 @@ from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds import processor
 from modelmeter.seconds.constants import constants_of, law_of, spread_of
 from modelmeter.seconds.laws import Array, Work
 from modelmeter.seconds.shapes import FORMATS, QUANTISED, attention_work, cache_variant, product_work
@@ -46,6 +47,8 @@ def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False)
     `warm` finds operands in the L2 again, as a benchmark's loop does. Raises InputError for a device without a figure
     that is needed, and for a kernel that is a whole stage: that is a bound, and nothing that runs.
     """
+    if processor.calibrated(device):
+        return [_timed(kernel, device) for kernel in kernels]
     groups: dict[tuple[str, str], list[int]] = {}
     works: list[Work] = []
     for index, kernel in enumerate(kernels):
@@ -57,6 +60,13 @@ def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False)
         estimate = seconds_of_work(law, variant, _stacked([works[i] for i in indices]), device)
         found |= zip(indices, _rows(estimate), strict=True)
     return [found[index] for index in range(len(kernels))]
+
+
+def _timed(kernel: Kernel, device: Device) -> Estimate:
+    """A kernel on a processor, whose laws are its own."""
+    _require_one(kernel)
+    law, variant, seconds, low, high, binds, derived = processor.timed(kernel, device)
+    return Estimate(law, variant, seconds, low, high, _roofline(kernel, device), binds, derived)
 
 
 def seconds_of_work(law: str, variant: str, work: Work, device: Device) -> Estimate:
@@ -95,10 +105,8 @@ def _rows(found: Estimate) -> Iterator[Estimate]:
 
 def _work(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
     """The law of a kernel, its variant and its work."""
-    if kernel.products > 1 and not kernel.attention:
-        raise InputError(f"{kernel.path or 'the stage'}: a kernel of several products is a bound, not one that runs")
-    moved = np.asarray(kernel.io_bytes, float)
-    roofline = np.maximum(sum(_peaked(kernel, device)), moved / device.memory_bytes_per_s)
+    _require_one(kernel)
+    moved, roofline = np.asarray(kernel.io_bytes, float), _roofline(kernel, device)
     if kernel.collective:
         return _collective(kernel, warm)
     if kernel.attention:
@@ -109,6 +117,15 @@ def _work(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work]:
         operations = np.asarray(sum(kernel.cuda_flops.values()), float)
         law, variant, work = "stream", "bf16", {"bytes": moved, "operations": operations, "warm": warm}
     return law, variant, {**work, "roofline": roofline}
+
+
+def _require_one(kernel: Kernel) -> None:
+    if kernel.products > 1 and not kernel.attention:
+        raise InputError(f"{kernel.path or 'the stage'}: a kernel of several products is a bound, not one that runs")
+
+
+def _roofline(kernel: Kernel, device: Device) -> Array:
+    return np.maximum(sum(_peaked(kernel, device)), np.asarray(kernel.io_bytes, float) / device.memory_bytes_per_s)
 
 
 def _collective(kernel: Kernel, warm: bool) -> tuple[str, str, Work]:
