@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ CALLS = 3
 LONGEST = 0.004
 """Share of all seconds that one call may take; what takes longer is asked once and left out after that."""
 
+ALONE = 0.9
+"""Share of a call's seconds that its process must have had a core for: less, and another one had it in between."""
+
 
 class Question(NamedTuple):
     """A kernel to time: its law and variant, its sizes as a law takes them; `ready(i)` prepares the i-th call of it."""
@@ -25,6 +28,13 @@ class Question(NamedTuple):
     variant: str
     work: dict[str, float]
     ready: Callable[[int], Callable[[], Any]]
+
+
+class Call(NamedTuple):
+    """Seconds of a call, and for what share of them its process had a core."""
+
+    seconds: float
+    share: float
 
 
 class Answer(NamedTuple):
@@ -40,7 +50,7 @@ class Answer(NamedTuple):
 def asked(questions: Sequence[Question], seconds: float, told: Callable[[str], None]) -> list[Answer]:
     """The answers to all questions in so many seconds; each is asked at least once."""
     order, shuffled = list(range(len(questions))), random.Random(0)
-    found: list[list[float]] = [[] for _ in questions]
+    found: list[list[Call]] = [[] for _ in questions]
     end, rounds = perf_counter() + seconds, 0
     while order and (rounds == 0 or perf_counter() < end):
         shuffled.shuffle(order)
@@ -50,22 +60,32 @@ def asked(questions: Sequence[Question], seconds: float, told: Callable[[str], N
             _ask(questions[index], found[index], 1 if rounds == 0 else CALLS)
         if rounds == 0:
             found, first = [[] for _ in questions], found
-            order = [i for i in order if min(first[i]) < LONGEST * seconds]
+            order = [i for i in order if first[i][0].seconds < LONGEST * seconds]
             told(f"{len(order)} kernels of {len(questions)}; the others take longer than {LONGEST * seconds:.2g} s a call")
         rounds += 1
         if rounds % 5 == 1:
             told(f"round {rounds}, {max(end - perf_counter(), 0):.0f} s left")
-    return [_answer(questions[i], times) for i, times in enumerate(found) if times]
+    return [_answer(questions[i], calls) for i, calls in enumerate(found) if calls]
 
 
-def _ask(question: Question, into: list[float], calls: int) -> None:
-    for _ in range(calls):
-        call = question.ready(len(into))
-        start = perf_counter()
-        call()
-        into.append(perf_counter() - start)
+def _ask(question: Question, into: list[Call], calls: int) -> None:
+    into.extend(timed(question.ready(len(into) + i)) for i in range(calls))
 
 
-def _answer(question: Question, times: Sequence[float]) -> Answer:
-    quarter, median, three = np.quantile(times, (0.25, 0.5, 0.75)).tolist()
-    return Answer(question, median, len(times), quarter, three)
+def timed(run: Callable[[], Any]) -> Call:
+    """A call, timed."""
+    busy, start = process_time(), perf_counter()
+    run()
+    seconds = perf_counter() - start
+    return Call(seconds, (process_time() - busy) / seconds)
+
+
+def undisturbed(calls: Sequence[Call]) -> list[float]:
+    """Seconds of the calls that had a core for themselves; where none had, of the shortest."""
+    return [call.seconds for call in calls if call.share > ALONE] or [min(call.seconds for call in calls)]
+
+
+def _answer(question: Question, calls: Sequence[Call]) -> Answer:
+    kept = undisturbed(calls)
+    quarter, median, three = np.quantile(kept, (0.25, 0.5, 0.75)).tolist()
+    return Answer(question, median, len(kept), quarter, three)

@@ -156,6 +156,14 @@ def timed(kernel: Kernel, device: Device) -> Timed:
     return Timed(_law(kernel), "+".join(v for v, _ in shares), seconds, low, high, binds, told)
 
 
+def amounts_of(kernel: Kernel, levels: Mapping[Any, float]) -> Iterator[tuple[Sum, str, float, Amounts]]:
+    """The laws of a kernel at one workload, with variant, share and how much of each term it has."""
+    laws, few = _choices(kernel)
+    law = laws[0] if np.all(few) else laws[-1]
+    for variant, share in _variants(kernel):
+        yield law, variant, share, law.amounts(work_of(kernel, levels))
+
+
 def work_of(kernel: Kernel, levels: Mapping[Any, float]) -> dict[str, Array]:
     """The sizes of a kernel that the laws take."""
     sized = {name: np.asarray(size, float) for name, size in {**kernel.loops, **kernel.attention}.items()}
@@ -217,8 +225,17 @@ def _variants(kernel: Kernel) -> Iterator[tuple[str, float]]:
                 for name, flops in kernel.unpack_flops.items()}  # fmt: skip
         yield from ((name, part / sum(work.values())) for name, part in work.items())
     else:
-        forms = kernel.tensor_flops or kernel.cuda_flops
-        yield next(iter(forms), "") , 1.0
+        form = next(iter(kernel.tensor_flops or kernel.cuda_flops), "")
+        yield ("fp16" if form == "fp32" and _half(kernel) else form), 1.0
+
+
+def _half(kernel: Kernel) -> bool:
+    """Whether a product in 32 bits reads weights of 16."""
+    if not kernel.loops or kernel.attention:
+        return False
+    n, k, batch, weights = (np.max(np.asarray(x, float)) for x in (
+        kernel.loops["n"], kernel.loops["k"], kernel.loops["batch"], kernel.read_bytes.get("weight", 0)))
+    return bool(weights == 2 * n * k * batch)
 
 
 def _constants(device: Device, law: Sum, variant: str) -> Mapping[str, Any]:
