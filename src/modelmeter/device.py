@@ -38,7 +38,8 @@ class Device:
 
     `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units, `peaks` the
     dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
-    datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES, `need`).
+    datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES,
+    `need`).
     `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
     way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the host, as those of
     configs/time.yaml, which they stand before.

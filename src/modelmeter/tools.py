@@ -120,9 +120,7 @@ def calibrate(_: str, arguments: list[str], usage: str) -> None:
 
     forms = options.formats.split(",") if options.formats else None
     told = lambda text: print(text, file=sys.stderr, flush=True)
-    found = run.calibrated(
-        options.engine, threads=options.threads, seconds=options.seconds, formats=forms, told=told
-    )
+    found = run.calibrated(options.engine, threads=options.threads, seconds=options.seconds, formats=forms, told=told)
     path.write_text(run.text_of(found, f"modelmeter calibrate {' '.join(arguments)}"), encoding="utf-8")
     errors = (f"{law} {form} {one['error']:.1%}" for law, forms in found["laws"].items() if isinstance(forms, dict)
               for form, one in forms.items())  # fmt: skip

@@ -45,7 +45,9 @@ def _constants(law: Sum, answers: Sequence[Answer], levels: Mapping[float, float
         work["near"] = work["near"] / ramp(levels, work["near"])
     seconds = np.array([a.seconds for a in answers])
     found = constants_of(law, law.amounts(work), seconds)
-    return found | ({"levels": {float(f"{size:.3g}"): digits(rate) for size, rate in levels.items()}} if streams else {})
+    return found | (
+        {"levels": {float(f"{size:.3g}"): digits(rate) for size, rate in levels.items()}} if streams else {}
+    )
 
 
 def constants_of(law: Sum, amounts: Mapping[str, Any], seconds: Any) -> dict[str, Any]:

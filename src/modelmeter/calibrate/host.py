@@ -1,7 +1,7 @@
 """What the host takes beside its kernels: small decoders of transformers timed, less what their kernels are predicted.
 
-Decoders that stay in a cache tell what a launch takes at least, and a step; one that does not what it takes when weights
-have driven the code out of the caches, as those of real models do.
+Decoders that stay in a cache tell what a launch takes at least, and a step; one that does not what it takes when
+weights have driven the code out of the caches, as those of real models do.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import torch
+import transformers
 
 from modelmeter.calibrate.fits import digits
 from modelmeter.calibrate.kernels import DTYPES
@@ -31,8 +32,6 @@ WARM = 2
 
 def decoder(sizes: Sequence[int], form: str = "fp32") -> tuple[torch.nn.Module, BaseModel]:
     """A decoder with random weights, and ours of the same sizes."""
-    import transformers
-
     config = {"model_type": "llama", "max_position_embeddings": 4096, "tie_word_embeddings": False,
               **dict(zip(NAMES, sizes, strict=True))}  # fmt: skip
     made = transformers.AutoConfig.for_model(**config)
@@ -72,4 +71,7 @@ def host_of(device: Device, asked: Mapping[str, Any], form: str = "fp32") -> dic
     hot = max((long - short) / (more - few), 1e-7)
     step = max(short - hot * few, 1e-6)
     each = max(max((left - step) / many for many, left in cold), hot)
-    return {"eager": [digits(hot), digits(each), digits(1.5 * each)], "step": [digits(step / 2), digits(step), digits(2 * step)]}
+    return {
+        "eager": [digits(hot), digits(each), digits(1.5 * each)],
+        "step": [digits(step / 2), digits(step), digits(2 * step)],
+    }

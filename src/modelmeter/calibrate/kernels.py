@@ -16,6 +16,7 @@ from modelmeter.calibrate.timing import Question
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Asked = Mapping[str, Any]
+Made = Iterator[tuple[str, dict[str, float], Callable[[int], Callable[[], Any]]]]
 
 
 class Pool:
@@ -38,7 +39,13 @@ class Pool:
 def questions(asked: Asked, form: str) -> Iterator[Question]:
     """All that is asked in a format."""
     pool = Pool(float(asked["pool"]), DTYPES[form])
-    makers = {"shapes": _products, "prompts": _prompts, "steps": _steps, "scores": _scores, "pointwise": _pointwise}
+    makers: dict[str, Callable[..., Made]] = {
+        "shapes": _products,
+        "prompts": _prompts,
+        "steps": _steps,
+        "scores": _scores,
+        "pointwise": _pointwise,
+    }
     for key, make in makers.items():
         for sizes in asked[key]:
             for law, work, ready in make(pool, asked, *sizes):
@@ -52,9 +59,6 @@ def levels(asked: Asked, form: str) -> Iterator[Question]:
         count = max(int(float(size)) // 3 // dtype.itemsize, 1)
         a, b = torch.ones(count, dtype=dtype), torch.ones(count, dtype=dtype)
         yield Question("levels", form, {"moved": 3.0 * count * dtype.itemsize}, _call(torch.add, a, b))
-
-
-Made = Iterator[tuple[str, dict[str, float], Callable[[int], Callable[[], Any]]]]
 
 
 def _call(run: Callable[..., Any], *given: Any, **options: Any) -> Callable[[int], Callable[[], Any]]:

@@ -73,12 +73,16 @@ class Row:
     seconds: float
 
 
-def seconds_of(path: Path, vocabulary: int, prompts: Sequence[int], turns: int, threads: int = 1) -> Iterator[list[float]]:
+def seconds_of(
+    path: Path, vocabulary: int, prompts: Sequence[int], turns: int, threads: int = 1
+) -> Iterator[list[float]]:
     """(prompt tokens, seconds of the prompt, seconds a token of the answer) as the engine tells it, the median of those
     turns that had the core for themselves (of all, if none had). Raises InputError where it does not run."""
     asked = {"path": str(path), "vocabulary": vocabulary, "prompts": list(prompts), "turns": turns, "threads": threads,
              "answer": ANSWER}  # fmt: skip
-    run = subprocess.run([sys.executable, "-c", ASK, json.dumps(asked)], capture_output=True, text=True, errors="replace")
+    run = subprocess.run(
+        [sys.executable, "-c", ASK, json.dumps(asked)], capture_output=True, text=True, errors="replace"
+    )
     told = run.stdout.partition("\nFOUND ")[2]
     if run.returncode or not told:
         lines = [line for line in run.stderr.splitlines() if line.strip()]
@@ -159,5 +163,3 @@ def measured(asked: Mapping[str, Any], threads: int, told: Callable[[str], None]
             rows += rows_of(sizes, policy, asked["prompts"], asked["turns"], threads)
             told(f"{policy}: {'x'.join(map(str, sizes))}")
     return fitted_rows(rows)
-
-

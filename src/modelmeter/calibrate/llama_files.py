@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
+
 from modelmeter.checkpoints.layout import layout_of
 from modelmeter.models.config_json import model_of
 from modelmeter.models.model import BaseModel
@@ -29,9 +32,6 @@ def decoder(sizes: Sequence[int]) -> BaseModel:
 
 def write(path: Path, sizes: Sequence[int], policy: str) -> Path:
     """The file of a decoder under a policy."""
-    import gguf
-    import numpy as np
-
     writer = gguf.GGUFWriter(path, "llama")
     _describe(writer, dict(zip(NAMES, sizes, strict=True)))
     for tensor in layout_of(decoder(sizes), policy).tensors:

@@ -40,7 +40,6 @@ def calibrated(
 def _torch(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any]:
     try:
         import torch
-        import transformers as _
 
         from modelmeter.calibrate import host, kernels
     except ModuleNotFoundError as error:
@@ -49,9 +48,11 @@ def _torch(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        every = [q for form in wanted["formats"] for make in (kernels.levels, kernels.questions) for q in make(wanted, form)]
+        every = [
+            q for form in wanted["formats"] for make in (kernels.levels, kernels.questions) for q in make(wanted, form)
+        ]
         with torch.inference_mode():
-            answers = asked(every, float(wanted["seconds"]), told)
+            answers = asked(every, float(wanted["seconds"]), threads, told)
         content = _content(f"torch {torch.__version__}", "torch", threads)
         content |= _figures(answers) | {"laws": content["laws"] | fits.laws_of(answers)}
         told("decoders of transformers, for what the host takes")
@@ -63,7 +64,6 @@ def _torch(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any
 
 def _llama_cpp(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any]:
     try:
-        import gguf as _
         import xllamacpp as engine
 
         from modelmeter.calibrate import llama_cpp

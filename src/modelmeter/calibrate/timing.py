@@ -47,25 +47,28 @@ class Answer(NamedTuple):
     three_quarters: float
 
 
-def asked(questions: Sequence[Question], seconds: float, told: Callable[[str], None]) -> list[Answer]:
-    """The answers to all questions in so many seconds; each is asked at least once."""
+def asked(questions: Sequence[Question], seconds: float, threads: int, told: Callable[[str], None]) -> list[Answer]:
+    """The answers to all questions, each asked at least once, in so many seconds in which the threads have a core."""
     order, shuffled = list(range(len(questions))), random.Random(0)
-    found: list[list[Call]] = [[] for _ in questions]
-    end, rounds = perf_counter() + seconds, 0
-    while order and (rounds == 0 or perf_counter() < end):
+    first: list[list[Call]] = [[] for _ in questions]
+    found = first
+    end, rounds = process_time() + seconds * threads, 0
+    while order and (rounds == 0 or process_time() < end):
         shuffled.shuffle(order)
         for index in order:
-            if rounds and perf_counter() > end:
+            if rounds and process_time() > end:
                 break
             _ask(questions[index], found[index], 1 if rounds == 0 else CALLS)
         if rounds == 0:
-            found, first = [[] for _ in questions], found
-            order = [i for i in order if first[i][0].seconds < LONGEST * seconds]
-            told(f"{len(order)} kernels of {len(questions)}; the others take longer than {LONGEST * seconds:.2g} s a call")
+            found = [[] for _ in questions]
+            order = [i for i in order if first[i][0].seconds * min(first[i][0].share, 1.0) < LONGEST * seconds]
+            told(
+                f"{len(order)} of {len(questions)} kernels again; the others take above {LONGEST * seconds:.2g} s a call"
+            )
         rounds += 1
         if rounds % 5 == 1:
-            told(f"round {rounds}, {max(end - perf_counter(), 0):.0f} s left")
-    return [_answer(questions[i], calls) for i, calls in enumerate(found) if calls]
+            told(f"round {rounds}, {max(end - process_time(), 0) / threads:.0f} s left")
+    return [_answer(question, *calls) for question, *calls in zip(questions, first, found, strict=True)]
 
 
 def _ask(question: Question, into: list[Call], calls: int) -> None:
@@ -81,11 +84,13 @@ def timed(run: Callable[[], Any]) -> Call:
 
 
 def undisturbed(calls: Sequence[Call]) -> list[float]:
-    """Seconds of the calls that had a core for themselves; where none had, of the shortest."""
-    return [call.seconds for call in calls if call.share > ALONE] or [min(call.seconds for call in calls)]
+    """Seconds of the calls that had a core for themselves; where none had, what all of them had of one."""
+    alone = [call.seconds for call in calls if call.share > ALONE]
+    return alone or [call.seconds * min(call.share, 1.0) for call in calls]
 
 
-def _answer(question: Question, calls: Sequence[Call]) -> Answer:
-    kept = undisturbed(calls)
+def _answer(question: Question, first: Sequence[Call], calls: Sequence[Call]) -> Answer:
+    """What came of a question: its first call, which waits for more than others do, only if there was no other."""
+    kept = undisturbed(calls or first)
     quarter, median, three = np.quantile(kept, (0.25, 0.5, 0.75)).tolist()
     return Answer(question, median, len(kept), quarter, three)

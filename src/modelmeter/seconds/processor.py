@@ -74,7 +74,12 @@ def _attention(w: Mapping[str, Array]) -> Amounts:
     seen = np.where(w["causal"] > 0, np.maximum(s * (2 * t - s + 1) / 2 - np.maximum(t - reach, 0) ** 2 / 2, s), s * t)
     pairs = w["batch"] * w["heads"] * seen
     moved = w["batch"] * s * w["heads"] * (w["width"] + w["values"])
-    return {"launch": 1.0 + 0 * pairs, "products": 2 * pairs * (w["width"] + w["values"]), "scores": pairs, "moved": moved}
+    return {
+        "launch": 1.0 + 0 * pairs,
+        "products": 2 * pairs * (w["width"] + w["values"]),
+        "scores": pairs,
+        "moved": moved,
+    }
 
 
 def _step(w: Mapping[str, Array]) -> Amounts:
@@ -233,8 +238,10 @@ def _half(kernel: Kernel) -> bool:
     """Whether a product in 32 bits reads weights of 16."""
     if not kernel.loops or kernel.attention:
         return False
-    n, k, batch, weights = (np.max(np.asarray(x, float)) for x in (
-        kernel.loops["n"], kernel.loops["k"], kernel.loops["batch"], kernel.read_bytes.get("weight", 0)))
+    n, k, batch, weights = (
+        np.max(np.asarray(x, float))
+        for x in (kernel.loops["n"], kernel.loops["k"], kernel.loops["batch"], kernel.read_bytes.get("weight", 0))
+    )
     return bool(weights == 2 * n * k * batch)
 
 
