@@ -62,9 +62,7 @@ def asked(questions: Sequence[Question], seconds: float, threads: int, told: Cal
         if rounds == 0:
             found = [[] for _ in questions]
             order = [i for i in order if first[i][0].seconds * min(first[i][0].share, 1.0) < LONGEST * seconds]
-            told(
-                f"{len(order)} of {len(questions)} kernels again; the others take above {LONGEST * seconds:.2g} s a call"
-            )
+            told(f"{len(order)} of {len(questions)} kernels again; the others are too dear")
         rounds += 1
         if rounds % 5 == 1:
             told(f"round {rounds}, {max(end - process_time(), 0) / threads:.0f} s left")
