@@ -20,7 +20,7 @@ TRANSFORMERS = {
     "30M": (512, 1408, 8, 8, 4, 8000),
     "deep and narrow": (256, 1024, 16, 4, 4, 8000),
     "wide MLP, 2 KV heads": (768, 3072, 8, 12, 2, 16000),
-    "85M": (1024, 2816, 6, 16, 16, 16000),
+    "110M": (1024, 2816, 6, 16, 16, 16000),
     "wide": (1536, 4096, 4, 12, 4, 8000),
 }
 """hidden, intermediate, layers, heads, KV heads, vocabulary; none of them is in configs/calibrate.yaml."""

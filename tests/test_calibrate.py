@@ -219,7 +219,7 @@ def test_transformers_on_this_processor_are_predicted(mine, capsys):
         def predictions():
             paths.append(mine(seconds=12, formats=["fp32"]))
             [device] = load_devices([str(paths[-1])])
-            return list(transformers(device, {name: TRANSFORMERS[name] for name in ("30M", "deep and narrow", "85M")}))
+            return list(transformers(device, {name: TRANSFORMERS[name] for name in ("30M", "deep and narrow", "110M")}))
 
         pairs = near(predictions)
     finally:

@@ -26,7 +26,7 @@ from modelmeter.programs.kernels import Kernel
 from modelmeter.programs.precision import Precision
 from modelmeter.seconds.fit import fitted
 from modelmeter.seconds.laws import Constant
-from modelmeter.seconds.processor import LEAST, MOST, SUMS, amounts_of
+from modelmeter.seconds.processor import SUMS, amounts_of
 
 RUNTIME = "llama_cpp"
 ANSWER = 24
@@ -38,6 +38,8 @@ FREE = {
 }  # fmt: skip
 """Constants that stages tell apart; the others are as good as none, as a kernel's launch is the host's."""
 NONE = 1e-15
+WITHIN = 10
+"""How far a constant may be from where its fit starts: few stages tell little of some of them."""
 ASK = """
 import json, os, sys, time
 import xllamacpp as engine
@@ -118,14 +120,14 @@ def _amounts(kernels: Sequence[Kernel]) -> dict[str, float]:
     return found
 
 
-def fitted_rows(rows: Sequence[Row]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def fitted_rows(rows: Sequence[Row], threads: int = 1) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """The laws that explain the stages best, and what the host takes: a kernel and a step."""
     keys = sorted({key for row in rows for key in row.amounts})
     table = np.array([[row.amounts.get(key, 0.0) for key in keys] + [row.kernels, 1.0] for row in rows])
     seconds = np.array([row.seconds for row in rows])
     terms = {key: _term(key) for key in keys}
     start = {**terms, "launch": 1e-6, "step": 1e-4}
-    constants = [Constant(name, value, value * LEAST, value * MOST, "") for name, value in start.items()]
+    constants = [Constant(name, value, value / WITHIN / threads, value * WITHIN, "") for name, value in start.items()]
 
     def predicted(c: Mapping[str, float]) -> Any:
         return table @ np.array([c[name] for name in start])
@@ -162,4 +164,4 @@ def measured(asked: Mapping[str, Any], threads: int, told: Callable[[str], None]
         for sizes in models:
             rows += rows_of(sizes, policy, asked["prompts"], asked["turns"], threads)
             told(f"{policy}: {'x'.join(map(str, sizes))}")
-    return fitted_rows(rows)
+    return fitted_rows(rows, threads)

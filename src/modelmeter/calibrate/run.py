@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from modelmeter import __version__
@@ -72,7 +73,7 @@ def _llama_cpp(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str,
         raise InputError(f"{error.name} is not installed: {how}") from None
     laws, host = llama_cpp.measured(wanted["llama_cpp"], threads, told)
     content = _content(f"llama.cpp in xllamacpp {engine.__version__}", "llama_cpp", threads)
-    fastest = 1 / min(one["products"] for one in laws["matrix"].values())
+    fastest = 1 / median(one["products"] for one in laws["matrix"].values())
     memory = 1 / min(one["weights"] for one in laws["vector"].values())
     peaks = {"tensor_flops_per_s": fastest, "cuda_flops_per_s": fastest, "memory_bytes_per_s": memory}
     return content | {key: fits.digits(v) for key, v in peaks.items()} | {"laws": content["laws"] | laws, "host": host}
