@@ -331,5 +331,6 @@ COMMANDS = {
     "gguf": Command(tools.WHAT["gguf"], tools.gguf),
     "inspect": Command(tools.WHAT["inspect"], tools.inspect),
     "score": Command(tools.WHAT["score"], tools.score),
+    "calibrate": Command(tools.WHAT["calibrate"], tools.calibrate),
     "validate": Command(tools.WHAT["validate"], tools.validate),
 }  # fmt: skip

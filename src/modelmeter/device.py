@@ -38,9 +38,11 @@ class Device:
 
     `tensor_flops_per_s` is dense bf16 with fp32 accumulation, `cuda_flops_per_s` fp32 on the vector units, `peaks` the
     dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
-    datasheet), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES, `need`).
+    datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES,
+    `need`).
     `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
-    way. `laws` are constants of laws of time that were measured on it, by law.
+    way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the host, as those of
+    configs/time.yaml, which they stand before.
     Raises InputError for a number that is none.
     """
 
@@ -62,6 +64,7 @@ class Device:
     link_bytes_per_s: float | None = None
     host_link_bytes_per_s: float | None = None
     laws: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    host: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for key in REQUIRED:
@@ -75,6 +78,7 @@ class Device:
             for key, value in constants.items() if isinstance(constants, Mapping) else ((law, constants),):
                 if not isinstance(value, (Mapping, str)):
                     self._require_number(f"laws.{law}.{key}", value)
+        self._mapping("host")
         for key in ("title", "source"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key).strip():
                 raise InputError(f"device {self.name}: {key} must be words, not {getattr(self, key)!r}")
@@ -113,6 +117,11 @@ class Device:
         if form not in known:
             raise unknown(f"format of products on device {self.name}", form, known)
         return float(known[form])
+
+    @property
+    def is_host(self) -> bool:
+        """Whether it launches its kernels itself: a processor, which does one after the other."""
+        return self.architecture == "CPU"
 
     @property
     def ridge_flops_per_byte(self) -> float:

@@ -65,7 +65,8 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     from modelmeter.times import Host
 
     values, model, work = _asked("time", name, overrides, TIME)
-    host, folder = Host.of(values["host"]), values["out"]
+    given = [key.removeprefix("host.") for key in (override.partition("=")[0] for override in overrides)]
+    host, folder = Host.of(values["host"], given), values["out"]
     found = [timed(model, work, device, host) for device in catalogue.load_devices(values["device"])]
     if folder is None:
         return times_text(found)

@@ -82,7 +82,8 @@ class Stations:
         batch, size = np.broadcast_arrays(np.round(batch), np.round(size))
         device, many = times.busy(name, {"b": batch, times.model.stage(name).grows or "s": size})
         host = times.host.launches(work, name, many)
-        return np.asarray(np.maximum(device.seconds, host.seconds) + times.host.beside(work).seconds)
+        both = device.seconds + host.seconds if times.on.is_host else np.maximum(device.seconds, host.seconds)
+        return np.asarray(both + times.host.beside(work).seconds)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

@@ -18,7 +18,8 @@ from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
-from modelmeter.seconds.predict import Estimate
+from modelmeter.seconds.predict import Estimate, seconds_of
+from modelmeter.seconds.processor import calibrated
 from modelmeter.seconds.shapes import plain_seconds
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
 from modelmeter.sizes import Size, maximum, minimum
@@ -81,22 +82,25 @@ class Host:
     pixel: Span
     native: Span = NONE
 
+    given: frozenset[str] = frozenset()
+    """Names of those that stand before what was measured on a device."""
+
     @classmethod
-    def of(cls, values: Mapping[str, Sequence[float]]) -> Host:
+    def of(cls, values: Mapping[str, Sequence[float]], given: Iterable[str] = ()) -> Host:
         """From `[low, point, high]` by name. Raises InputError for what is none."""
-        fields = cls.__dataclass_fields__
         for key in values:
-            if key not in fields:
-                raise InputError(f"unknown key {key!r} of host; valid: {', '.join(fields)}")
-        found = {}
-        for key in fields:
-            one: Any = values.get(key)
-            given = one if isinstance(one, Sequence) and not isinstance(one, str) else [one]
-            known = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
-            if len(known) != 3 or len(given) != 3 or not 0 <= known[0] <= known[1] <= known[2]:
-                raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
-            found[key] = Span(*known)
-        return cls(**found)
+            if key not in SECONDS:
+                raise InputError(f"unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
+        found = {key: _three(key, values.get(key)) for key in SECONDS}
+        return cls(**found, given=frozenset(given))
+
+    def on(self, device: Device) -> Host:
+        """That of a device: what was measured there stands before this, but not before what is `given`."""
+        own = {key: _three(key, value) for key, value in device.host.items() if key not in self.given}
+        for key in own:
+            if key not in SECONDS:
+                raise InputError(f"device {device.name}: unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
+        return replace(self, **own)  # type: ignore[arg-type]
 
     def beside(self, work: Workload) -> Span:
         """What stands beside a step: sampling, scheduling."""
@@ -108,6 +112,18 @@ class Host:
         each: Span = getattr(self, "compiled" if launch == "graph" and stage != "decode" else launch)
         taken: Span = each * many
         return taken
+
+
+SECONDS = tuple(name for name in Host.__dataclass_fields__ if name != "given")
+"""What a host has seconds of."""
+
+
+def _three(key: str, one: Any) -> Span:
+    given = one if isinstance(one, Sequence) and not isinstance(one, str) else [one]
+    known = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(known) != 3 or len(given) != 3 or not 0 <= known[0] <= known[1] <= known[2]:
+        raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
+    return Span(*known)
 
 
 @final
@@ -128,8 +144,9 @@ class StageTime:
 
     @property
     def span(self) -> Span:
-        """Seconds of the stage."""
-        return self.device.beside(self.launches) + self.step
+        """Seconds of the stage; a processor launches and computes in turn."""
+        in_turn = self.of.on.is_host
+        return (self.device + self.launches if in_turn else self.device.beside(self.launches)) + self.step
 
     @cached_property
     def kernels(self) -> Timed:
@@ -186,6 +203,13 @@ class Times:
     def __post_init__(self) -> None:
         if whole_stage in self.work.runtime.passes:
             raise InputError(f"runtime {self.work.runtime.name!r} is a bound, and nothing that runs; it has no time")
+        measured = str(self.on.laws.get("runtimes", ""))
+        if measured and self.work.runtime.name not in measured.split():
+            raise InputError(
+                f"device {self.on.name} was measured with {self.on.laws['engine']}, for runtime {measured}, not "
+                f"{self.work.runtime.name!r}; calibrate it with another engine, or ask for one of these"
+            )
+        object.__setattr__(self, "host", self.host.on(self.on))
         views = (size for view in self.work.image.views for size in (view.count, view.height, view.width, view.tokens))
         sizes = (self.work.batch, self.work.prompt_tokens, self.work.decode_steps, self.work.image.tokens, *views)
         if len(shapes := {size.shape for size in sizes if isinstance(size, np.ndarray)}) > 1:
@@ -195,8 +219,8 @@ class Times:
     def stages(self) -> dict[str, StageTime]:
         """The stages of the workload, by name."""
         present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
-        asked = [self._asked(name, *self._sizes(name)) for name in present]
-        return {name: self._stage(name, *busy) for name, busy in zip(present, map(_busy, sums_of(asked)), strict=True)}
+        found = self._sums([(name, *self._sizes(name)) for name in present])
+        return {name: self._stage(name, *_busy(sums)) for name, sums in zip(present, found, strict=True)}
 
     def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
         launches = self.host.launches(self.work, name, runs)
@@ -207,19 +231,39 @@ class Times:
 
         Sizes that are not given are those of the workload; of a stage in steps it is one step.
         """
-        [found] = sums_of([self._asked(name, {**self.model.stage(name).sizes(self.work), **sizes})])
+        [found] = self._sums([(name, {**self.model.stage(name).sizes(self.work), **sizes}, None)])
         return _busy(found)
 
-    def _asked(self, name: str, sizes: Mapping[str, Any], weights: Any = None) -> AtSizes:
-        self.model.program(name, self.work).require(sizes)
-        return AtSizes(self._timer(name), sizes, weights)
+    def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:
+        """The sums of stages at sizes; with weights, their means over steps. Processors' laws take kernel by kernel."""
+        for name, sizes, _ in asked:
+            self.model.program(name, self.work).require(sizes)
+        if not calibrated(self.on):
+            return sums_of([AtSizes(self._timer(name), sizes, weights) for name, sizes, weights in asked])
+        return [self._one_by_one(*one) for one in asked]
+
+    def _one_by_one(self, name: str, sizes: Mapping[str, Any], weights: Any) -> Sums:
+        kernels = self._kernels(name, self.work, sizes)
+        laws, runs = dict[str, list[Any]](), 0.0
+
+        def over(values: Any) -> Any:
+            array = np.asarray(values, float)
+            return array if weights is None else (array * weights).sum(axis=0)
+
+        for kernel, one in zip(kernels, seconds_of(kernels, self.on), strict=True):
+            own = [over(kernel.runs * np.asarray(end, float)) for end in (one.low, one.seconds, one.high)]
+            laws[one.law] = [a + b for a, b in zip(laws.get(one.law, NONE), own, strict=True)]
+            runs = runs + over(kernel.runs)
+        return Sums({law: [_plain(end) for end in ends] for law, ends in laws.items()}, _plain(runs))
 
     def _timer(self, name: str) -> Timer:
         stage = self.model.stage(name)
         made = self.model.once(
             ("timer", name, stage.structure(self.work), self.work.key, self.on),
             lambda: Timer(
-                self.model.program(name, self.work).formal_kernels, self.on, stage.grows,
+                self.model.program(name, self.work).formal_kernels,
+                self.on,
+                stage.grows,
                 self.work.runtime.products == "dequantised",
             ),
         )
@@ -246,7 +290,9 @@ class Times:
         step = self.model.stage(name).grows
         if any(np.ndim(size) for axis, size in sizes.items() if axis != step):
             raise InputError("kernels are told of one workload, not of arrays of them")
-        return tuple(zip(self._kernels(name, self.work, sizes), self._timer(name).estimates(sizes), strict=True))
+        kernels = self._kernels(name, self.work, sizes)
+        known = seconds_of(kernels, self.on) if calibrated(self.on) else self._timer(name).estimates(sizes)
+        return tuple(zip(kernels, known, strict=True))
 
     def ends(self, name: str) -> list[dict[str, Size]]:
         """The sizes of a stage's kernels at its first and at its last step; one for a stage without steps."""
@@ -267,8 +313,7 @@ class Times:
         [kernel] = self._kernels(name, replace(self.work, runtime="compulsory"), sizes)
         moved = np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s
         least = np.maximum(plain_seconds(kernel.tensor_flops, self.on), moved)
-        found = (least * weights).sum(axis=0) if weights is not None else least
-        return found if np.ndim(found) else float(found)
+        return _plain((least * weights).sum(axis=0) if weights is not None else least)
 
     @cached_property
     def images(self) -> Span:
@@ -298,6 +343,10 @@ class Times:
         """Seconds of the request that the datasheet allows."""
         once = sum(stage.bound for name, stage in self.stages.items() if name != "decode")
         return once + self.stages["decode"].bound * self.work.decode_steps
+
+
+def _plain(values: Any) -> Any:
+    return values if np.ndim(values) else float(values)
 
 
 def _busy(sums: Sums) -> tuple[Span, Any]:

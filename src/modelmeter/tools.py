@@ -15,6 +15,7 @@ WHAT = {
     "gguf": "the GGUF file of a model's decoder, predicted by part and in total",
     "inspect": "a .gguf or .safetensors file, compared with a model",
     "score": "predicted times against published measurements, or those of kernels",
+    "calibrate": "this machine measured, as a device for predicted times (needs the extra `validation`)",
     "validate": "the proof: counts of the real modules beside ours (needs the extra `validation`)",
 }
 """What each is for."""
@@ -98,6 +99,33 @@ def inspect(_: str, arguments: list[str], usage: str) -> int:
     from modelmeter.checkpoints import commands
 
     return _told(commands.inspect(_parser(usage, "inspect"), arguments))
+
+
+def calibrate(_: str, arguments: list[str], usage: str) -> None:
+    parser = _parser(usage, "calibrate")
+    parser.add_argument("--device", default="cpu", help="cpu (default): this machine's processor")
+    parser.add_argument("-o", "--out", required=True, metavar="FILE.yaml", help="where the device is written")
+    parser.add_argument("--engine", default="torch", help="torch (default), or llama_cpp through the package xllamacpp")
+    parser.add_argument("--threads", type=int, default=1, help="threads that run (default: 1)")
+    parser.add_argument("--seconds", type=float, help="of measuring kernels of torch (default: 60)")
+    parser.add_argument("--formats", help="of torch, such as fp32,bf16")
+    options = parser.parse_args(arguments)
+    if options.device != "cpu":
+        raise InputError(f"--device {options.device} is not measured yet; valid: cpu")
+    if not 1 <= options.threads <= 1024 or not (options.seconds is None or 5 <= options.seconds <= 3600):
+        raise InputError("--threads must be 1 to 1024 and --seconds 5 to 3600")
+    path = Path(options.out)
+    if path.suffix != ".yaml" or not path.parent.is_dir():
+        raise InputError(f"--out must be a .yaml file in a folder that is there, not {options.out}")
+    from modelmeter.calibrate import run
+
+    forms = options.formats.split(",") if options.formats else None
+    told = lambda text: print(text, file=sys.stderr, flush=True)
+    found = run.calibrated(options.engine, threads=options.threads, seconds=options.seconds, formats=forms, told=told)
+    path.write_text(run.text_of(found, f"modelmeter calibrate {' '.join(arguments)}"), encoding="utf-8")
+    errors = (f"{law} {form} {one['error']:.1%}" for law, forms in found["laws"].items() if isinstance(forms, dict)
+              for form, one in forms.items())  # fmt: skip
+    print(f"{found['title']} in {path}\nmedian errors of the fit: {', '.join(errors)}")
 
 
 def score(_: str, arguments: list[str], usage: str) -> None:

@@ -31,7 +31,7 @@ TYPICAL = 256
 
 
 class Kind(NamedTuple):
-    """What no size changes: the law, the format of a product, those of the FLOPs; in which blocks of llama.cpp's weights
+    """What no size changes: the law, the format of a product, those of the FLOPs; in which blocks of llama.cpp weights
     are `stored`, and whether these are taken `apart` before; whether a `few` rows of 32 bits meet weights of 16;
     whether a cache is narrower than 16 bits; whether activations were quantised by kernels before (`static`)."""
 
@@ -123,7 +123,7 @@ def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     causal, values = shape.pop("causal"), shape.pop("values")
     b, g, s, t, width = (shape[x] for x in ("batch", "kv_heads", "s", "t", "width"))
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
-    law = ("decode" if alone else "prefill") if causal else "vision"
+    law = "decode" if alone else "prefill" if causal else "vision"  # one query sees all keys, masked or not
     cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
     return Kind(law, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
 

@@ -94,7 +94,7 @@ def apart(kind: Kind, device: Device) -> Kind:
 
 
 def lasting_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> Lasting:
-    """Seconds of kernels that ask a kind, by the names of `asked_of`; of a few rows, or of many, by kernels of these."""
+    """Seconds of kernels that ask a kind, by the names of `asked_of`; of few rows and of many, by their own."""
     if not (kind.few or kind.apart):
         variant, work = work_of(kind, sizes, device, warm)
         return lasting(kind.law, variant, work, device)

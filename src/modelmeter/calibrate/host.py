@@ -1,0 +1,77 @@
+"""What the host takes beside its kernels: small decoders of transformers timed, less what their kernels are predicted.
+
+Decoders that stay in a cache tell what a launch takes at least, and a step; one that does not what it takes when
+weights have driven the code out of the caches, as those of real models do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import torch
+import transformers
+
+from modelmeter.calibrate.fits import digits
+from modelmeter.calibrate.kernels import DTYPES
+from modelmeter.calibrate.timing import Call, timed, undisturbed
+from modelmeter.device import Device
+from modelmeter.models.config_json import model_of
+from modelmeter.models.model import BaseModel
+from modelmeter.programs.precision import Precision
+from modelmeter.times import SECONDS, Host, Times
+
+RUNTIME = "sdpa"
+FREE = {name: [0, 0, 0] for name in SECONDS}
+NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+         "vocab_size")  # fmt: skip
+WARM = 2
+"""Steps that are not counted."""
+
+
+def decoder(sizes: Sequence[int], form: str = "fp32") -> tuple[torch.nn.Module, BaseModel]:
+    """A decoder with random weights, and ours of the same sizes."""
+    config = {"model_type": "llama", "max_position_embeddings": 4096, "tie_word_embeddings": False,
+              **dict(zip(NAMES, sizes, strict=True))}  # fmt: skip
+    made = transformers.AutoConfig.for_model(**config)
+    found = transformers.AutoModelForCausalLM.from_config(made, attn_implementation="sdpa", dtype=DTYPES[form])
+    return found.eval(), model_of(config)
+
+
+def step_seconds(module: Any, tokens: int, steps: int) -> list[float]:
+    """Seconds of each step of a greedy answer, the choice of the next token among them."""
+    ids, found = torch.arange(tokens)[None] % module.config.vocab_size, list[Call]()
+    kept: list[Any] = []
+    with torch.inference_mode():
+        out = module(ids, use_cache=True)
+        for _ in range(steps):
+            held = out
+            found.append(timed(lambda: kept.append(_next(module, held))))
+            out = kept.pop()
+    return undisturbed(found[WARM:])
+
+
+def _next(module: Any, out: Any) -> Any:
+    """One step of a greedy answer."""
+    return module(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values, use_cache=True)
+
+
+def host_of(device: Device, asked: Mapping[str, Any], form: str = "fp32") -> dict[str, list[float]]:
+    """`eager` and `step` as [low, point, high]: seconds of a launch and of a step beside the kernels."""
+    tokens, steps = asked["host_calls"]
+    rows: list[tuple[float, float]] = []
+    for sizes in asked["hosts"]:
+        module, model = decoder(sizes, form)
+        work = model.text(tokens, decode_steps=steps, runtime=RUNTIME, precision=Precision.of(form))
+        stage = Times(model, work, device, Host.of(FREE)).stages["decode"]
+        many = sum(float(kernel.runs) for kernel, _ in stage.kernels)
+        rows.append((many, median(step_seconds(module, tokens, steps)) - stage.device.seconds))
+    (few, short), (more, long), *cold = rows
+    hot = max((long - short) / (more - few), 1e-7)
+    step = max(short - hot * few, 1e-6)
+    each = max(max((left - step) / many for many, left in cold), hot)
+    return {
+        "eager": [digits(hot), digits(each), digits(1.5 * each)],
+        "step": [digits(step / 2), digits(step), digits(2 * step)],
+    }

@@ -1,0 +1,133 @@
+"""Kernels as torch runs them in a model's eager code, as questions: products, attention, streams.
+
+Weights and caches walk through a pool that no cache of the machine holds; activations are where the last kernel left
+them, near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from modelmeter.calibrate.timing import Question
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Asked = Mapping[str, Any]
+Made = Iterator[tuple[str, dict[str, float], Callable[[int], Callable[[], Any]]]]
+
+
+class Pool:
+    """Memory that calls take their cold operands from, one piece after the other."""
+
+    def __init__(self, size: float, dtype: torch.dtype) -> None:
+        self.each = dtype.itemsize
+        self._flat = (torch.rand(int(size) // self.each) - 0.5).to(dtype)
+        self._next = 0
+
+    def take(self, *shape: int) -> torch.Tensor:
+        """The next piece."""
+        count = torch.Size(shape).numel()
+        if self._next + count > self._flat.numel():
+            self._next = 0
+        self._next += count
+        return self._flat[self._next - count : self._next].view(shape)
+
+
+def questions(asked: Asked, form: str) -> Iterator[Question]:
+    """All that is asked in a format."""
+    pool = Pool(float(asked["pool"]), DTYPES[form])
+    makers: dict[str, Callable[..., Made]] = {
+        "shapes": _products,
+        "prompts": _prompts,
+        "steps": _steps,
+        "scores": _scores,
+        "pointwise": _pointwise,
+    }
+    for key, make in makers.items():
+        for sizes in asked[key]:
+            for law, work, ready in make(pool, asked, *sizes):
+                yield Question(law, form, {name: float(value) for name, value in work.items()}, ready)
+
+
+def levels(asked: Asked, form: str) -> Iterator[Question]:
+    """The ramp of bandwidth: one addition of two tensors into a new one, at sizes that each cache holds, and none."""
+    dtype = DTYPES[form]
+    for size in (3.0 * dtype.itemsize, *asked["levels"]):
+        count = max(int(float(size)) // 3 // dtype.itemsize, 1)
+        a, b = torch.ones(count, dtype=dtype), torch.ones(count, dtype=dtype)
+        yield Question("levels", form, {"moved": 3.0 * count * dtype.itemsize}, _call(torch.add, a, b))
+
+
+def _call(run: Callable[..., Any], *given: Any, **options: Any) -> Callable[[int], Callable[[], Any]]:
+    return lambda _: lambda: run(*given, **options)
+
+
+def _products(pool: Pool, asked: Asked, n: int, k: int) -> Made:
+    for m in asked["rows"]:
+        x = torch.rand(m, k).to(pool.take(1).dtype)
+        work = {"batch": 1, "m": m, "n": n, "k": k, "weights": n * k * pool.each}
+        yield "vector" if m == 1 else "matrix", work, _product(pool, x, n, k)
+
+
+def _product(pool: Pool, x: torch.Tensor, n: int, k: int) -> Callable[[int], Callable[[], Any]]:
+    def ready(_: int) -> Callable[[], Any]:
+        weight = pool.take(n, k)
+        return lambda: linear(x, weight)
+
+    return ready
+
+
+def _attended(heads: int, kv_heads: int, width: int, s: int, t: int, each: int) -> dict[str, float]:
+    sizes = {"batch": 1, "heads": heads, "kv_heads": kv_heads, "width": width, "values": width, "s": s, "t": t}
+    return {**sizes, "window": 0, "causal": 1, "cached": 2 * kv_heads * t * width * each}
+
+
+def _prompts(pool: Pool, _: Asked, heads: int, kv_heads: int, width: int, s: int) -> Made:
+    q, k, v = (pool.take(1, s, h, width).transpose(1, 2) for h in (heads, kv_heads, kv_heads))
+    run = _call(scaled_dot_product_attention, q, k, v, is_causal=True, enable_gqa=heads > kv_heads)
+    yield "attention", _attended(heads, kv_heads, width, s, s, pool.each), run
+
+
+def _steps(pool: Pool, _: Asked, heads: int, kv_heads: int, width: int, t: int) -> Made:
+    """A cache that has just been copied, with one more token, as transformers does it; and the copy."""
+    q, new = pool.take(1, heads, 1, width), pool.take(1, kv_heads, 1, width)
+
+    def longer() -> torch.Tensor:
+        return torch.cat([pool.take(1, kv_heads, t - 1, width), new], dim=-2)
+
+    def ready(_: int) -> Callable[[], Any]:
+        k, v = longer(), longer()
+        return lambda: scaled_dot_product_attention(q, k, v, enable_gqa=heads > kv_heads)
+
+    def copied(_: int) -> Callable[[], Any]:
+        old = pool.take(1, kv_heads, t - 1, width)
+        return lambda: torch.cat([old, new], dim=-2)
+
+    yield "step", _attended(heads, kv_heads, width, 1, t, pool.each), ready
+    kept = kv_heads * t * width * pool.each
+    yield "stream", {"near": kept, "far": kept, "operations": 0}, copied
+
+
+def _scores(pool: Pool, _: Asked, batch: int, m: int, n: int, k: int) -> Made:
+    a, b = pool.take(batch, m, k), pool.take(batch, n, k).transpose(1, 2)
+    moved = batch * (m * k + n * k + m * n) * pool.each
+    yield "batched", {"batch": batch, "m": m, "n": n, "k": k, "moved": moved}, _call(torch.matmul, a, b)
+
+
+def _pointwise(pool: Pool, _: Asked, rows: int, columns: int) -> Made:
+    """Kinds of the kernels between products, with the operations that a count says each has."""
+    x, y, w = pool.take(1, rows, columns), pool.take(1, rows, columns), pool.take(columns)
+    size, n = rows * columns * pool.each, rows * columns
+    kinds: Sequence[tuple[float, float, Callable[..., Any], tuple[Any, ...]]] = (
+        (3, 1, torch.add, (x, y)),
+        (2, 1, torch.mul, (x, w)),
+        (2, 5, silu, (x,)),
+        (2, 1, torch.pow, (x, 2)),
+        (1, 1, lambda a: a.mean(-1, keepdim=True), (x,)),
+        (2, 0, lambda a: torch.cat((a[..., columns // 2 :], a[..., : columns // 2]), dim=-1), (x,)),
+    )
+    for passes, each, run, given in kinds:
+        yield "stream", {"near": passes * size, "far": 0, "operations": each * n}, _call(run, *given)

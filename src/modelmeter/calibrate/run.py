@@ -1,0 +1,123 @@
+"""The whole of a calibration: what is measured, the device that comes of it, its YAML."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from modelmeter import __version__
+from modelmeter.calibrate import fits, machine
+from modelmeter.calibrate.timing import Answer, asked
+from modelmeter.config import read_yaml
+from modelmeter.device import Device
+from modelmeter.errors import InputError, choose
+from modelmeter.folders import config_dir
+
+ENGINES = {"torch": "eager sdpa flash", "llama_cpp": "llama_cpp llama_cpp_scores"}
+"""Engines that are measured, and the runtimes of theirs."""
+FORMATS = ("fp32", "bf16", "fp16")
+Told = Callable[[str], None]
+
+
+def calibrated(
+    engine: str = "torch", *, threads: int = 1, seconds: float | None = None, formats: Sequence[str] | None = None,
+    told: Told = lambda text: None, settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The YAML of this machine's processor as a device, measured with an engine.
+
+    `settings` are those of configs/calibrate.yaml, which says what is measured. Raises InputError for an engine that is
+    not installed.
+    """
+    choose("engine", engine, ENGINES)
+    wanted = {**read_yaml(config_dir() / "calibrate.yaml"), **(settings or {})}
+    wanted |= {"seconds": seconds or wanted["seconds"], "formats": list(formats or wanted["formats"])}
+    for form in wanted["formats"]:
+        choose("format", form, FORMATS)
+    return (_torch if engine == "torch" else _llama_cpp)(wanted, threads, told)
+
+
+def _torch(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any]:
+    try:
+        import torch
+
+        from modelmeter.calibrate import host, kernels
+    except ModuleNotFoundError as error:
+        how = "in a checkout, pip install -c constraints.txt '.[validation]'"
+        raise InputError(f"{error.name} is not installed: {how}") from None
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        every = [
+            q for form in wanted["formats"] for make in (kernels.levels, kernels.questions) for q in make(wanted, form)
+        ]
+        with torch.inference_mode():
+            answers = asked(every, float(wanted["seconds"]), threads, told)
+        content = _content(f"torch {torch.__version__}", "torch", threads)
+        content |= _figures(answers) | {"laws": content["laws"] | fits.laws_of(answers)}
+        told("decoders of transformers, for what the host takes")
+        device = Device(name="calibrated", **content)
+        return content | {"host": host.host_of(device, wanted, wanted["formats"][0])}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _llama_cpp(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str, Any]:
+    try:
+        import xllamacpp as engine
+
+        from modelmeter.calibrate import llama_cpp
+    except ModuleNotFoundError as error:
+        how = "in a checkout, pip install -c constraints.txt '.[engines]'"
+        raise InputError(f"{error.name} is not installed: {how}") from None
+    laws, host = llama_cpp.measured(wanted["llama_cpp"], threads, told)
+    content = _content(f"llama.cpp in xllamacpp {engine.__version__}", "llama_cpp", threads)
+    fastest = 1 / median(one["products"] for one in laws["matrix"].values())
+    memory = 1 / min(one["weights"] for one in laws["vector"].values())
+    peaks = {"tensor_flops_per_s": fastest, "cuda_flops_per_s": fastest, "memory_bytes_per_s": memory}
+    return content | {key: fits.digits(v) for key, v in peaks.items()} | {"laws": content["laws"] | laws, "host": host}
+
+
+def _content(engine: str, name: str, threads: int) -> dict[str, Any]:
+    """What a device's YAML says whatever was measured."""
+    date, title = datetime.date.today().isoformat(), machine.processor_name()
+    core = "1 thread" if threads == 1 else f"{threads} threads"
+    return {
+        "title": f"{title}, {core}, {engine}",
+        "memory_bytes": machine.memory_bytes(),
+        "source": f"measured by modelmeter calibrate {__version__} with {engine} on {date}",
+        "confidence": "A",
+        "architecture": "CPU",
+        "multiprocessors": threads,
+        "laws": {"engine": engine, "runtimes": ENGINES[name], "date": date},
+    }
+
+
+def _figures(answers: Sequence[Answer]) -> dict[str, Any]:
+    """The fastest that was measured, as a datasheet's figures: peaks of products, bandwidth, the last cache."""
+    peaks: dict[str, float] = {}
+    for answer in answers:
+        work, form = answer.question.work, answer.question.variant
+        if answer.question.law == "matrix":
+            speed = 2 * work["m"] * work["n"] * work["k"] / answer.seconds
+            peaks[form] = max(peaks.get(form, 0.0), fits.digits(speed))
+    levels = fits.levels_of([a for a in answers if a.question.variant == answers[0].question.variant])
+    read = [a.question.work["weights"] / a.seconds for a in answers if a.question.law == "vector"]
+    known = {form: peak for form, peak in peaks.items() if form in ("fp32", "bf16")}
+    some = next(iter(peaks.values()))
+    return {
+        "tensor_flops_per_s": known.get("bf16", some),
+        "cuda_flops_per_s": known.get("fp32", some),
+        "memory_bytes_per_s": fits.digits(max(*read, levels[max(levels)])),
+        "peaks": known,
+        "l2_bytes": fits.digits(machine.last_cache(levels)),
+    }
+
+
+def text_of(content: Mapping[str, Any], command: str) -> str:
+    """A device's YAML."""
+    import yaml
+
+    body = yaml.safe_dump(dict(content), sort_keys=False, default_flow_style=None, width=118, allow_unicode=True)
+    return f"# {command}\n# {content['title']}\n{body}"
