@@ -20,6 +20,7 @@ from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
 from modelmeter.seconds.predict import Estimate, seconds_of
+from modelmeter.seconds.unknowns import Factor, of_device, of_engine, together
 from modelmeter.workload import Workload
 
 POINTS = 9
@@ -55,6 +56,13 @@ class Span(NamedTuple):
     def beside(self, other: Span) -> Span:
         """Both at once: the longer one."""
         return Span(*map(max, self, other))
+
+    def widened(self, factors: Iterable[Factor]) -> Span:
+        """With factors that are not known, independent of this and of one another."""
+        if not self.low:
+            return self
+        low, high = together([Factor(self.low / self.seconds, self.high / self.seconds), *factors])
+        return Span(self.seconds * low, self.seconds, self.seconds * high)
 
 
 NONE = Span(0.0, 0.0, 0.0)
@@ -110,10 +118,14 @@ class StageTime:
     step: Span
     bound: float
     kernels: tuple[tuple[Kernel, Estimate], ...]
+    overlaps: bool = False
+    """Whether the engine prepares the next step while the device runs this one."""
 
     @property
     def span(self) -> Span:
         """Seconds of the stage."""
+        if self.overlaps:
+            return self.device.beside(self.launches + self.step)
         return self.device.beside(self.launches) + self.step
 
     @property
@@ -139,12 +151,18 @@ def _mean(values: Any) -> float:
 @final
 @dataclass(frozen=True)
 class Times:
-    """What a workload takes on a device: its stages, TTFT, TPOT, seconds a page. Raises InputError as laws do."""
+    """What a workload takes on a device: its stages, TTFT, TPOT, seconds a page. Raises InputError as laws do.
+
+    `engine` says whose kernels run ("": those of the runtime); one that `overlaps` prepares the next step of decode
+    while the device runs.
+    """
 
     model: BaseModel
     work: Workload
     on: Device
     host: Host
+    engine: str = ""
+    overlaps: bool = False
 
     def __post_init__(self) -> None:
         if whole_stage in self.work.runtime.passes:
@@ -162,7 +180,8 @@ class Times:
         many = sum(_mean(kernel.runs) for kernel in kernels)
         step = NONE if name == "vision" else self.host.step
         launches = self.host.launches(self.work, name, many)
-        return StageTime(name, busy(found), launches, step, self._bound(name), found)
+        device = busy(found, of_engine(self.engine or self.work.runtime.name)).widened(of_device(self.on))
+        return StageTime(name, device, launches, step, self._bound(name), found, self.overlaps and name == "decode")
 
     def _kernels(self, name: str, work: Workload) -> list[Kernel]:
         """The kernels of one run of a stage; where it runs in steps, each at several of these."""
@@ -212,11 +231,16 @@ class Times:
         return once + self.stages["decode"].bound * float(self.work.decode_steps)
 
 
-def busy(kernels: Iterable[tuple[Kernel, Estimate]]) -> Span:
-    """Seconds that kernels keep a device busy: errors of one law are one, those of several independent."""
+def busy(kernels: Iterable[tuple[Kernel, Estimate]], engine: Mapping[str, Factor] | None = None) -> Span:
+    """Seconds that kernels keep a device busy: errors of one law are one, those of several independent.
+
+    `engine` has factors that are not known by law.
+    """
     laws: dict[str, tuple[float, float, float]] = {}
     for kernel, estimate in kernels:
         ends = (estimate.low, estimate.seconds, estimate.high)
         own = (_mean(kernel.runs * np.asarray(end, float)) for end in ends)
         laws[estimate.law] = tuple(map(sum, zip(laws.get(estimate.law, NONE), own, strict=True)))  # type: ignore[assignment]
-    return sum((Span(*ends) for ends in laws.values()), start=NONE)
+    known = engine or {}
+    spans = (Span(*ends).widened([known[law]] if law in known else []) for law, ends in laws.items())
+    return sum(spans, start=NONE)

@@ -140,6 +140,7 @@ def _product(kernel: Kernel, device: Device, warm: bool) -> tuple[str, str, Work
     each = np.asarray(weights, float) / (batch * n * k)
     known = {**work, "right": np.where(each > 0, each, work["right"]), "moved": np.asarray(kernel.io_bytes, float)}
     known["vectors"] = known["vectors"] or _in_blocks(kernel)
+    known["quantised"] = "fp8_tensor" in kernel.unpack_flops  # by the kernels before
     return ("grouped" if kernel.grouped else "product"), variant, known
 
 
