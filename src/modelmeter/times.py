@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from math import hypot
 from typing import Any, NamedTuple, final
 
@@ -48,6 +48,10 @@ class Span(NamedTuple):
             seconds,
             seconds + hypot(self.high - self.seconds, other.high - other.seconds),
         )
+
+    def along(self, other: Span) -> Span:
+        """One after the other, whose errors are one, as those of stages on one device."""
+        return Span(*map(sum, zip(self, other, strict=True)))
 
     def __mul__(self, times: Any) -> Span:
         """So many of them, whose errors are one."""
@@ -212,7 +216,8 @@ class Times:
     @property
     def ttft(self) -> Span:
         """Seconds to the first token of all requests of the batch: images, vision and prefill, one after the other."""
-        return sum((self.stages[name].span for name in self.stages if name != "decode"), start=self.images)
+        spans = (self.stages[name].span for name in self.stages if name != "decode")
+        return self.images + reduce(Span.along, spans, NONE)
 
     @property
     def tpot(self) -> Span:
@@ -222,7 +227,7 @@ class Times:
     @property
     def request(self) -> Span:
         """Seconds from the images to the last token: as many steps as the answer has tokens follow the prefill."""
-        return self.ttft + self.tpot * float(self.work.decode_steps)
+        return self.ttft.along(self.tpot * float(self.work.decode_steps))
 
     @property
     def bound(self) -> float:

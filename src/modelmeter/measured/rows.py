@@ -226,7 +226,8 @@ def _tokens(
     if prompt_told is None:
         told.append(f"a prompt of {assumed['short']} tokens")
         prompt_told = Length(assumed["short"])
-    if answer_told and workload.get("uniform") and prompt_told.mean % 2**5 and prompt_told.mean % 100:
+    drawn = answer_told and any(one.mean % 2**5 and one.mean % 100 for one in (prompt_told, answer_told))
+    if answer_told and drawn and workload.get("uniform"):
         told.append(f"lengths drawn evenly up to twice their means, as {workload['title']} does")
         prompt_told, answer_told = (one._replace(spread=one.mean - 1) for one in (prompt_told, answer_told))
     return prompt_told, answer_told

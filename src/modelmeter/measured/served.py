@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from math import exp, hypot, log
 from typing import Any
 
@@ -31,7 +32,7 @@ def shared(found: Times, asked: Question, policy: Policy) -> Span:
     if value is None:
         raise InputError(f"{asked.quantity} of many requests at once is not told")
     slow = SERVING.get(asked.quantity, SERVING[""])
-    low, high = _steps(found, asked)
+    low, high = _steps(found, asked, served)
     if asked.quantity in ("ttft", "tpot", "e2e"):
         return Span(value * _joined(low, slow.low), value, value * _joined(high, slow.high))
     return Span(value / _joined(high, slow.high), value, value / _joined(low, slow.low))
@@ -43,9 +44,15 @@ def _joined(*factors: float) -> float:
     return exp(together if factors[0] >= 1 else -together)
 
 
-def _steps(found: Times, asked: Question) -> tuple[float, float]:
-    """How much shorter and longer steps may be: those of decode for TPOT, of all stages else."""
-    one = found.tpot if asked.quantity == "tpot" else found.request
+def _steps(found: Times, asked: Question, served: Served) -> tuple[float, float]:
+    """How much shorter and longer what a request takes of the steps may be, at the batch of the load.
+
+    It takes its share of the steps of its decodes, its own prefill and vision; of TTFT and TPOT, these or those alone.
+    """
+    batch = max(round(served.batch), 1) if served.batch == served.batch else 1
+    there = Times(found.model, replace(found.work, batch=batch), found.on, found.host, found.engine, found.overlaps)
+    decodes = there.tpot * (float(found.work.decode_steps) / batch)
+    one = {"ttft": found.ttft, "tpot": decodes}.get(asked.quantity, found.ttft.along(decodes))
     return one.low / one.seconds, one.high / one.seconds
 
 
