@@ -43,7 +43,7 @@ class Stations:
     """Whether `share` is that of what weights and activations leave free, not of the whole memory."""
 
     def engine(self) -> Engine:
-        """A replica with its policy, vLLM's if none is told. Raises InputError for a model that leaves no room for KV."""
+        """A replica with its policy. Raises InputError for a model that leaves no room for KV."""
         work = self.times.work
         fits = Fits(self.times.model, replace(work, batch=1))
         device = self.times.on.memory_bytes * (1.0 if self.free else self.share)

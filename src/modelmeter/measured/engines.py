@@ -15,6 +15,7 @@ from modelmeter.seconds.unknowns import Factor
 LARGE = 70 * 2**30
 """Bytes of memory from which vLLM's defaults are larger."""
 NEWEST = (10**6,)
+SAME = Factor(1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Policy:
     share: float = 0.9
     free: bool = False
     overlaps: bool = False
-    age: Factor = Factor(1.0, 1.0)
+    age: Factor = SAME
+    request: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Seconds that a server spends on a request before its first token is sent: [low, point, high]."""
 
 
 @cache
@@ -49,7 +52,7 @@ def found(engine: str) -> Mapping[str, Any]:
 def version_of(engine: str, source: str = "") -> tuple[int, ...]:
     """The version that an engine's name tells, or the source with a v before it; the newest where none does.
 
-    >>> version_of("vLLM 0.19.0"), version_of("TensorRT-LLM", "perf-overview.md (v1.0)"), version_of("vLLM tuned") > (9,)
+    >>> version_of("vLLM 0.19.0"), version_of("TensorRT-LLM", "overview.md (v1.0)"), version_of("vLLM tuned") == NEWEST
     ((0, 19), (1, 0), True)
     """
     match = re.search(r"[\sv=(-]v?(\d{1,2})\.(\d{1,3})", engine) or re.search(r"\bv(\d{1,2})\.(\d{1,3})", source)
@@ -68,5 +71,6 @@ def policy_of(engine: str, device: Device, version: tuple[int, ...], offline: bo
     return Policy(
         own["kernels"], line["policy"], line["keeping"], line["seats"],
         line.get("offline", line["tokens"]) if offline else line["tokens"],
-        line["share"], line["of"] == "free", line["overlaps"], Factor(*line.get("age", (1.0, 1.0))),
+        line["share"], line["of"] == "free", line["overlaps"], Factor(*line.get("age", SAME)),
+        (0.0, 0.0, 0.0) if offline else tuple(own.get("request", (0.0, 0.0, 0.0))),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from modelmeter.config import load_model, read_yaml
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.folders import config_dir
-from modelmeter.measured.engines import policy_of
+from modelmeter.measured.engines import Policy, policy_of
 from modelmeter.measured.rows import Question, names
 from modelmeter.measured.served import shared
 from modelmeter.models.model import BaseModel
@@ -50,14 +50,16 @@ def _one(asked: Question) -> Span:
     if asked.quantity == "preprocess":
         return found.images
     alone = asked.load.kind == "batch" or (asked.load.kind == "closed" and asked.load.size == 1)
-    return _aged(_alone(found, asked) if alone else shared(found, asked, policy), asked, policy.age)
+    return _engined(_alone(found, asked) if alone else shared(found, asked, policy), asked.quantity, policy)
 
 
-def _aged(span: Span, asked: Question, age: tuple[float, float]) -> Span:
-    """An old version may be slower: a rate may be lower, a time longer."""
-    if asked.quantity in ("ttft", "tpot", "e2e", "decode", "vision"):
-        return Span(span.low, span.seconds, span.high * age[1])
-    return Span(span.low / age[1], span.seconds, span.high)
+def _engined(span: Span, quantity: str, policy: Policy) -> Span:
+    """With a server's time for a request; an old version may be slower: a rate may be lower, a time longer."""
+    if quantity in ("ttft", "e2e"):
+        span = span + Span(*policy.request)
+    if quantity in ("ttft", "tpot", "e2e", "decode", "vision"):
+        return Span(span.low, span.seconds, span.high * policy.age.high)
+    return Span(span.low / policy.age.high, span.seconds, span.high)
 
 
 def _work(model: BaseModel, asked: Question) -> Workload:

@@ -94,6 +94,8 @@ def _found(kind: str, text: str) -> Any:
     """What a text of a row is called here. Raises InputError where nothing fits."""
     for pattern, meant in names()[kind].items():
         if match := re.search(pattern, text, re.IGNORECASE):
+            if not meant:
+                break
             own = isinstance(meant, dict) and meant.get("weights") == r"\1"
             return {"weights": match.group(0).lower()} if own else meant
     raise InputError(f"no {kind[:-1]} of this project is called {text!r}")
@@ -176,14 +178,18 @@ def _value(row: Mapping[str, str], quantity: str, many: int) -> tuple[float, str
         raise InputError(f"unit {row['unit']!r} is none of {', '.join(known)}")
     factor, kind = known[unit]
     value = number(row["value"]) * factor * (many if unit.endswith("/gpu") else 1)
-    inverse = {"pages": "time", "requests": "time", "tpot": "rate"}
-    if kind == inverse.get(quantity):
-        value, kind = 1 / value, names()["kinds"][quantity]
-    if kind != names()["kinds"][quantity]:
-        raise InputError(f"{row['metric']!r} is no {kind}, which {row['unit']!r} is a unit of")
     if unit.endswith("/user"):
-        return 1 / value, "tpot"
+        quantity = "tpot"
+    wanted = names()["kinds"][quantity]
+    if wanted != kind and kind in TURNED.get(quantity, ()):
+        value, kind = 1 / value, wanted
+    if kind != wanted:
+        raise InputError(f"{row['metric']!r} is no {kind}, which {row['unit']!r} is a unit of")
     return value, quantity
+
+
+TURNED = {"pages": ("time",), "requests": ("time",), "tpot": ("rate", "tokens")}
+"""Quantities that are told as their inverse too: seconds a page, tokens a second of a user."""
 
 
 def _statistic(metric: str) -> str:

@@ -80,7 +80,9 @@ def _at(spread: Spread, level: str) -> float:
         raise InputError(f"{level} of many requests is not told; mean, p50, p90, p95 and p99 are")
     value = spread.at(level)
     if value != value and level not in ("mean", "p50"):
-        raise InputError(f"{level} of users in a circle is told by the simulation: pip install 'modelmeter[simulation]'")
+        raise InputError(
+            f"{level} of users in a circle is told by the simulation: pip install 'modelmeter[simulation]'"
+        )
     return spread.mean if value != value else value
 
 
@@ -104,8 +106,8 @@ def _served(found: Times, asked: Question, policy: Policy) -> Served:
     served = form.at(load.size)
     if not served.steady:
         raise InputError(
-            f"{load.size:g} requests a second are beyond saturation, {form.greatest:.3g}: what is measured hangs on how "
-            "many requests the run has, which is not told"
+            f"{load.size:g} requests a second are beyond saturation, {form.greatest:.3g}: what is measured hangs on "
+            "how many requests the run has, which is not told"
         )
     return served
 
@@ -121,10 +123,9 @@ def _stations(found: Times, asked: Question, policy: Policy) -> Stations:
 
 
 def _mix(found: Times, asked: Question) -> Mix:
-    image = float(found.work.image.tokens)
-    means = {"prompt": float(found.work.prompt_tokens), "output": float(max(asked.decode_steps, 1))}
-    sizes = {key: _drawn(mean, asked.lengths.get(key)) for key, mean in means.items()}
-    return Mix(image=Fixed(image), **sizes)
+    prompt = _drawn(float(found.work.prompt_tokens), asked.lengths.get("prompt"))
+    output = _drawn(float(max(asked.decode_steps, 1)), asked.lengths.get("output"))
+    return Mix(image=Fixed(float(found.work.image.tokens)), prompt=prompt, output=output)
 
 
 def _drawn(mean: float, spread: Any) -> Distribution:

@@ -19,6 +19,8 @@ ONE = r"^(?:single(?:[ -]\w+)?|sequential(?:ly)?|one(?: by one)?|none|n/?a|-)$"
 MOST = r"\bmax\b|max[ _-]?load|^batch$|offline|saturat|peak|\binf(?:inite)?\b|burst"
 POWERS = frozenset({1, 2, 4, 8, 16, 32, 64, 128, 256})
 """Thousands that are powers of two: "8K" tokens are 8,192; others are a thousand each."""
+SPLIT = (r"\b(\d{1,3})\s*[x×]\s*(?=[a-z])", r"(?<=\w)\s*[x×]\s*(\d{1,2})\b", r"\btp\s*[=-]?\s*(\d{1,2})\b")
+"""How rows tell a number of devices: "8xH100", "H100 x8", "TP8"."""
 A4 = (8.27, 11.69)
 """Inches."""
 NAMED = {"720p": (1280, 720), "1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160)}
@@ -95,7 +97,9 @@ def length_of(text: str, what: str, sharegpt: int) -> Length | None:
         low, high = _tokens(found.group(1), found.group(2) or found.group(4)), _tokens(found.group(3), found.group(4))
         if low <= high:
             return Length(round((low + high) / 2), (high - low) / 2)
-    known = r"[~≈><]|\b(?:avg|average|mean|about|random|isl|osl|in|out|input|output|pp|tg|max|up to)\b|\b(?:pp|tg)(?=\d)"
+    known = (
+        r"[~≈><]|\b(?:avg|average|mean|about|random|isl|osl|in|out|input|output|pp|tg|max|up to)\b|\b(?:pp|tg)(?=\d)"
+    )
     bare = re.sub(rf"{known}|[=:()]|/page", " ", lowered).strip()
     if match := re.fullmatch(rf"{NUMBER}\s*(k?)", bare):
         return Length(_tokens(match.group(1), match.group(2)))
@@ -132,10 +136,7 @@ def size_of(text: str) -> str | None:
 def devices_of(row: Mapping[str, Any]) -> tuple[int, int]:
     """How many devices a model is split over, and how many copies of it there are. Raises InputError for a conflict."""
     texts = " ".join(str(row.get(key, "")) for key in ("engine", "hardware", "quant")).lower()
-    counts = [
-        int(match) for pattern in (r"\b(\d{1,3})\s*[x×]\s*(?=[a-z])", r"(?<=\w)\s*[x×]\s*(\d{1,2})\b", r"\btp\s*[=-]?\s*(\d{1,2})\b")
-        for match in re.findall(pattern, texts) if int(match) > 1
-    ]  # fmt: skip
+    counts = [int(found) for pattern in SPLIT for found in re.findall(pattern, texts) if int(found) > 1]
     given = whole(str(row.get("n_gpu", "")))
     told = set(counts) | ({given} if given and (given > 1 or counts) else set())
     if len(told) > 1:
