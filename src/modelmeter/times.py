@@ -216,8 +216,7 @@ class Times:
     @property
     def ttft(self) -> Span:
         """Seconds to the first token of all requests of the batch: images, vision and prefill, one after the other."""
-        spans = (self.stages[name].span for name in self.stages if name != "decode")
-        return self.images + reduce(Span.along, spans, NONE)
+        return self.images + self._first
 
     @property
     def tpot(self) -> Span:
@@ -227,7 +226,12 @@ class Times:
     @property
     def request(self) -> Span:
         """Seconds from the images to the last token: as many steps as the answer has tokens follow the prefill."""
-        return self.ttft.along(self.tpot * float(self.work.decode_steps))
+        return self.images + self._first.along(self.tpot * float(self.work.decode_steps))
+
+    @property
+    def _first(self) -> Span:
+        """Seconds of the stages before the first token."""
+        return reduce(Span.along, (stage.span for name, stage in self.stages.items() if name != "decode"), NONE)
 
     @property
     def bound(self) -> float:
