@@ -116,8 +116,11 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     devices_each, copies = workload.get("parallel") or devices_of(row)
     value, quantity = _value(row, quantity, devices_each * copies)
     load = load_of(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
-    if answer is None and load.kind != "batch" and not (image or page) and quantity in ANSWERED:
-        raise InputError("tokens of the answer are not told, and the rate of many requests hangs on them")
+    if answer is None and page and quantity in ("decode_tokens", "all_tokens", "pages"):
+        answer = Length(names()["assumed"]["answer"])
+        told.append(f"an answer of {answer.mean} tokens")
+    if answer is None and not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
+        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
     spreads = {"prompt": prompt.spread, "output": answer.spread if answer else 0.0}
     limits = {key: found for key, pattern in LIMITS.items() if (found := _limit(pattern, row.get("note", "")))}
     limits |= workload.get("limits", {})
@@ -130,8 +133,11 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     )  # fmt: skip
 
 
-ANSWERED = frozenset({"decode_tokens", "all_tokens", "e2e", "requests", "pages"})
-"""What hangs on the length of answers where many requests are served."""
+ANSWERED = (
+    frozenset({"decode_tokens", "prompt_tokens", "all_tokens", "e2e", "requests", "pages"}),
+    frozenset({"prompt_tokens", "all_tokens", "e2e", "decode", "requests", "pages"}),
+)
+"""What hangs on the length of answers where many requests are served, and of one by itself."""
 LIMITS = {"seats": r"max_num_seqs\D{0,3}(\d+)", "tokens": r"max_(?:num_)?batched(?:_tokens)?\D{0,3}(\d+)"}
 OFFLINE = r"offline|max|\bbatch\b|\binf"
 
