@@ -10,10 +10,12 @@ from modelmeter.catalogue import load_devices
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.folders import config_names
+from modelmeter.measured.engines import NEWEST, engines, policy_of, version_of
 from modelmeter.measured.predict import host, predicted
-from modelmeter.measured.rows import SHIPPED, Load, names, question, read
+from modelmeter.measured.rows import SHIPPED, names, question, read
 from modelmeter.measured.score import score_text, scored
-from modelmeter.times import Times
+from modelmeter.measured.texts import Load
+from modelmeter.times import Span, Times
 
 ROWS = {row["id"]: row for row in read()}
 ASKED = dict.fromkeys(("id", "category", "model", "quant", "engine", "hardware", "n_gpu", "batch_or_conc", "input_tok", "output_tok", "image_mode", "metric", "value", "unit", "source"), "") | {"model": "Llama-3.1-8B-Instruct", "quant": "BF16", "engine": "vLLM 0.9", "hardware": "NVIDIA H100 80GB HBM3",
@@ -51,6 +53,130 @@ def test_a_row_becomes_a_question():
     ]  # fmt: skip
 
 
+LOADS = {
+    "64": ("closed", 64), "1": ("batch", 1), "concurrency=64": ("closed", 64), "max-concurrency 16": ("closed", 16),
+    "c=8": ("closed", 8), "32 users": ("closed", 32), "64 concurrent requests": ("closed", 64), "1 stream": ("batch", 1),
+    "QPS 4": ("open", 4), "4 qps": ("open", 4), "rate=2.5": ("open", 2.5), "Poisson 10 req/s": ("open", 10),
+    "request rate 8": ("open", 8), "rps=0.5": ("open", 0.5), "bs=8": ("batch", 8), "batch size 16": ("batch", 16),
+    "static batch 4": ("batch", 4), "batch": ("most", 1), "offline": ("most", 1), "inf": ("most", 1),
+    "request rate inf": ("most", 1), "max load": ("most", 1), "peak": ("most", 1), "sequential": ("batch", 1),
+    "single stream": ("batch", 1), "": ("batch", 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LOADS)
+def test_a_load_is_understood(text):
+    assert asked(batch_or_conc=text).load == Load(*LOADS[text])
+
+
+LENGTHS = {
+    ("128/2048", ""): (128, 2048), ("128, 128", ""): (128, 128), ("1k", "8K"): (1024, 8192), ("2.5k", "1"): (2500, 1),
+    ("1,024", "1,000"): (1024, 1000), ("random 1024-2048", "512"): (1536, 512), ("1k-2k", "10"): (1536, 10),
+    ("~500", "avg 300"): (500, 300), ("pp512", "tg128"): (512, 128), ("ISL 1024", "OSL=256"): (1024, 256),
+    ("1024 tokens", "max 100"): (1024, 100), ("short", ">1100"): (16, 1100), ("10k", "1"): (10000, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", LENGTHS)
+def test_lengths_are_understood(texts):
+    found = asked(input_tok=texts[0], output_tok=texts[1])
+    assert (found.prompt_tokens, found.decode_steps) == LENGTHS[texts]
+
+
+def test_drawn_lengths_have_a_spread():
+    assert asked(input_tok="random 1024-2048").lengths["prompt"] == 512
+    assert (
+        asked(input_tok="610", output_tok="422", engine="SGLang", source="sgl-cookbook x.md").lengths["output"] == 421
+    )
+    assert asked(input_tok="1024", output_tok="512", engine="SGLang", source="sgl-cookbook x.md").lengths["output"] == 0
+
+
+VALUES = {
+    ("out_tok_s", "5", "k tok/s"): ("decode_tokens", 5000), ("out_tok_s", "5", "tokens/s"): ("decode_tokens", 5),
+    ("tpot", "8", "ms/token"): ("tpot", 0.008), ("ttft", "900", "us"): ("ttft", 9e-4), ("ttft", "900", "µs"): ("ttft", 9e-4),
+    ("tok_s_per_user", "50", "tok/s/user"): ("tpot", 0.02), ("decode_tok_s", "50", "tok/s/user"): ("tpot", 0.02),
+    ("total_tok_s", "9", "tok/s"): ("all_tokens", 9), ("input_tok_s", "9", "tok/s"): ("prompt_tokens", 9),
+    ("total_out_tok_s", "9", "tok/s"): ("decode_tokens", 9), ("latency_mean", "2", "s"): ("e2e", 2),
+    ("images_s", "3", "images/s"): ("pages", 3), ("pages_min", "30", "pages/min"): ("pages", 0.5),
+    ("pages", "2", "s/page"): ("pages", 0.5), ("tpot", "100", "tok/s/user"): ("tpot", 0.01),
+    ("vram", "2", "GiB"): ("memory", 2**31), ("req_s", "120", "req/min"): ("requests", 2),
+    ("first_token_latency", "5", "ms"): ("ttft", 0.005), ("itl_mean", "5", "ms"): ("tpot", 0.005),
+    ("decode_s", "5", "s"): ("decode", 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", VALUES)
+def test_values_are_in_units_of_what_they_measure(texts):
+    metric, value, unit = texts
+    found = asked(metric=metric, value=value, unit=unit)
+    assert (found.quantity, found.value) == (VALUES[texts][0], pytest.approx(VALUES[texts][1], rel=1e-6))
+
+
+IMAGES = {
+    "896x896": "896x896", "1024×768": "1024x768", "A4 200 dpi": "1654x2338", "A4 @ 300dpi": "2481x3507",
+    "1080p page": "1920x1080", "720p": "1280x720", "4K scan": "3840x2160", "448px tile": "448x448", "": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", IMAGES)
+def test_sizes_of_images_are_understood(text):
+    assert asked(image_mode=text).image_size == IMAGES[text]
+
+
+SPLIT = {
+    ("8xH100", "", "vLLM"): (8, 1), ("2x H100 SXM", "2", "vLLM"): (2, 1), ("H100 x4", "", "vLLM"): (4, 1),
+    ("H100", "8", "vLLM TP8"): (8, 1), ("H100", "", "vLLM tp=2"): (2, 1), ("H100", "1", "vLLM"): (1, 1),
+    ("H100", "4", "vLLM DP2"): (2, 2), ("4×H100", "4", "SGLang TP4"): (4, 1), ("MI300X", "1", "vLLM"): (1, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("texts", SPLIT)
+def test_devices_are_counted(texts):
+    found = asked(hardware=texts[0], n_gpu=texts[1], engine=texts[2])
+    assert (found.devices, found.copies) == SPLIT[texts]
+
+
+def test_what_a_source_tells_of_its_benchmark_is_known():
+    found = asked(source="casys-kaist/LLMServingSim@5d bench/examples/RTXPRO6000/x", input_tok="ShareGPT x300",
+                  output_tok="ShareGPT", batch_or_conc="Poisson 10 req/s", note="max_num_seqs 256, max_batched 2048")  # fmt: skip
+    assert (found.count, found.limits) == (300, {"seats": 128, "tokens": 2048})
+    assert found.prompt_tokens == 924 and "LLMServingSim" in found.assumed[0]
+    other = asked(input_tok="ShareGPT", output_tok="ShareGPT", note="max_num_seqs=64")
+    assert (other.prompt_tokens, other.decode_steps, other.limits) == (220, 190, {"seats": 64})
+
+
+def test_policies_are_those_of_the_version_and_the_device():
+    [large], [small], [a100] = (load_devices([name]) for name in ("h100_sxm", "a10", "a100_80gb"))
+    newest = policy_of("vLLM 0.19.0", large, version_of("vLLM 0.19.0"), offline=False)
+    assert (newest.seats, newest.tokens, newest.overlaps, newest.age) == (1024, 8192, True, (1, 1))
+    assert policy_of("vLLM", large, NEWEST, offline=True).tokens == 16384
+    assert [policy_of("vLLM 0.9", one, (0, 9), offline=False).tokens for one in (small, a100)] == [2048, 2048]
+    assert policy_of("vLLM 0.5.3", large, (0, 5), offline=False).policy == "prefill_first"
+    assert policy_of("TensorRT-LLM", large, (1, 0), offline=True).keeping == "reserve"
+    assert policy_of("llama.cpp", large, NEWEST, offline=False).kernels == ""
+    for own in engines().values():
+        oldest = [tuple(map(int, known.split("."))) for known in own["versions"]]
+        assert oldest == sorted(oldest, reverse=True) and oldest[-1] == (0,)
+
+
+def test_an_old_engine_and_an_unknown_one_are_less_certain():
+    def width(**changes):
+        span = predicted(asked(batch_or_conc="1", metric="tpot", unit="ms", **changes))
+        return span.high / span.low
+
+    assert width(engine="vLLM 0.19") < width(engine="vLLM 0.5.3")
+    assert width(engine="vLLM 0.19") < width(engine="TensorRT-LLM", source="(v1.0)")
+    assert width(engine="vLLM 0.19") < width(engine="vLLM 0.19", hardware="MI300X")
+
+
+def test_a_rate_beyond_saturation_needs_the_number_of_requests():
+    beyond = {"batch_or_conc": "500 req/s", "metric": "ttft_mean"}
+    with pytest.raises(InputError, match="500 requests a second are beyond saturation"):
+        predicted(asked(**beyond))
+    short, long = (predicted(asked(**beyond, note=f"{many} requests")).seconds for many in (100, 400))
+    assert 0 < short < long
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [
@@ -62,6 +188,16 @@ def test_a_row_becomes_a_question():
         ({"batch_or_conc": "lots"}, "how requests come is not understood from 'lots'"),
         ({"metric": "joy"}, "no metric of this project is called 'joy'"),
         ({"input_tok": "some"}, "tokens of the prompt are not understood from 'some'"),
+        ({"output_tok": "many"}, "tokens of the answer are not understood from 'many'"),
+        ({"metric": "goodput"}, "no metric of this project is called 'goodput'"),
+        ({"metric": "itl_p99"}, "percentiles of the gaps between tokens are not told"),
+        ({"metric": "ttft", "unit": "tok/s"}, "'ttft' is no tokens, which 'tok/s' is a unit of"),
+        ({"hardware": "8xH100", "engine": "vLLM TP4"}, "the number of devices is told twice: 4, 8"),
+        ({"image_mode": "4 images"}, "several images a request (4 images) are not told"),
+        (
+            {"metric": "out_tok_s", "unit": "tok/s", "output_tok": "", "batch_or_conc": "64"},
+            "tokens of the answer are not",
+        ),
     ],
 )
 def test_what_cannot_be_expressed_is_refused_with_the_reason(changes, told):
@@ -71,13 +207,14 @@ def test_what_cannot_be_expressed_is_refused_with_the_reason(changes, told):
 
 
 def test_one_request_is_its_times():
-    found = asked(batch_or_conc="1")
+    newest = {"engine": "vLLM 0.19", "batch_or_conc": "1"}
+    found = asked(**newest)
     model = load_model(found.model)
     work = model.text(1024, decode_steps=128, runtime="vllm")
-    times = Times(model, work, load_devices(["h100_sxm"])[0], host())
-    assert predicted(found) == times.ttft
-    assert predicted(asked(batch_or_conc="1", metric="tpot", unit="ms")) == times.tpot
-    rate = predicted(asked(batch_or_conc="1", metric="decode_tok_s", unit="tok/s"))
+    times = Times(model, work, load_devices(["h100_sxm"])[0], host(), overlaps=True)
+    assert predicted(found) == times.ttft + Span(*engines()["vllm"]["request"])
+    assert predicted(asked(**newest, metric="tpot", unit="ms")) == times.tpot
+    rate = predicted(asked(**newest, metric="decode_tok_s", unit="tok/s"))
     assert rate.seconds == pytest.approx(1 / times.tpot.seconds) and rate.low == pytest.approx(1 / times.tpot.high)
 
 

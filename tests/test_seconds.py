@@ -337,3 +337,15 @@ def test_the_score_is_written_below_its_mark(tmp_path):
     assert "## Devices left out" in text and "| allreduce | graph | h100_sxm |" in text
     page.write_text("no mark")
     assert cli.main(["score", "kernels", str(tmp_path), f"--out={page}"]) == 2
+
+
+def test_activations_that_kernels_before_quantise_need_no_kernel_of_their_own():
+    model, [device] = load_model("llama_3_1_8b"), load_devices(["h100_sxm"])
+
+    def products(weights):
+        work = model.text(2048, runtime="vllm", precision={"weights": weights})
+        kernels = model.kernels("prefill", work)
+        found = zip(kernels, seconds_of(kernels, device), strict=True)
+        return sum(float(kernel.runs) * float(one.seconds) for kernel, one in found if one.law == "product")
+
+    assert products("fp8_tensor") < products("fp8_channel") < products("bf16")

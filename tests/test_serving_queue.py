@@ -69,6 +69,8 @@ def test_clusters_widen_a_chain_and_keep_its_mean():
 def test_a_closed_network_of_two_stations_alike_is_buzens():
     users = np.arange(1, 9)
     assert np.allclose(closed_rates([np.ones(8), np.ones(8)]), users / (users + 1))
+    many = closed_rates([np.full(2000, 900.0), np.full(2000, 2.0), np.minimum(np.arange(1.0, 2001), 50)])
+    assert many[-1] == pytest.approx(2.0) and np.all(np.isfinite(many))
     thinking = closed_rates([np.ones(8), users * 0.5])  # one station, and 2 s away from it
     weights = np.cumsum([2.0**n / math.factorial(n) for n in range(9)])
     assert np.allclose(thinking, weights[:-1] / weights[1:])

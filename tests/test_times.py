@@ -11,6 +11,7 @@ from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
 from modelmeter.seconds import seconds_of
+from modelmeter.seconds.unknowns import Factor, of_device, of_engine
 from modelmeter.times import NONE, Host, Span, Times, busy
 
 VALUES = read_yaml(config_dir() / "time.yaml")["host"]
@@ -118,3 +119,26 @@ def test_blocks_of_llama_cpp_take_the_rate_of_bf16_and_a_vector_kernel_for_a_row
     plain, blocks = (one.stages for one in found.values())
     assert blocks["prefill"].span.seconds == pytest.approx(plain["prefill"].span.seconds, rel=0.25)
     assert 2 < plain["decode"].span.seconds / blocks["decode"].span.seconds < 16 / 4.5
+
+
+def test_unknown_factors_widen_and_keep_the_point():
+    span = Span(0.8, 1.0, 1.25)
+    wide = span.widened([Factor(0.8, 1.25)])
+    assert wide.seconds == 1.0 and wide.low == pytest.approx(0.8**2**0.5) and wide.high == pytest.approx(1.25**2**0.5)
+    assert span.widened([]) == pytest.approx(span)
+    assert span.along(span) == pytest.approx(span * 2) and (span + span).high < span.along(span).high
+
+
+def test_what_is_not_known_of_a_device_and_an_engine_is_named():
+    [measured], [foreign], [processor] = (load_devices([name]) for name in ("h100_sxm", "mi300x", "xeon_8480"))
+    assert len(of_device(measured)) == len(of_device(foreign)) == 1 and not of_device(processor)
+    assert not of_engine("vllm") and not of_engine("flash") and of_engine("tensorrt_llm")["decode"].high > 2
+    for factor in (*of_device(foreign), *of_engine("llama_cpp").values()):
+        assert factor.low <= 1 <= factor.high
+
+
+def test_an_engine_that_overlaps_hides_the_step_behind_the_device():
+    serial = times(runtime="vllm", decode_steps=10, batch=64)
+    beside = replace(serial, overlaps=True)
+    hidden = serial.tpot.seconds - beside.tpot.seconds
+    assert hidden == pytest.approx(HOST.step.seconds) and serial.ttft == beside.ttft

@@ -19,7 +19,7 @@ from modelmeter.times import Times
 
 SHARE = 0.9
 """Of a device's memory, what an engine takes for weights, activations and KV: gpu_memory_utilization of vLLM."""
-DEEPEST = 512
+DEEPEST = 4096
 """Requests that are asked at once, where memory does not allow fewer."""
 
 
@@ -35,14 +35,20 @@ class Stations:
     max_num_seqs: int = 256
     max_batched_tokens: int = 8192
     host_threads: int = 1
+    policy: str = "chunked"
+    keeping: str = "grow"
+    share: float = SHARE
+    free: bool = False
+    """Whether `share` is that of what weights and activations leave free, not of the whole memory."""
 
     def engine(self) -> Engine:
-        """A replica with vLLM's policy. Raises InputError for a model that leaves no room for KV."""
+        """A replica with its policy. Raises InputError for a model that leaves no room for KV."""
         work = self.times.work
         fits = Fits(self.times.model, replace(work, batch=1))
-        device = self.times.on.memory_bytes * SHARE
+        device = self.times.on.memory_bytes * (1.0 if self.free else self.share)
         last = fits.rooms[-1]
         room = device - float(last.weights) - max(float(one.activations) for one in fits.rooms)
+        room *= self.share if self.free else 1.0
         if room <= 0:
             raise InputError(
                 f"{self.times.model.name} leaves no room for a KV cache on {self.times.on.title}: weights and "
@@ -51,10 +57,11 @@ class Stations:
         held = float(work.kept_tokens + work.decode_steps)
         each = float(last.kv_cache) / held
         longest = max(2 * held, 2.0 * self.max_batched_tokens)
-        deepest = float(min(self.max_num_seqs, DEEPEST))
+        deepest = float(min(self.max_num_seqs, max(room / max(each * held / 2, 1.0), 1.0), DEEPEST))
         return Engine(
             self.step_times().tabulated(longest, deepest, longest), self.max_num_seqs, self.max_batched_tokens,
-            kv_bytes=room, kv_bytes_per_token=each, host_threads=self.host_threads,
+            policy=self.policy, kv_bytes=room, kv_bytes_per_token=each, keeping=self.keeping,
+            host_threads=self.host_threads,
         )  # fmt: skip
 
     def step_times(self) -> StepTimes:
@@ -82,8 +89,12 @@ class Stations:
         batch, size = np.broadcast_arrays(np.round(batch), np.round(size))
         device, many = times.busy(name, {"b": batch, times.model.stage(name).grows or "s": size})
         host = times.host.launches(work, name, many)
-        both = device.seconds + host.seconds if times.on.is_host else np.maximum(device.seconds, host.seconds)
-        return np.asarray(both + times.host.beside(work).seconds)
+        step = times.host.beside(work).seconds
+        if times.on.is_host:
+            return np.asarray(device.seconds + host.seconds + step)
+        if times.overlaps:
+            return np.asarray(np.maximum(device.seconds, host.seconds + step))
+        return np.asarray(np.maximum(device.seconds, host.seconds) + step)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple, cast, final
 
 import numpy as np
@@ -22,6 +22,7 @@ from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.seconds.processor import calibrated
 from modelmeter.seconds.shapes import plain_seconds
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
+from modelmeter.seconds.unknowns import Factor, of_device, of_engine, together
 from modelmeter.sizes import Size, maximum, minimum
 from modelmeter.workload import Workload
 
@@ -56,6 +57,10 @@ class Span(NamedTuple):
         )
         return Span(seconds - low, seconds, seconds + high)
 
+    def along(self, other: Span) -> Span:
+        """One after the other, whose errors are one, as those of stages on one device."""
+        return Span(*map(sum, zip(self, other, strict=True)))
+
     def __mul__(self, times: Any) -> Span:
         """So many of them, whose errors are one."""
         return Span(*(part * times for part in self))
@@ -64,7 +69,19 @@ class Span(NamedTuple):
         """Both at once: the longer one."""
         return Span(*map(maximum, self, other))
 
+    def widened(self, factors: Sequence[Factor]) -> Span:
+        """With factors that are not known, independent of this and of one another."""
+        if not factors:
+            return self
+        own = np.maximum(self.seconds, LITTLE)
+        low, high = together(
+            [Factor(np.maximum(self.low, LITTLE) / own, np.maximum(self.high, LITTLE) / own), *factors]
+        )
+        return Span(self.seconds * low, self.seconds, self.seconds * high)
 
+
+LITTLE = 1e-30
+"""Seconds that stand for none."""
 NONE = Span(0.0, 0.0, 0.0)
 
 
@@ -144,9 +161,12 @@ class StageTime:
 
     @property
     def span(self) -> Span:
-        """Seconds of the stage; a processor launches and computes in turn."""
-        in_turn = self.of.on.is_host
-        return (self.device + self.launches if in_turn else self.device.beside(self.launches)) + self.step
+        """Seconds of the stage; a processor launches and computes in turn, some engines prepare steps beside."""
+        if self.of.on.is_host:
+            return self.device + self.launches + self.step
+        if self.of.overlaps and self.stage == "decode":
+            return self.device.beside(self.launches + self.step)
+        return self.device.beside(self.launches) + self.step
 
     @cached_property
     def kernels(self) -> Timed:
@@ -193,12 +213,18 @@ def trapezoid(places: Any, points: Any) -> Any:
 @final
 @dataclass(frozen=True)
 class Times:
-    """What a workload takes on a device: its stages, TTFT, TPOT, seconds a page. Raises InputError as laws do."""
+    """What a workload takes on a device: its stages, TTFT, TPOT, seconds a page. Raises InputError as laws do.
+
+    `engine` says whose kernels run ("": those of the runtime); one that `overlaps` prepares the next step of decode
+    while the device runs.
+    """
 
     model: BaseModel
     work: Workload
     on: Device
     host: Host
+    engine: str = ""
+    overlaps: bool = False
 
     def __post_init__(self) -> None:
         if whole_stage in self.work.runtime.passes:
@@ -220,7 +246,7 @@ class Times:
         """The stages of the workload, by name."""
         present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
         found = self._sums([(name, *self._sizes(name)) for name in present])
-        return {name: self._stage(name, *_busy(sums)) for name, sums in zip(present, found, strict=True)}
+        return {name: self._stage(name, *self._busy(sums)) for name, sums in zip(present, found, strict=True)}
 
     def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
         launches = self.host.launches(self.work, name, runs)
@@ -232,7 +258,13 @@ class Times:
         Sizes that are not given are those of the workload; of a stage in steps it is one step.
         """
         [found] = self._sums([(name, {**self.model.stage(name).sizes(self.work), **sizes}, None)])
-        return _busy(found)
+        return self._busy(found)
+
+    def _busy(self, sums: Sums) -> tuple[Span, Any]:
+        """The kernels of all laws, with what engine and device leave open."""
+        known = of_engine(self.engine or self.work.runtime.name)
+        spans = (Span(*ends).widened([known[law]] if law in known else []) for law, ends in sums.laws.items())
+        return sum(spans, start=NONE).widened(of_device(self.on)), sums.runs
 
     def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:
         """The sums of stages at sizes; with weights, their means over steps. Processors' laws take kernel by kernel."""
@@ -325,7 +357,7 @@ class Times:
     @property
     def ttft(self) -> Span:
         """Seconds to the first token of all requests of the batch: images, vision and prefill, one after the other."""
-        return sum((self.stages[name].span for name in self.stages if name != "decode"), start=self.images)
+        return self.images + self._first
 
     @property
     def tpot(self) -> Span:
@@ -336,7 +368,12 @@ class Times:
     def request(self) -> Span:
         """Seconds from the images to the last token: as many steps as the answer has tokens follow the prefill."""
         steps: Span = self.tpot * self.work.decode_steps
-        return self.ttft + steps
+        return self.images + self._first.along(steps)
+
+    @property
+    def _first(self) -> Span:
+        """Seconds of the stages before the first token."""
+        return reduce(Span.along, (stage.span for name, stage in self.stages.items() if name != "decode"), NONE)
 
     @property
     def bound(self) -> Any:
@@ -347,10 +384,6 @@ class Times:
 
 def _plain(values: Any) -> Any:
     return values if np.ndim(values) else float(values)
-
-
-def _busy(sums: Sums) -> tuple[Span, Any]:
-    return sum((Span(*ends) for ends in sums.laws.values()), start=NONE), sums.runs
 
 
 def busy(kernels: Iterable[tuple[Kernel, Estimate]]) -> Span:

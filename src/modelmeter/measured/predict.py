@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from modelmeter.catalogue import load_devices, load_profiles
@@ -10,12 +11,11 @@ from modelmeter.config import load_model, read_yaml
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.folders import config_dir
+from modelmeter.measured.engines import Policy, policy_of
 from modelmeter.measured.process import memory_of
-from modelmeter.measured.rows import Question
+from modelmeter.measured.rows import Question, names
+from modelmeter.measured.served import shared
 from modelmeter.models.model import BaseModel
-from modelmeter.serving import ClosedForm, Fixed, Mix, Service
-from modelmeter.serving.served import Served
-from modelmeter.stations import Stations
 from modelmeter.times import Host, Span, Times
 from modelmeter.workload import Workload
 
@@ -29,22 +29,45 @@ def host() -> Host:
 
 
 def predicted(asked: Question) -> Span:
-    """The quantity of a row, in its units. Raises InputError for what cannot be told, with the reason."""
+    """The quantity of a row, in its units. Raises InputError for what cannot be told, with the reason.
+
+    Where the size of a page is open, the interval holds those of other pages that it may be.
+    """
+    found = _one(asked)
+    if asked.page is None or asked.quantity == "memory":
+        return found
+    others = [_one(replace(asked, image_size=size)) for size in names()["assumed"]["pages"]]
+    return Span(min(one.low for one in (found, *others)), found.seconds, max(one.high for one in (found, *others)))
+
+
+def _one(asked: Question) -> Span:
     model, [device] = load_model(asked.model), load_devices([asked.device])
-    found = Times(model, _work(model, asked), device, host())
+    policy = policy_of(asked.given.get("engine", ""), device, asked.version, asked.offline)
+    work = _work(model, asked)
+    found = Times(model, work, device, host(), policy.kernels or work.runtime.name, policy.overlaps)
     if asked.quantity == "memory":
         return memory_of(Fits(model, found.work))
     if asked.quantity == "preprocess":
         return found.images
     alone = asked.load.kind == "batch" or (asked.load.kind == "closed" and asked.load.size == 1)
-    return _alone(found, asked) if alone else _shared(found, asked)
+    return _engined(_alone(found, asked) if alone else shared(found, asked, policy), asked.quantity, policy)
+
+
+def _engined(span: Span, quantity: str, policy: Policy) -> Span:
+    """With a server's time for a request; an old version may be slower: a rate may be lower, a time longer."""
+    if quantity in ("ttft", "e2e"):
+        span = span + Span(*policy.request)
+    if quantity in ("ttft", "tpot", "e2e", "decode", "vision"):
+        return Span(span.low, span.seconds, span.high * policy.age.high)
+    return Span(span.low / policy.age.high, span.seconds, span.high)
 
 
 def _work(model: BaseModel, asked: Question) -> Workload:
-    """The workload of one request."""
+    """The workload of one request, or of a static batch."""
     options: dict[str, Any] = {
         "runtime": asked.runtime, "precision": dict(asked.precision), "prompt_tokens": max(asked.prompt_tokens, 1),
         "decode_steps": max(asked.decode_steps, LEAST_STEPS), "parallel": {"tensor": asked.devices},
+        "batch": int(asked.load.size) if asked.load.kind == "batch" else 1,
     }  # fmt: skip
     if model.planner is None or (asked.image_size is None and asked.page is None):
         return model.text(options.pop("prompt_tokens"), **options)
@@ -56,18 +79,21 @@ def _work(model: BaseModel, asked: Question) -> Workload:
 
 
 def _alone(found: Times, asked: Question) -> Span:
-    """One request by itself."""
-    prefill = found.stages["prefill"].span
+    """One request by itself, or a batch that begins together."""
+    prefill, many = found.stages["prefill"].span, float(found.work.batch)
+    text = float(found.work.prompt_tokens + found.work.decode_steps)
     known: Mapping[str, Any] = {
         "ttft": lambda: found.ttft,
         "tpot": lambda: found.tpot,
         "e2e": lambda: found.request,
         "decode": lambda: found.tpot * float(found.work.decode_steps),
         "vision": lambda: found.stages["vision"].span if "vision" in found.stages else None,
-        "prefill_tokens": lambda: _rate(prefill, float(found.work.context_tokens)),
-        "decode_tokens": lambda: _rate(found.tpot, 1.0),
-        "requests": lambda: _rate(found.request, 1.0),
-        "pages": lambda: _rate(found.request, 1.0),
+        "prefill_tokens": lambda: _rate(prefill, many * float(found.work.context_tokens)),
+        "prompt_tokens": lambda: _rate(found.request, many * float(found.work.prompt_tokens)),
+        "decode_tokens": lambda: _rate(found.tpot, many),
+        "all_tokens": lambda: _rate(found.request, many * text),
+        "requests": lambda: _rate(found.request, many),
+        "pages": lambda: _rate(found.request, many),
     }
     span: Span | None = known[asked.quantity]()
     if span is None:
@@ -77,38 +103,3 @@ def _alone(found: Times, asked: Question) -> Span:
 
 def _rate(span: Span, many: float) -> Span:
     return Span(many / span.high, many / span.seconds, many / span.low)
-
-
-def _shared(found: Times, asked: Question) -> Span:
-    """Many requests, by the closed form of serving; as unsure as one request is."""
-    served = _served(found, asked)
-    levels = {"median": "p50", "": "mean"}
-    level = levels.get(asked.statistic, asked.statistic)
-    spreads = {"ttft": served.ttft_s, "tpot": served.tpot_s, "e2e": served.e2e_s}
-    rates = {
-        "decode_tokens": served.output_tokens_per_s,
-        "requests": served.requests_per_s,
-        "pages": served.pages_per_s,
-    }
-    if asked.quantity in spreads:
-        value = spreads[asked.quantity].at(level)
-        value = spreads[asked.quantity].mean if value != value else value  # loops of users tell means alone
-        one = found.tpot if asked.quantity == "tpot" else found.request
-        return Span(value * one.low / one.seconds, value, value * one.high / one.seconds)
-    if asked.quantity not in rates:
-        raise InputError(f"{asked.quantity} of many requests at once is not told")
-    one, value = found.request, rates[asked.quantity]
-    return Span(value * one.seconds / one.high, value, value * one.seconds / one.low)
-
-
-def _served(found: Times, asked: Question) -> Served:
-    work = found.work
-    image = float(work.image.tokens)
-    mix = Mix(
-        image=Fixed(image), prompt=Fixed(float(work.prompt_tokens)), output=Fixed(float(max(asked.decode_steps, 1)))
-    )
-    most = int(max(asked.load.size, 8)) if asked.load.kind == "closed" else 512
-    form = ClosedForm(Service(Stations(found, max_num_seqs=min(most, 1024)).engine()), mix)
-    if asked.load.kind == "closed":
-        return form.users(int(asked.load.size))
-    return form.at(asked.load.size) if asked.load.kind == "open" else form.most_load()

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from modelmeter.errors import InputError
+from modelmeter.measured import engines
+from modelmeter.measured.texts import Length, Load, devices_of, length_of, load_of, number, parted, size_of
 
 SHIPPED = Path(__file__).with_name("measured.csv")
 """The measurements that come with the project."""
@@ -23,13 +25,6 @@ COLUMNS = (
     "image_mode", "metric", "value", "unit", "source",
 )  # fmt: skip
 """Columns that a file of measurements must have; `grade` and `note` may be there."""
-
-
-class Load(NamedTuple):
-    """How requests come: `batch` of so many at once, `closed` with so many in flight, `most`, or `open` at a rate."""
-
-    kind: str
-    size: float = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +53,16 @@ class Question:
     """Which figure of many requests: mean, median, p50, p90, p99, or none said."""
     given: Mapping[str, str] = field(default_factory=dict, hash=False)
     """The row itself."""
+    copies: int = 1
+    """Replicas, each of `devices`, that share the requests."""
+    lengths: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """How prompts and answers are spread about their means: `spread` tokens evenly, or quantiles that were seen."""
+    count: int | None = None
+    """How many requests the run has, where it is told."""
+    limits: Mapping[str, int] = field(default_factory=dict, hash=False)
+    """Settings that the row tells: `seats` and `tokens` of a step."""
+    version: tuple[int, ...] = engines.NEWEST
+    offline: bool = False
 
 
 def read(path: str | Path = SHIPPED) -> list[dict[str, str]]:
@@ -89,6 +94,8 @@ def _found(kind: str, text: str) -> Any:
     """What a text of a row is called here. Raises InputError where nothing fits."""
     for pattern, meant in names()[kind].items():
         if match := re.search(pattern, text, re.IGNORECASE):
+            if not meant:
+                break
             own = isinstance(meant, dict) and meant.get("weights") == r"\1"
             return {"weights": match.group(0).lower()} if own else meant
     raise InputError(f"no {kind[:-1]} of this project is called {text!r}")
@@ -110,89 +117,137 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     if device is None:
         raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
     model, quantity = _found("models", row["model"]), _found("metrics", row["metric"])
+    workload = _workload(row)
     image, page = _image(row, told)
-    prompt, steps = _tokens(row, bool(image or page), told)
-    unit = row["unit"].lower()
-    if unit not in names()["units"]:
-        raise InputError(f"unit {row['unit']!r} is none of {', '.join(names()['units'])}")
-    many = _whole(row["n_gpu"]) or 1
-    factor = names()["units"][unit] * (many if unit.endswith("/gpu") else 1)
+    prompt, answer = _tokens(row, bool(image or page), workload, told)
+    devices_each, copies = workload.get("parallel") or devices_of(row)
+    value, quantity = _value(row, quantity, devices_each * copies)
+    load = load_of(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
+    if answer is None and page and quantity in ("decode_tokens", "all_tokens", "pages"):
+        answer = Length(names()["assumed"]["answer"])
+        told.append(f"an answer of {answer.mean} tokens")
+    if answer is None and not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
+        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
+    spreads = {"prompt": prompt.spread, "output": answer.spread if answer else 0.0}
+    limits = {key: found for key, pattern in LIMITS.items() if (found := _limit(pattern, row.get("note", "")))}
+    limits |= workload.get("limits", {})
+    offline = bool(re.search(OFFLINE, f"{row['engine']} {row['batch_or_conc']}", re.IGNORECASE))
     runtime = _runtime(row)
-    precision = dict(_found("files" if runtime.startswith("llama_cpp") else "formats", row["quant"]))
-    if re.search(r"tensorrt|trt", row["engine"], re.IGNORECASE) and "fp" in row["quant"].lower():
-        precision |= {"kv": "fp8"} if re.search("fp[48]", row["quant"], re.IGNORECASE) else {}
-        told += ["its KV cache in fp8, as the published runs have it"] * ("kv" in precision)
-    load = _load(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     return Question(
-        row["id"], model, runtime, device, many, precision, load, prompt,
-        steps, image, quantity, _number(row["value"]) * factor, tuple(told), page, _statistic(row["metric"]), dict(row),
+        row["id"], model, runtime, device, devices_each, _precision(row, runtime, told), load,
+        prompt.mean, answer.mean if answer else 0, image, quantity, value, tuple(told), page, _statistic(row["metric"]),
+        dict(row), copies, workload.get("lengths") or spreads, _count(row), limits,
+        engines.version_of(row["engine"], row["source"]), offline,
     )  # fmt: skip
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text.replace(",", ""))
-    except ValueError:
-        raise InputError(f"value {text!r} is no number") from None
+ANSWERED = (
+    frozenset({"decode_tokens", "prompt_tokens", "all_tokens", "e2e", "requests", "pages"}),
+    frozenset({"prompt_tokens", "all_tokens", "e2e", "decode", "requests", "pages"}),
+)
+"""What hangs on the length of answers where many requests are served, and of one by itself."""
+LIMITS = {"seats": r"max_num_seqs\D{0,3}(\d+)", "tokens": r"max_(?:num_)?batched(?:_tokens)?\D{0,3}(\d+)"}
+OFFLINE = r"offline|max|\bbatch\b|\binf"
 
 
-def _whole(text: str) -> int | None:
-    match = re.fullmatch(r"[~>]?\s*(\d[\d,]*)", text.strip())
-    return int(match.group(1).replace(",", "")) if match else None
+def _limit(pattern: str, note: str) -> int | None:
+    match = re.search(pattern, note, re.IGNORECASE)
+    return int(match.group(1)) if match else None
+
+
+def _count(row: Mapping[str, str]) -> int | None:
+    """How many requests a run has ("ShareGPT x300", "100 requests")."""
+    text = f"{row['input_tok']} {row['batch_or_conc']} {row.get('note', '')}"
+    match = re.search(r"\b(\d{2,6})\s*(?:requests|prompts|reqs)\b|\bx\s*(\d{2,6})\b", text, re.IGNORECASE)
+    return int(match.group(1) or match.group(2)) if match else None
+
+
+def _workload(row: Mapping[str, str]) -> Mapping[str, Any]:
+    """What is known of the benchmark of a source beside its rows."""
+    text = f"{row['source']} {row['input_tok']} {row['output_tok']}"
+    known = (own for pattern, own in names()["workloads"].items() if re.search(pattern, text, re.IGNORECASE))
+    return next(known, {})
+
+
+def _precision(row: Mapping[str, str], runtime: str, told: list[str]) -> dict[str, Any]:
+    """Formats by role; an engine may have its own of weights, a cache to go with them; llama.cpp's are its files'."""
+    precision = dict(_found("files" if runtime.startswith("llama_cpp") else "formats", row["quant"]))
+    own = engines.found(row["engine"])
+    if own.get("weights") and precision["weights"] == "fp8_channel":
+        precision["weights"] = own["weights"]
+    if own.get("kv") and re.search("fp[48]", row["quant"], re.IGNORECASE):
+        precision["kv"] = own["kv"]
+        told.append(f"its KV cache in {own['kv']}, as the published runs have it")
+    if match := re.search(r"kv\W{0,3}(fp8|int8|bf16|fp16|q8_0|q4_0)", row["quant"], re.IGNORECASE):
+        precision["kv"] = match.group(1).lower()
+    return precision
+
+
+def _value(row: Mapping[str, str], quantity: str, many: int) -> tuple[float, str]:
+    """The value in SI units, and what it is of: a time that is told as a rate, or the other way round, is turned."""
+    unit = re.sub(r"\s+", "", row["unit"].lower().replace("µ", "u").replace("μ", "u"))
+    known = names()["units"]
+    unit = names()["aliases"].get(unit, unit)
+    if unit not in known:
+        raise InputError(f"unit {row['unit']!r} is none of {', '.join(known)}")
+    factor, kind = known[unit]
+    value = number(row["value"]) * factor * (many if unit.endswith("/gpu") else 1)
+    if unit.endswith("/user"):
+        quantity = "tpot"
+    wanted = names()["kinds"][quantity]
+    if wanted != kind and kind in TURNED.get(quantity, ()):
+        value, kind = 1 / value, wanted
+    if kind != wanted:
+        raise InputError(f"{row['metric']!r} is no {kind}, which {row['unit']!r} is a unit of")
+    return value, quantity
+
+
+TURNED = {"pages": ("time",), "requests": ("time",), "tpot": ("rate", "tokens")}
+"""Quantities that are told as their inverse too: seconds a page, tokens a second of a user."""
 
 
 def _statistic(metric: str) -> str:
-    match = re.search(r"mean|median|p\d\d", metric.lower())
-    return match.group(0) if match else ""
-
-
-def _load(text: str, told: list[str]) -> Load:
-    """How many requests at once; nothing said is one."""
-    lowered = text.lower()
-    if (many := _whole(text)) is not None:
-        return Load("closed" if many > 1 else "batch", many)
-    if match := re.search(r"([\d.]+)\s*req/s", lowered):
-        return Load("open", float(match.group(1)))
-    if not text:
-        told.append("requests one by one")
-        return Load("batch", 1)
-    if re.search(r"max|batch|offline|saturat", lowered):
-        return Load("most")
-    raise InputError(f"how requests come is not understood from {text!r}")
+    match = re.search(r"mean|avg|median|p\d\d", metric.lower())
+    found = match.group(0).replace("avg", "mean") if match else ""
+    if re.search("itl|inter_token", metric, re.IGNORECASE) and found not in ("", "mean"):
+        raise InputError(f"{metric}: percentiles of the gaps between tokens are not told, those of requests are")
+    return found
 
 
 def _image(row: Mapping[str, str], told: list[str]) -> tuple[str | None, str | None]:
     """The size of an image as WIDTHxHEIGHT, or the name of a document that stands for it."""
     text = f"{row['image_mode']} {row['input_tok']}"
-    if match := re.search(r"(\d{3,5})\s*[x*]\s*(\d{3,5})", text):
-        return f"{match.group(1)}x{match.group(2)}", None
-    assumed = names()["assumed"]
-    if "1080p" in text:
-        told.append(f"a page of 1080p is {assumed['p1080']}")
-        return assumed["p1080"], None
+    if found := size_of(text):
+        if not re.search(rf"{found.partition('x')[0]}\D+\d", text):
+            told.append(f"an image of {text.strip()} is {found}")
+        return found, None
     if re.search(r"image|page|omnidocbench", text, re.IGNORECASE) or row["category"] in ("OCR", "DSOCR"):
-        told.append(f"a page as {assumed['page']}")
-        return None, assumed["page"]
+        page = names()["assumed"]["page"]
+        told.append(f"a page as {page}")
+        return None, page
     return None, None
 
 
-def _tokens(row: Mapping[str, str], pictured: bool, told: list[str]) -> tuple[int, int]:
-    """Text tokens of the prompt and tokens of the answer."""
+def _tokens(
+    row: Mapping[str, str], pictured: bool, workload: Mapping[str, Any], told: list[str]
+) -> tuple[Length, Length | None]:
+    """Text tokens of the prompt and tokens of the answer, None where it is not told."""
     assumed = names()["assumed"]
-    shared = "sharegpt" in f"{row['input_tok']} {row['output_tok']}".lower()
-    if shared:
-        told.append("ShareGPT's lengths as their means, {} and {}".format(*assumed["sharegpt"]))
-        return assumed["sharegpt"][0], assumed["sharegpt"][1]
-    prompt, answer = _whole(row["input_tok"]), _whole(row["output_tok"])
+    if "lengths" in workload:
+        prompt, answer = (Length(round(sum(own) / len(own))) for own in workload["lengths"].values())
+        told.append(f"lengths as {workload['title']} draws them, {prompt.mean} and {answer.mean} on average")
+        return prompt, answer
+    texts = parted(row["input_tok"], row["output_tok"])
+    answer_told = length_of(texts[1], "answer", 0)
     if pictured:  # tokens of the input are mostly the image's, which follow from its size
         told.append(f"{assumed['prompt']} tokens of text beside the image")
-        prompt = assumed["prompt"]
-    elif prompt is None:
-        if row["input_tok"] and "short" not in row["input_tok"].lower():
-            raise InputError(f"tokens of the prompt are not understood from {row['input_tok']!r}")
+        return Length(assumed["prompt"]), answer_told
+    prompt_told = length_of(texts[0], "prompt", 0)
+    if prompt_told is None:
         told.append(f"a prompt of {assumed['short']} tokens")
-        prompt = assumed["short"]
-    if answer is None:
-        match = re.search(r"\d+", row["output_tok"])
-        answer = int(match.group(0)) if match else 0
-    return prompt, answer
+        prompt_told = Length(assumed["short"])
+    drawn = answer_told and any(one.mean % 2**5 and one.mean % 100 for one in (prompt_told, answer_told))
+    if answer_told and drawn and workload.get("uniform"):
+        told.append(f"lengths drawn evenly up to twice their means, as {workload['title']} does")
+        prompt_told, answer_told = (one._replace(spread=one.mean - 1) for one in (prompt_told, answer_told))
+    return prompt_told, answer_told

@@ -140,9 +140,11 @@ def closed_rates(stations: list[Array]) -> Array:
     >>> closed_rates([np.array([1.0, 1.0]), np.array([1.0, 1.0])]).round(4).tolist()
     [0.5, 0.6667]
     """
-    scale = max(float(rates.max()) for rates in stations)
+    scale = min(float(rates.max()) for rates in stations)  # the slowest: what others add then falls with their number
     total = np.ones(1)
     for rates in stations:
-        factors = np.concatenate(([1.0], np.exp(-np.cumsum(np.log(np.maximum(rates / scale, 1e-300))))))
+        factors = np.concatenate(
+            ([1.0], np.exp(-np.cumsum(np.log(np.maximum(rates / scale, 1e-300)), dtype=np.longdouble)))
+        )
         total = factors if len(total) == 1 else np.convolve(total, factors)[: len(factors)]
-    return np.asarray(scale * total[:-1] / total[1:])
+    return np.asarray(scale * total[:-1] / total[1:], np.float64)
