@@ -50,7 +50,7 @@ class Pair(NamedTuple):
 
 
 def host(device):
-    return Host.of(read_yaml(config_dir() / "time.yaml")["host"]).on(device)
+    return Host.of(read_yaml(config_dir() / "host.yaml")["host"]).on(device)
 
 
 def transformers(device, models):

@@ -20,11 +20,11 @@ from modelmeter.seconds.asked import Kind, asked_of
 from modelmeter.seconds.blocks import BLOCKS, UBATCH
 from modelmeter.seconds.constants import LAWS, WIDE, constants_of, spread_of
 from modelmeter.seconds.families import FILE, content, family_of
-from modelmeter.seconds.predict import apart, lasting_of
+from modelmeter.seconds.predict import lasting_of
 from modelmeter.times import Host, Times
 
 DEVICES = {device.name: device for device in load_devices() if device.clock_hz and device.l2_bytes}
-HOST = Host.of(read_yaml(config_dir() / "time.yaml")["host"])
+HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 ROW = dict.fromkeys(("id", "category", "n_gpu", "batch_or_conc", "image_mode", "source"), "") | {
     "model": "Llama-3-8B", "quant": "Q4_K_M", "engine": "llama.cpp", "hardware": "RTX 3090", "input_tok": "512",
     "output_tok": "128", "metric": "prefill_tok_s", "value": "1", "unit": "tok/s",
@@ -81,21 +81,23 @@ def asked(*arguments, **words):
 
 def test_dequantised_products_are_the_same_for_each_batch_and_slower_than_those_of_16_bits():
     for one, three in zip(asked(prompt=int(UBATCH)), asked(prompt=3 * int(UBATCH)), strict=True):
-        kind = apart(one.kind, DEVICES["rtx_4090"])
+        kind = one.kind._replace(apart=True)
         taken = [lasting_of(kind, of.sizes, DEVICES["rtx_4090"]).parts.seconds for of in (one, three)]
-        assert kind.apart and taken[1] == pytest.approx(3 * taken[0])
+        assert taken[1] == pytest.approx(3 * taken[0])
         sizes = {**one.sizes, "stored": 2.0, "flops bf16": sum(one.sizes[f"flops {form}"] for form in kind.forms)}
         alone = lasting_of(Kind("product", forms=("bf16",)), sizes, DEVICES["rtx_4090"])
         assert taken[0] > alone.parts.seconds
     for kernel in products("decode"):
         kind, sizes = asked_of(kernel)
-        ways = (lasting_of(k, sizes, DEVICES["rtx_4090"]) for k in (kind, apart(kind, DEVICES["rtx_4090"])))
+        ways = (lasting_of(k, sizes, DEVICES["rtx_4090"]) for k in (kind, kind._replace(apart=True)))
         assert len({float(np.max(way.parts.seconds)) for way in ways}) == 1
 
 
 def test_weights_are_taken_apart_through_memory_on_nvidia_alone():
     for name, through in (("rtx_3090", True), ("apple_m1_max", False), ("arc_140v", False)):
-        assert {apart(kind, DEVICES[name]).apart for kind, _ in asked()} == {through}
+        for kind, sizes in asked():
+            ways = (lasting_of(k, sizes, DEVICES[name]) for k in (kind, kind._replace(apart=True)))
+            assert len({float(np.max(way.parts.seconds)) for way in ways}) == 1 + through
     old, new = (
         Times(model, model.text(1024, runtime=runtime, precision={"weights": "q4_0"}), DEVICES["rtx_4090"], HOST)
         for model in [load_model("llama_3_2_1b")]
@@ -161,7 +163,7 @@ def test_rows_tell_the_build_of_llama_cpp_and_the_format_of_its_files():
         ("q4_K", "q4_k_m"),
     ):
         assert asked(quant=quant).precision == {"weights": weights}
-    assert asked(quant="AWQ 4bit", engine="LMDeploy").precision == {"weights": "int4_g128_zp"}
+    assert asked(quant="AWQ 4bit", engine="LMDeploy").precision["weights"] == "int4_g128_zp"
 
 
 def test_what_a_process_holds_is_its_room_and_more():

@@ -40,7 +40,7 @@ DEVICE = Device(
     "mine", "Mine", 1e11, 1e11, 1e10, 1e10, "a test", architecture="CPU",
     laws={"engine": "torch", "runtimes": "eager sdpa flash", **LAWS}, host={"eager": [1e-6, 2e-6, 3e-6]},
 )  # fmt: skip
-HOST = read_yaml(config_dir() / "time.yaml")["host"]
+HOST = read_yaml(config_dir() / "host.yaml")["host"]
 
 
 def work(model, precision="fp32", runtime="sdpa", **more):

@@ -27,7 +27,7 @@ from profiled_subjects import modules_of, recorded, shares  # noqa: E402
 from torch_subjects import SHALLOW, cache_of, deepseek_ocr, tower  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
-HOST = Host.of(read_yaml(config_dir() / "time.yaml")["host"])
+HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 TOKENS, STEPS = 128, 3
 FIELDS = {
     "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,

@@ -15,7 +15,7 @@ from modelmeter.seconds import seconds_of
 from modelmeter.stations import Stations
 from modelmeter.times import Host, Times, mean
 
-HOST = Host.of(read_yaml(config_dir() / "time.yaml")["host"])
+HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 POINTS = 12
 SUBJECTS = [
     ("deepseek_ocr", "h100_sxm", {"runtime": "vllm"}),

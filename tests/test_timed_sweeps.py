@@ -19,7 +19,7 @@ from modelmeter.sweep.answers import answered, verdict
 from modelmeter.timeline import by_component, timed, timeline, top
 from modelmeter.times import Host, Times
 
-HOST = Host.of(read_yaml(config_dir() / "time.yaml")["host"])
+HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 MINE = """title: Mine
 tensor_flops_per_s: 1e14
 cuda_flops_per_s: 2e13
@@ -101,7 +101,7 @@ def test_a_request_of_compare_is_that_of_the_command_time(model):
     (table,) = tables("compare", "deepseek_ocr", "device=h100_sxm", "runtime=[vllm]", "weights=[q8_0]", "grid=1x2",
                       "host.step=[0,0,0]")  # fmt: skip
     work = model.workload(grid="1x2", runtime="vllm", precision="q8_0")
-    free = Host.of(read_yaml(config_dir() / "time.yaml")["host"] | {"step": [0, 0, 0]})
+    free = Host.of(read_yaml(config_dir() / "host.yaml")["host"] | {"step": [0, 0, 0]})
     found = Times(model, work, load_devices(["h100_sxm"])[0], free)
     (row,) = table.rows
     assert (span(row, "h100_sxm_ttft"), span(row, "h100_sxm_tpot")) == (found.ttft, found.tpot)

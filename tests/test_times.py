@@ -14,7 +14,7 @@ from modelmeter.seconds import seconds_of
 from modelmeter.seconds.unknowns import Factor, of_device, of_engine
 from modelmeter.times import NONE, Host, Span, Times, busy
 
-VALUES = read_yaml(config_dir() / "time.yaml")["host"]
+VALUES = read_yaml(config_dir() / "host.yaml")["host"]
 HOST = Host.of(VALUES)
 NO_HOST = Host(NONE, NONE, NONE, NONE, NONE)
 

@@ -42,7 +42,7 @@ class Device:
     `need`).
     `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
     way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the host, as those of
-    configs/time.yaml, which they stand before.
+    configs/host.yaml, which they stand before.
     Raises InputError for a number that is none.
     """
 

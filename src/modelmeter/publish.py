@@ -178,7 +178,7 @@ def _with_clock(settings: dict[str, Any]) -> dict[str, Any]:
         devices = named
     else:
         devices = catalogue.load_devices(None if ALL in names else names)
-    known = config.read_yaml(config_dir() / "time.yaml")["host"]
+    known = config.read_yaml(config_dir() / "host.yaml")["host"]
     host = Host.of(known | {key: value for key, value in changed.items() if value is not None})
     overhead = config.read_yaml(config_dir() / "fits.yaml")["overhead"]
     return settings | {"device": devices, "host": host, "overhead": overhead}

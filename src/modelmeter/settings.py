@@ -231,7 +231,7 @@ ON_ALL = replace(FITS[0], help="devices whose seconds are predicted, of configs/
 TIMING = (
     TIMED,
     Setting("host", Kind(_host_changes, lists=True),
-            "seconds of the host, each [low, point, high] or null: as configs/time.yaml has it; host.step=[0,0,0]"),
+            "seconds of the host, each [low, point, high] or null: as configs/host.yaml has it; host.step=[0,0,0]"),
 )  # fmt: skip
 """What the seconds of a sweep depend on."""
 

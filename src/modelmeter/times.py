@@ -73,11 +73,9 @@ class Span(NamedTuple):
         """With factors that are not known, independent of this and of one another."""
         if not factors:
             return self
-        own = np.maximum(self.seconds, LITTLE)
-        low, high = together(
-            [Factor(np.maximum(self.low, LITTLE) / own, np.maximum(self.high, LITTLE) / own), *factors]
-        )
-        return Span(self.seconds * low, self.seconds, self.seconds * high)
+        low, seconds, high = (np.maximum(end, LITTLE) for end in self)
+        least, most = together([Factor(low / seconds, high / seconds), *factors])
+        return Span(_plain(self.seconds * least), self.seconds, _plain(self.seconds * most))
 
 
 LITTLE = 1e-30
@@ -89,7 +87,7 @@ NONE = Span(0.0, 0.0, 0.0)
 @dataclass(frozen=True)
 class Host:
     """Seconds of the host: a launch by how a runtime starts kernels, a step, that of an engine in C++ for one user,
-    a pixel of a view (configs/time.yaml).
+    a pixel of a view (configs/host.yaml).
     """
 
     eager: Span
@@ -271,7 +269,7 @@ class Times:
         for name, sizes, _ in asked:
             self.model.program(name, self.work).require(sizes)
         if not calibrated(self.on):
-            return sums_of([AtSizes(self._timer(name), sizes, weights) for name, sizes, weights in asked])
+            return sums_of([AtSizes(self._timer(name), self.on, sizes, weights) for name, sizes, weights in asked])
         return [self._one_by_one(*one) for one in asked]
 
     def _one_by_one(self, name: str, sizes: Mapping[str, Any], weights: Any) -> Sums:
@@ -290,14 +288,10 @@ class Times:
 
     def _timer(self, name: str) -> Timer:
         stage = self.model.stage(name)
+        dequantised = self.work.runtime.products == "dequantised"
         made = self.model.once(
-            ("timer", name, stage.structure(self.work), self.work.key, self.on),
-            lambda: Timer(
-                self.model.program(name, self.work).formal_kernels,
-                self.on,
-                stage.grows,
-                self.work.runtime.products == "dequantised",
-            ),
+            ("timer", name, stage.structure(self.work), self.work.key),
+            lambda: Timer(self.model.program(name, self.work).formal_kernels, stage.grows, dequantised),
         )
         return cast(Timer, made)
 
@@ -323,7 +317,7 @@ class Times:
         if any(np.ndim(size) for axis, size in sizes.items() if axis != step):
             raise InputError("kernels are told of one workload, not of arrays of them")
         kernels = self._kernels(name, self.work, sizes)
-        known = seconds_of(kernels, self.on) if calibrated(self.on) else self._timer(name).estimates(sizes)
+        known = seconds_of(kernels, self.on) if calibrated(self.on) else self._timer(name).estimates(self.on, sizes)
         return tuple(zip(kernels, known, strict=True))
 
     def ends(self, name: str) -> list[dict[str, Size]]:

@@ -24,8 +24,8 @@ LEAST_STEPS = 2
 
 
 def host() -> Host:
-    """The host of configs/time.yaml."""
-    return Host.of(read_yaml(config_dir() / "time.yaml")["host"])
+    """The host of configs/host.yaml."""
+    return Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 
 
 def predicted(asked: Question) -> Span:

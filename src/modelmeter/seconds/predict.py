@@ -87,18 +87,13 @@ def _timed(kernel: Kernel, device: Device) -> Estimate:
     return Estimate(law, variant, seconds, low, high, roofline_of(kind, sizes, device), binds, derived)
 
 
-def apart(kind: Kind, device: Device) -> Kind:
-    """A kind where an engine multiplies copies of llama.cpp's blocks in 16 bits, if its device has such."""
-    through_memory = bool(kind.stored) and known_of("blocks", device, "bf16").constants["expanded"] > 0
-    return kind._replace(apart=through_memory)
-
-
 def lasting_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> Lasting:
     """Seconds of kernels that ask a kind, by the names of `asked_of`; of few rows and of many, by their own."""
     if not (kind.few or kind.apart):
         variant, work = work_of(kind, sizes, device, warm)
         return lasting(kind.law, variant, work, device)
-    few = np.asarray(sizes["m"]) <= VECTOR
+    through_memory = kind.apart and known_of("blocks", device, "bf16").constants["expanded"] > 0
+    few = np.asarray(sizes["m"]) <= (VECTOR if kind.few or through_memory else np.inf)
     one = kind._replace(law="blocks", few=False, apart=False)
     if few.all():
         return lasting_of(one, sizes, device, warm)

@@ -1,4 +1,4 @@
-"""Timers: the kernels of a stage on a device, looked at once, asked for their seconds at any sizes ever after.
+"""Timers: the kernels of a stage, looked at once, asked for their seconds on any device at any sizes ever after.
 
 One point is asked in few calls of the laws, for all stages together (`sums_of`). Of many points kernels are asked once
 for each distinct value of the sizes that they depend on, so that a sweep over a grid costs little more than its sides.
@@ -18,7 +18,7 @@ from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.asked import asked_of
 from modelmeter.seconds.columns import Block, Entry, totals
 from modelmeter.seconds.laws import Array
-from modelmeter.seconds.predict import Estimate, apart, estimate, rows
+from modelmeter.seconds.predict import Estimate, estimate, rows
 from modelmeter.sizes import added
 
 DENSE = 8
@@ -38,13 +38,16 @@ class Sums(NamedTuple):
 
 @final
 class Timer:
-    """The kernels of a stage, sizes of which are expressions, on a device. Raises InputError as `seconds_of` does."""
+    """The kernels of a stage, sizes of which are expressions. Raises InputError as `seconds_of` does.
 
-    def __init__(self, kernels: Sequence[Kernel], device: Device, step: str = "", dequantised: bool = False) -> None:
-        self.device, self.step = device, step
+    With `dequantised` products with llama.cpp's blocks are those of copies in 16 bits.
+    """
+
+    def __init__(self, kernels: Sequence[Kernel], step: str = "", dequantised: bool = False) -> None:
+        self.step = step
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, (kind, sizes) in enumerate(map(asked_of, kernels)):
-            key = apart(kind, device) if dequantised else kind
+            key = kind._replace(apart=dequantised and bool(kind.stored))
             alike.setdefault((key, *sizes.items()), []).append(index)
         self._alike = list(alike.values())
         """Kernels that ask the same, by index: they are asked once."""
@@ -69,12 +72,12 @@ class Timer:
             found.setdefault(key(entry.names), {})[index] = entry
         return [*map(Block, found.values())]
 
-    def estimates(self, sizes: Mapping[str, Any]) -> list[Estimate]:
+    def estimates(self, device: Device, sizes: Mapping[str, Any]) -> list[Estimate]:
         """The estimate of each kernel at one point, an array over the steps for one that depends on them."""
         found: dict[int, Estimate] = {}
         for block in self.together:
             for part in block.parts([sizes[name] for name in block.names]):
-                told = estimate(part.kind.law, part.lasting(self.device))
+                told = estimate(part.kind.law, part.lasting(device))
                 flat = (
                     told if self.step in block.names else replace(told, **{f: getattr(told, f)[:, 0] for f in ARRAYS})
                 )
@@ -84,12 +87,13 @@ class Timer:
 
 
 class AtSizes(NamedTuple):
-    """A timer's kernels at sizes by name, numbers or arrays of points.
+    """A timer's kernels on a device at sizes by name, numbers or arrays of points.
 
     With `weights` it is their mean over steps: sizes of the timer's step have an axis of steps before that of points.
     """
 
     timer: Timer
+    device: Device
     sizes: Mapping[str, Any]
     weights: Array | None = None
 
@@ -126,7 +130,7 @@ def sums_of(asked: Sequence[AtSizes]) -> list[Sums]:
     blocks = [(i, block) for i, one in enumerate(asked) for block in one.timer.together]
     parts = [(i, block, part) for i, block in blocks for part in block.parts(asked[i].values(block))]
     found: list[list[tuple[Block, str, list[Array]]]] = [[] for _ in asked]
-    every = totals([part for *_, part in parts], asked[0].timer.device) if parts else []
+    every = totals([part for *_, part in parts], asked[0].device) if parts else []
     for (i, block, part), own in zip(parts, every, strict=True):
         found[i].append((block, part.kind.law, [float(total[0]) if len(total) == 1 else total for total in own]))
     return [one.summed(own) for one, own in zip(asked, found, strict=True)]
@@ -143,7 +147,7 @@ def _at_points(asked: AtSizes) -> Iterator[tuple[Block, str, list[Array]]]:
         pieces = []
         for i in range(0, points, step):
             parts = [*block.parts([v[i : i + step] if np.ndim(v) else v for v in values])]
-            pieces.append([*zip(parts, totals(parts, asked.timer.device), strict=True)])
+            pieces.append([*zip(parts, totals(parts, asked.device), strict=True)])
         for same in zip(*pieces, strict=True):
             own = zip(*(found for _, found in same), strict=True)
             yield block, same[0][0].kind.law, [_spread(total, points, step, places, shape) for total in own]
