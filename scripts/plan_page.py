@@ -41,7 +41,7 @@ RUNTIMES = {
 def case() -> Case:
     """A4 pages at 200 dots an inch in the model's default mode, on the device of the claims, with vLLM."""
     [device], [page] = load_devices(["a100_40gb"]), load_profiles(["a4_200dpi"])
-    host = Host.of(read_yaml(config_dir() / "plan.yaml")["host"])
+    host = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
     model = load_model("deepseek_ocr")
     return Case(model, device, host, page.image_size, page.prompt_tokens, page.output_tokens)
 
