@@ -16,6 +16,7 @@ from modelmeter import load_model
 from modelmeter.catalogue import load_devices, load_profiles, published_table
 from modelmeter.config import read_yaml
 from modelmeter.folders import config_dir
+from modelmeter.host import Host, Span
 from modelmeter.plans.conditions import (
     Case,
     Met,
@@ -27,7 +28,6 @@ from modelmeter.plans.conditions import (
     tokens_met,
 )  # fmt: skip
 from modelmeter.report.tables import markdown
-from modelmeter.times import Host, Span
 
 MARK = "<!-- below: written by scripts/plan_page.py -->"
 RUNTIMES = {

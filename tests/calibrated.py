@@ -13,8 +13,9 @@ from typing import NamedTuple
 from modelmeter.catalogue import load_devices
 from modelmeter.config import read_yaml
 from modelmeter.folders import config_dir
+from modelmeter.host import Host
 from modelmeter.programs.precision import Precision
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 TRANSFORMERS = {
     "30M": (512, 1408, 8, 8, 4, 8000),

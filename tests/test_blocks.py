@@ -12,6 +12,7 @@ from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.folders import config_dir, config_names
+from modelmeter.host import Host
 from modelmeter.measured.process import memory_of
 from modelmeter.measured.rows import names, question
 from modelmeter.runtimes.runtime import Runtime
@@ -21,7 +22,7 @@ from modelmeter.seconds.blocks import BLOCKS, UBATCH
 from modelmeter.seconds.constants import LAWS, WIDE, constants_of, spread_of
 from modelmeter.seconds.families import FILE, content, family_of
 from modelmeter.seconds.predict import lasting_of
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 DEVICES = {device.name: device for device in load_devices() if device.clock_hz and device.l2_bytes}
 HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])

@@ -23,10 +23,11 @@ from modelmeter.cli import main
 from modelmeter.config import read_yaml
 from modelmeter.device import Device
 from modelmeter.folders import config_dir
+from modelmeter.host import Host
 from modelmeter.programs.precision import Precision
 from modelmeter.seconds import seconds_of
 from modelmeter.seconds.processor import SUMS, amounts_of, ramp
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 LOOSE = 0.35
 """Median error that no machine may exceed; docs/calibrate.md tells what a quiet one has."""

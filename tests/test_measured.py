@@ -10,12 +10,13 @@ from modelmeter.catalogue import load_devices
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.folders import config_names
+from modelmeter.host import Span
 from modelmeter.measured.engines import NEWEST, engines, policy_of, version_of
 from modelmeter.measured.predict import host, predicted
 from modelmeter.measured.rows import SHIPPED, names, question, read
 from modelmeter.measured.score import score_text, scored
 from modelmeter.measured.texts import Load
-from modelmeter.times import Span, Times
+from modelmeter.times import Times
 
 ROWS = {row["id"]: row for row in read()}
 ASKED = dict.fromkeys(("id", "category", "model", "quant", "engine", "hardware", "n_gpu", "batch_or_conc", "input_tok", "output_tok", "image_mode", "metric", "value", "unit", "source"), "") | {"model": "Llama-3.1-8B-Instruct", "quant": "BF16", "engine": "vLLM 0.9", "hardware": "NVIDIA H100 80GB HBM3",

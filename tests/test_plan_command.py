@@ -12,6 +12,7 @@ import modelmeter
 from modelmeter import cli, config
 from modelmeter.catalogue import load_devices, load_profiles
 from modelmeter.errors import InputError
+from modelmeter.host import Host
 from modelmeter.plan_settings import KEYS
 from modelmeter.planned import planned
 from modelmeter.plans.asked import Asked, Page, distribution
@@ -24,7 +25,7 @@ from modelmeter.serving.plan import answer_of
 from modelmeter.serving.targets import Targets
 from modelmeter.settings import checked
 from modelmeter.stations import Stations
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 VALUES = config.compose("plan")
 HOST = Host.of(VALUES["host"])

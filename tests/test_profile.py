@@ -12,13 +12,14 @@ from modelmeter.cli import main
 from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
+from modelmeter.host import Host
 from modelmeter.models.config_json import model_of
 from modelmeter.profiled import chrome
 from modelmeter.profiled.align import matched
 from modelmeter.profiled.beside import laid
 from modelmeter.profiled.expected import program_of
 from modelmeter.profiled.read import read
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

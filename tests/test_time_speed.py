@@ -11,9 +11,10 @@ from modelmeter.catalogue import load_devices
 from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
+from modelmeter.host import Host
 from modelmeter.seconds import seconds_of
 from modelmeter.stations import Stations
-from modelmeter.times import Host, Times, mean
+from modelmeter.times import Times, mean
 
 HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 POINTS = 12

@@ -12,12 +12,13 @@ from modelmeter.catalogue import FEATURED, load_devices
 from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir, config_names
+from modelmeter.host import Host
 from modelmeter.progress import watched
 from modelmeter.report.ranked import ranked_figures
 from modelmeter.report.timeline import timeline_figures
 from modelmeter.sweep.answers import answered, verdict
 from modelmeter.timeline import by_component, timed, timeline, top
-from modelmeter.times import Host, Times
+from modelmeter.times import Times
 
 HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
 MINE = """title: Mine

@@ -10,9 +10,10 @@ from modelmeter.catalogue import load_devices
 from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
+from modelmeter.host import NONE, Host, Span
 from modelmeter.seconds import seconds_of
 from modelmeter.seconds.unknowns import Factor, of_device, of_engine
-from modelmeter.times import NONE, Host, Span, Times, busy
+from modelmeter.times import Times, busy
 
 VALUES = read_yaml(config_dir() / "host.yaml")["host"]
 HOST = Host.of(VALUES)

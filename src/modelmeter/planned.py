@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 from modelmeter import catalogue, config
 from modelmeter.device import Device
 from modelmeter.errors import InputError
+from modelmeter.host import Host
 from modelmeter.models.model import BaseModel
 from modelmeter.plan_settings import KEYS
 from modelmeter.plans.asked import Asked, Page
 from modelmeter.plans.search import Found, Search
 from modelmeter.serving.targets import Targets
 from modelmeter.settings import ALL, checked, options_of
-from modelmeter.times import Host
 from modelmeter.workload import Workload, parse_pair
 
 USUAL = "a4_200dpi"

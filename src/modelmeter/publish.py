@@ -59,10 +59,10 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
 
 def time_page(name: str, overrides: Sequence[str]) -> str:
     """What a request to a model takes on devices, and its timeline drawn where a folder is given. Raises InputError."""
+    from modelmeter.host import Host
     from modelmeter.report.files import writable, write_all
     from modelmeter.report.times import times_text
     from modelmeter.timeline import timed
-    from modelmeter.times import Host
 
     values, model, work = _asked("time", name, overrides, TIME)
     given = [key.removeprefix("host.") for key in (override.partition("=")[0] for override in overrides)]
@@ -80,10 +80,11 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
 
 def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
     """A profiler's record of a model beside its prediction; writes files where `out` says so. Raises InputError."""
+    from modelmeter.host import Host
     from modelmeter.profiled.beside import laid
     from modelmeter.profiled.read import read
     from modelmeter.report import profiled
-    from modelmeter.times import Host, Times
+    from modelmeter.times import Times
 
     values, model, work = _asked("profile", name, overrides, PROFILE)
     recorded, [device] = read(file), catalogue.load_devices([values["device"]])
@@ -171,7 +172,7 @@ def _with_clock(settings: dict[str, Any]) -> dict[str, Any]:
     names, changed = settings.pop("device"), settings.pop("host")
     if names is None:
         return settings
-    from modelmeter.times import Host
+    from modelmeter.host import Host
 
     named = settings.get("devices")
     if ALL in names and named and [device.name for device in named] != catalogue.FEATURED:

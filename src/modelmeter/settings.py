@@ -134,7 +134,7 @@ def _parallel(key: str, value: Any) -> Any:
 
 
 def _host(key: str, value: Any) -> Any:
-    from modelmeter.times import Host  # with NumPy, which no help needs
+    from modelmeter.host import Host  # with NumPy, which no help needs
 
     Host.of(value)
     return value

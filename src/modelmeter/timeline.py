@@ -11,11 +11,12 @@ from typing import NamedTuple, final
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
+from modelmeter.host import Host, Span
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import ride, whole_stage
 from modelmeter.runtimes.runtime import Runtime
-from modelmeter.times import Host, Span, StageTime, Times, binds, busy
+from modelmeter.times import StageTime, Times, binds, busy
 from modelmeter.workload import Workload
 
 DECODER, REST = "decoder", "norms and sums"

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
-from typing import Any, NamedTuple, cast, final
+from typing import Any, cast, final
 
 import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
+from modelmeter.host import NONE, Host, Span, plain
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.runtimes.passes import whole_stage
@@ -22,7 +23,7 @@ from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.seconds.processor import calibrated
 from modelmeter.seconds.shapes import plain_seconds
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
-from modelmeter.seconds.unknowns import Factor, of_device, of_engine, together
+from modelmeter.seconds.unknowns import of_device, of_engine
 from modelmeter.sizes import Size, maximum, minimum
 from modelmeter.workload import Workload
 
@@ -30,115 +31,6 @@ Timed = tuple[tuple[Kernel, Estimate], ...]
 """Kernels, each with its estimate of one run."""
 POINTS = 9
 """Steps of decode that are asked, the first and the last among them; between two of them seconds grow evenly."""
-
-
-class Span(NamedTuple):
-    """Seconds between which nine of ten are expected, and the most likely ones.
-
-    In a sum the distances to the ends add up as those of independent errors do.
-
-    >>> Span(1.0, 2.0, 3.0) + Span(1.0, 2.0, 3.0)
-    Span(low=2.585786437626905, seconds=4.0, high=5.414213562373095)
-    """
-
-    low: float
-    seconds: float
-    high: float
-
-    def __add__(self, other: Any) -> Span:
-        """One after the other."""
-        seconds = self.seconds + other.seconds
-        low, high = (
-            ((own - end) ** 2 + (theirs - its) ** 2) ** 0.5
-            for own, end, theirs, its in (
-                (self.seconds, self.low, other.seconds, other.low),
-                (self.seconds, self.high, other.seconds, other.high),
-            )
-        )
-        return Span(seconds - low, seconds, seconds + high)
-
-    def along(self, other: Span) -> Span:
-        """One after the other, whose errors are one, as those of stages on one device."""
-        return Span(*map(sum, zip(self, other, strict=True)))
-
-    def __mul__(self, times: Any) -> Span:
-        """So many of them, whose errors are one."""
-        return Span(*(part * times for part in self))
-
-    def beside(self, other: Span) -> Span:
-        """Both at once: the longer one."""
-        return Span(*map(maximum, self, other))
-
-    def widened(self, factors: Sequence[Factor]) -> Span:
-        """With factors that are not known, independent of this and of one another."""
-        if not factors:
-            return self
-        low, seconds, high = (np.maximum(end, LITTLE) for end in self)
-        least, most = together([Factor(low / seconds, high / seconds), *factors])
-        return Span(_plain(self.seconds * least), self.seconds, _plain(self.seconds * most))
-
-
-LITTLE = 1e-30
-"""Seconds that stand for none."""
-NONE = Span(0.0, 0.0, 0.0)
-
-
-@final
-@dataclass(frozen=True)
-class Host:
-    """Seconds of the host: a launch by how a runtime starts kernels, a step, that of an engine in C++ for one user,
-    a pixel of a view (configs/host.yaml).
-    """
-
-    eager: Span
-    compiled: Span
-    graph: Span
-    step: Span
-    pixel: Span
-    native: Span = NONE
-
-    given: frozenset[str] = frozenset()
-    """Names of those that stand before what was measured on a device."""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Sequence[float]], given: Iterable[str] = ()) -> Host:
-        """From `[low, point, high]` by name. Raises InputError for what is none."""
-        for key in values:
-            if key not in SECONDS:
-                raise InputError(f"unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
-        found = {key: _three(key, values.get(key)) for key in SECONDS}
-        return cls(**found, given=frozenset(given))
-
-    def on(self, device: Device) -> Host:
-        """That of a device: what was measured there stands before this, but not before what is `given`."""
-        own = {key: _three(key, value) for key, value in device.host.items() if key not in self.given}
-        for key in own:
-            if key not in SECONDS:
-                raise InputError(f"device {device.name}: unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
-        return replace(self, **own)  # type: ignore[arg-type]
-
-    def beside(self, work: Workload) -> Span:
-        """What stands beside a step: sampling, scheduling."""
-        return self.native if work.runtime.native else self.step
-
-    def launches(self, work: Workload, stage: str, many: Any) -> Span:
-        """What starting so many kernels takes; a graph is that of a step of decode, other stages run compiled."""
-        launch = str(work.runtime.launch)
-        each: Span = getattr(self, "compiled" if launch == "graph" and stage != "decode" else launch)
-        taken: Span = each * many
-        return taken
-
-
-SECONDS = tuple(name for name in Host.__dataclass_fields__ if name != "given")
-"""What a host has seconds of."""
-
-
-def _three(key: str, one: Any) -> Span:
-    given = one if isinstance(one, Sequence) and not isinstance(one, str) else [one]
-    known = [float(v) for v in given if isinstance(v, (int, float)) and not isinstance(v, bool)]
-    if len(known) != 3 or len(given) != 3 or not 0 <= known[0] <= known[1] <= known[2]:
-        raise InputError(f"host.{key} must be [low, point, high] in seconds, rising, not {one!r}")
-    return Span(*known)
 
 
 @final
@@ -284,7 +176,7 @@ class Times:
             own = [over(kernel.runs * np.asarray(end, float)) for end in (one.low, one.seconds, one.high)]
             laws[one.law] = [a + b for a, b in zip(laws.get(one.law, NONE), own, strict=True)]
             runs = runs + over(kernel.runs)
-        return Sums({law: [_plain(end) for end in ends] for law, ends in laws.items()}, _plain(runs))
+        return Sums({law: [plain(end) for end in ends] for law, ends in laws.items()}, plain(runs))
 
     def _timer(self, name: str) -> Timer:
         stage = self.model.stage(name)
@@ -339,7 +231,7 @@ class Times:
         [kernel] = self._kernels(name, replace(self.work, runtime="compulsory"), sizes)
         moved = np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s
         least = np.maximum(plain_seconds(kernel.tensor_flops, self.on), moved)
-        return _plain((least * weights).sum(axis=0) if weights is not None else least)
+        return plain((least * weights).sum(axis=0) if weights is not None else least)
 
     @cached_property
     def images(self) -> Span:
@@ -374,10 +266,6 @@ class Times:
         """Seconds of the request that the datasheet allows."""
         once = sum(stage.bound for name, stage in self.stages.items() if name != "decode")
         return once + self.stages["decode"].bound * self.work.decode_steps
-
-
-def _plain(values: Any) -> Any:
-    return values if np.ndim(values) else float(values)
 
 
 def busy(kernels: Iterable[tuple[Kernel, Estimate]]) -> Span:

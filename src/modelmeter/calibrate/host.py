@@ -17,10 +17,11 @@ from modelmeter.calibrate.fits import digits
 from modelmeter.calibrate.kernels import DTYPES
 from modelmeter.calibrate.timing import Call, timed, undisturbed
 from modelmeter.device import Device
+from modelmeter.host import SECONDS, Host
 from modelmeter.models.config_json import model_of
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.precision import Precision
-from modelmeter.times import SECONDS, Host, Times
+from modelmeter.times import Times
 
 RUNTIME = "sdpa"
 FREE = {name: [0, 0, 0] for name in SECONDS}

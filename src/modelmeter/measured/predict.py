@@ -11,12 +11,13 @@ from modelmeter.config import load_model, read_yaml
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
 from modelmeter.folders import config_dir
+from modelmeter.host import Host, Span
 from modelmeter.measured.engines import Policy, policy_of
 from modelmeter.measured.process import memory_of
 from modelmeter.measured.rows import Question, names
 from modelmeter.measured.served import shared
 from modelmeter.models.model import BaseModel
-from modelmeter.times import Host, Span, Times
+from modelmeter.times import Times
 from modelmeter.workload import Workload
 
 LEAST_STEPS = 2

@@ -6,8 +6,8 @@ The room is exact (`fits.py`); what engines hold beside is not told by them: `pr
 from __future__ import annotations
 
 from modelmeter.fits import Fits
+from modelmeter.host import Span
 from modelmeter.measured.rows import names
-from modelmeter.times import Span
 
 
 def memory_of(fits: Fits) -> Span:

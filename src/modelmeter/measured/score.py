@@ -8,10 +8,10 @@ from statistics import median
 from typing import NamedTuple
 
 from modelmeter.errors import InputError
+from modelmeter.host import Span
 from modelmeter.measured.predict import predicted
 from modelmeter.measured.rows import SHIPPED, Question, names, question, read
 from modelmeter.report.tables import align
-from modelmeter.times import Span
 
 WORST = 10
 

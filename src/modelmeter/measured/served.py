@@ -8,6 +8,7 @@ from math import exp, hypot, log
 from typing import Any
 
 from modelmeter.errors import InputError
+from modelmeter.host import Span
 from modelmeter.measured.engines import Policy
 from modelmeter.measured.rows import Question
 from modelmeter.seconds.unknowns import Factor
@@ -15,7 +16,7 @@ from modelmeter.serving import ClosedForm, Fixed, Mix, Service, Simulation
 from modelmeter.serving.distributions import Distribution, Empirical, Uniform
 from modelmeter.serving.served import Served, Spread
 from modelmeter.stations import Stations
-from modelmeter.times import Span, Times
+from modelmeter.times import Times
 
 SERVING = {"ttft": Factor(0.7, 1.5), "": Factor(0.9, 1.1)}
 """How far serving is from what it stands for: docs/serving.md, percentiles of TTFT and all else, held out."""

@@ -13,12 +13,12 @@ from typing import Any, final
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.fits import largest
+from modelmeter.host import Host, Span
 from modelmeter.models.model import BaseModel
 from modelmeter.plans.asked import Asked, Page
 from modelmeter.plans.forms import Form
 from modelmeter.plans.spread import ENDS, Spread
 from modelmeter.serving import ClosedForm, Service
-from modelmeter.times import Host, Span
 
 MOST = 4096
 """The largest batch limit, number of cores or answer that is looked for."""

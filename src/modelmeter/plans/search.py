@@ -14,6 +14,7 @@ from typing import Any, final
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError
+from modelmeter.host import Host
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import ALL, TOGETHER, Form
 from modelmeter.plans.spread import Spread
@@ -22,7 +23,6 @@ from modelmeter.serving.plan import Candidate, Plan, answer_of, loaded, planned
 from modelmeter.serving.served import Served
 from modelmeter.serving.served import Spread as Times
 from modelmeter.serving.targets import Targets
-from modelmeter.times import Host
 
 LINK_S = 1e-5
 """Of a transfer between devices, however few bytes: where the law of transfers starts."""

@@ -16,6 +16,7 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
+from modelmeter.host import NONE, Host, Span
 from modelmeter.models.model import BaseModel
 from modelmeter.models.parts import decoder_of, layers_of
 from modelmeter.plans.asked import Asked
@@ -28,7 +29,6 @@ from modelmeter.serving.numbers import Array
 from modelmeter.serving.steps import Table
 from modelmeter.splits import Split, split
 from modelmeter.stations import DEEPEST, SHARE
-from modelmeter.times import NONE, Host, Span
 from modelmeter.workload import Workload
 
 TOKENS, BATCHES, CONTEXTS = 48, 18, 8

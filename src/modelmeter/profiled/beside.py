@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from modelmeter.errors import InputError, choose
+from modelmeter.host import Span
 from modelmeter.profiled.align import matched
 from modelmeter.profiled.expected import Expected, Program, program_of
 from modelmeter.profiled.recorded import STAGES, Recorded
-from modelmeter.times import Span, StageTime, Times
+from modelmeter.times import StageTime, Times
 
 LEAST = 0.2
 """The share of the busy time that must have a counterpart; with less a record is one of something else."""

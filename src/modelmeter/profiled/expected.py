@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from modelmeter.graph.ops import SILENT
+from modelmeter.host import Span
 from modelmeter.programs.kernels import Group, Kernel, groups
 from modelmeter.seconds.predict import Estimate
 from modelmeter.sizes import Size, evaluated
-from modelmeter.times import Span, Times, mean
+from modelmeter.times import Times, mean
 
 Extent = tuple[float, float]
 """The least and the largest value of a size."""

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from modelmeter.host import Span
 from modelmeter.report.figures import COLOURS, SMALL, picture
 from modelmeter.report.ranked import beside, whisker
 from modelmeter.report.times import duration, request_line, span_text
 from modelmeter.timeline import Part, timeline
-from modelmeter.times import Span, Times
+from modelmeter.times import Times
 
 LEAST = (0.01, 0.08)
 """Parts of a stage below this share of it stand together in one row; where there are more than two devices."""

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modelmeter.host import Span
 from modelmeter.report.tables import align
 from modelmeter.seconds.predict import Estimate
 from modelmeter.timeline import by_component, top
-from modelmeter.times import Span, Times, mean
+from modelmeter.times import Times, mean
 
 DEAREST = 10
 UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))

@@ -18,7 +18,7 @@ from modelmeter.sweep.table import number, runtime_columns
 from modelmeter.workload import Workload
 
 if TYPE_CHECKING:
-    from modelmeter.times import Host, Span
+    from modelmeter.host import Host, Span
 
 VERDICTS = ("yes", "likely", "unlikely", "no", "unknown")
 """Whether a target is met: at the upper end of the interval; at the point; at the lower end; nowhere; not predicted."""

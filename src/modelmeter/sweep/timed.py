@@ -18,7 +18,8 @@ from modelmeter.sweep.columns import Column, Measure, Row
 from modelmeter.workload import Workload
 
 if TYPE_CHECKING:  # with NumPy, which no help needs
-    from modelmeter.times import Host, Span, Times
+    from modelmeter.host import Host, Span
+    from modelmeter.times import Times
 
 Asked = dict[str, "tuple[Span, str]"]
 """Seconds by quantity (WORDS), each with what binds it."""
@@ -122,8 +123,9 @@ def of_parts(found: Times, target: str, names: Sequence[str]) -> dict[str, Asked
     `names` are the components; a stage by its own name is one, and kernels of a stage's own layer are those of the
     component that has no others.
     """
+    from modelmeter.host import NONE
     from modelmeter.timeline import Busy, before_decode, binding, by_component, top
-    from modelmeter.times import NONE, binds
+    from modelmeter.times import binds
 
     stages = {name: stage for name, stage in found.stages.items() if (name == "decode") == (target == "tpot")}
     all_of = {name: Busy(stage.device, binds(stage.kernels)) for name, stage in stages.items()}  # whatever hosts do
