@@ -270,7 +270,7 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["sweep", "vision_crops", "out=[a]"], "out must be a folder, not ['a']"),
     (["sweep", "vision_crops", "--frob"], "unknown option '--frob'"),
     (["sweep", "vision_crops", "--multirun", "batch=1,2", "out=/proc/zzz"], "out='/proc/zzz' cannot be written"),
-    (["sweep", "targets", "devices=[rtx_4080]"], "unknown device 'rtx_4080', did you mean 'rtx_4090'"),
+    (["sweep", "targets", "devices=[rtx_4095]"], "unknown device 'rtx_4095', did you mean 'rtx_4090'"),
     (["sweep", "targets", "devises=l40s"], "unknown key 'devises', did you mean 'devices'"),
     (["sweep", "targets", "devices=[]"], "devices must be one or more of a10, a100_40gb"),
     (["sweep", "targets", "devices=[l40s,l40s]"], "each once"),

@@ -255,7 +255,7 @@ def test_nothing_helps_a_model_that_is_too_large(capsys, monkeypatch):
         (["compare", "llama_3_2_1b", "weights=bf16,q9"], "unknown dtype for precision.weights 'q9'"),
         (["compare", "llama_3_2_1b", "weights=bf16,bf16"], "weights must be one or more formats, bits or policies, each once"),
         (["compare", "llama_3_2_1b", "precision.weights=q8_0"], "give the formats of weights as weights=A,B"),
-        (["compare", "llama_3_2_1b", "device=l40s"], "unknown key 'device'"),
+        (["compare", "llama_3_2_1b", "devise=l40s"], "unknown key 'devise'"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(arguments, message, capsys):

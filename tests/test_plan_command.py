@@ -151,6 +151,7 @@ def test_the_simulation_of_a_replica_of_a_plan_has_its_times(pages, device, limi
 
 def test_a_plan_over_many_devices_forms_and_limits_is_fast(pages):
     devices = [one for one in load_devices() if one.architecture in ("Ampere", "Hopper", "Ada", "Blackwell", "CDNA3")]
+    devices = [one for one in devices if one.link_bytes_per_s and one.memory_bytes >= 24e9]
     wide = search(pages, 382.0, forms=("tp1", "tp2", "tp2+ep2", "pp2"), limits=(16, 32, 64, 128, 256, 512))
     begun = time.process_time()
     found = wide.run(devices[:20])

@@ -54,6 +54,7 @@ def test_every_sweep_runs_on_a_model_without_crops(one_view, name, page):
     settings = config.compose("run_sweep", [f"sweep@_global_={name}"])
     small = {"heads": None, "profiles": ["receipt"], "runtime": ["eager", "flash"]}
     settings |= {key: value for key, value in (small | page).items() if key in settings}
+    settings |= {"device": None} if name == "targets" else {}
     for table in sweep_tables(name, one_view, settings):
         assert table.rows and "grid_h" not in table.columns
         if "image_tokens" in table.columns:
@@ -74,7 +75,10 @@ def test_a_sweep_runs_on_a_text_model_or_says_what_it_needs(text, name):
         with pytest.raises(InputError, match="text takes no image"):
             sweep_tables(name, text, settings)
         return
-    table, *_ = sweep_tables(name, text, settings)
+    table, *_ = sweep_tables(name, text, settings | ({"device": None} if name == "targets" else {}))
+    if name == "devices":
+        assert all(0 < row["ttft_s"] and 0 < row["tpot_s"] for row in table.rows if "ttft_s" in row)
+        return
     stages = {"e2e_vision_prefill": ("prefill",), "targets": ("prefill",)}.get(name, ("decode",))
     row = table.rows[-1]
     options = {key: settings[key] for key in ("batch", "decode_steps") if key in settings}

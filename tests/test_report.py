@@ -299,6 +299,7 @@ def test_columns_and_measures_have_the_units_that_they_name():
         "(GB/s)": 1e9,
         "(%)": 0.01,
         "thousands": 1e3,
+        "(ms)": 1e-3,
     }
     for name, measure in MEASURES.items():
         unit = next((factors[u] for u in factors if u in measure.label), 1)
@@ -307,7 +308,7 @@ def test_columns_and_measures_have_the_units_that_they_name():
             "io_bytes io_bytes_per_token peak_activation_bytes kv_cache_bytes required_flops_per_s required_bytes_per_s compression "
             "published_compression saved_prefill_flops saved_flops_less_vision saved_kv_cache_bytes error_percent tensor_core_share "
             "cuda_core_share memory_bandwidth_share arithmetic_intensity_flop_per_byte tensor_core_flops vision_tokens "
-            "page_flops peak_memory_bytes stored_bytes kernels_launched".split(), 3 * unit,
+            "page_flops peak_memory_bytes stored_bytes kernels_launched ttft_s tpot_s page_s".split(), 3 * unit,
         ) | {"cuda_core_flops": 3 * unit if name == "cuda_tflops" else 0}  # fmt: skip
         assert measure.value(row) == pytest.approx(3), name
 
