@@ -66,7 +66,7 @@ def test_what_is_not_known_is_refused():
         lambda: windows.cost("prefill", windows.text(9, runtime="llama_cpp")),
     ):
         with pytest.raises(
-            InputError, match=r"attention in windows is known here in llama.cpp of gemma2, gemma3_text alone"
+            InputError, match=r"attention in windows is known here in llama.cpp of gemma2, gemma3_text, gpt_oss alone"
         ):
             refused()
     with pytest.raises(InputError, match=r"llama.cpp runs latent attention of deepseek_v3 absorbed"):
