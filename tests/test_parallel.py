@@ -417,6 +417,8 @@ def test_other_limits_are_told():
     model = modelmeter.load_model("llama_3_8b")
     with pytest.raises(InputError, match=r"llama.cpp's way to several devices is not modelled"):
         model.cost("prefill", model.text(10, runtime="llama_cpp", parallel={"tensor": 2}))
+    with pytest.raises(InputError, match=r"OpenVINO's way to several devices is not modelled"):
+        model.cost("prefill", model.text(10, runtime="openvino_stateful", parallel={"tensor": 2}))
     with pytest.raises(InputError, match="GatedDeltaNet cannot be split"):
         mm.GatedDeltaNet(d=8, g=2, r=2, e=4, o=3).cost(b=1, s=5, parallel={"tensor": 2})
     with pytest.raises(InputError, match="RMSNorm has nothing to split among devices"):

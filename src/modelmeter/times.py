@@ -24,7 +24,7 @@ from modelmeter.seconds.processor import calibrated
 from modelmeter.seconds.shapes import plain_seconds
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
 from modelmeter.seconds.unknowns import of_device, of_engine
-from modelmeter.sizes import Size, maximum, minimum
+from modelmeter.sizes import Evaluator, Size, maximum, minimum
 from modelmeter.workload import Workload
 
 Timed = tuple[tuple[Kernel, Estimate], ...]
@@ -135,8 +135,9 @@ class Times:
     def stages(self) -> dict[str, StageTime]:
         """The stages of the workload, by name."""
         present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
-        found = self._sums([(name, *self._sizes(name)) for name in present])
-        return {name: self._stage(name, *self._busy(sums)) for name, sums in zip(present, found, strict=True)}
+        asked = [(name, *self._sizes(name)) for name in present]
+        found = zip(asked, self._sums(asked), strict=True)
+        return {one[0]: self._stage(one[0], *self._busy(sums, self._least(*one))) for one, sums in found}
 
     def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
         launches = self.host.launches(self.work, name, runs)
@@ -147,14 +148,16 @@ class Times:
 
         Sizes that are not given are those of the workload; of a stage in steps it is one step.
         """
-        [found] = self._sums([(name, {**self.model.stage(name).sizes(self.work), **sizes}, None)])
-        return self._busy(found)
+        asked = (name, {**self.model.stage(name).sizes(self.work), **sizes}, None)
+        [found] = self._sums([asked])
+        return self._busy(found, self._least(*asked))
 
-    def _busy(self, sums: Sums) -> tuple[Span, Any]:
-        """The kernels of all laws, with what engine and device leave open."""
+    def _busy(self, sums: Sums, least: Any) -> tuple[Span, Any]:
+        """The kernels of all laws, with what engine and device leave open, no less than the datasheet allows."""
         known = of_engine(self.engine or self.work.runtime.name)
         spans = (Span(*ends).widened([known[law]] if law in known else []) for law, ends in sums.laws.items())
-        return sum(spans, start=NONE).widened(of_device(self.on)), sums.runs
+        low, seconds, high = sum(spans, start=NONE).widened(of_device(self.on))
+        return Span(maximum(low, minimum(seconds, least)), seconds, high), sums.runs
 
     def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:
         """The sums of stages at sizes; with weights, their means over steps. Processors' laws take kernel by kernel."""
@@ -227,10 +230,24 @@ class Times:
 
     def bound_of(self, name: str) -> Any:
         """Seconds of a stage by the datasheet: the busiest of its units at the least traffic of any fusion."""
-        sizes, weights = self._sizes(name)
-        [kernel] = self._kernels(name, replace(self.work, runtime="compulsory"), sizes)
-        moved = np.asarray(kernel.io_bytes, float) / self.on.memory_bytes_per_s
-        least = np.maximum(plain_seconds(kernel.tensor_flops, self.on), moved)
+        return self._least(name, *self._sizes(name))
+
+    def _least(self, name: str, sizes: Mapping[str, Any], weights: Any) -> Any:
+        """The same at sizes, of pairs that a mask leaves and logits that the runtime computes; a mean with weights."""
+        logits = self.work.runtime.fixed.get("logits", self.work.logits)
+        work = replace(self.work, runtime="compulsory", causal="exact", logits=logits)
+
+        def made() -> tuple[tuple[str, ...], tuple[str, ...], Any]:
+            program = self.model.program(name, work)
+            [kernel] = program.formal_kernels
+            flops, names = kernel.tensor_flops, program.kernel_names
+            return tuple(flops), names, Evaluator(names, [kernel.io_bytes, *flops.values()]).rounded
+
+        structure = self.model.stage(name).structure(work)
+        forms, names, evaluate = self.model.once(("least", name, structure, work.key), made)
+        moved, *flops = (np.asarray(size, float) for size in evaluate(*(sizes[axis] for axis in names)))
+        memory = moved / self.on.memory_bytes_per_s
+        least = np.maximum(plain_seconds(dict(zip(forms, flops, strict=True)), self.on), memory)
         return plain((least * weights).sum(axis=0) if weights is not None else least)
 
     @cached_property

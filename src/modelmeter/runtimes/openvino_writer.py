@@ -14,7 +14,7 @@ from modelmeter.errors import InputError
 from modelmeter.graph.equations import Tensor
 from modelmeter.graph.forms import CENTERED_NORM, COMBINES, GATHERS, LAYER_NORM, LAYER_NORM_2D, MUL, SCATTER, TOP_K
 from modelmeter.graph.graph import Graph
-from modelmeter.graph.ops import SILENT, Composite, Op, Ref, build
+from modelmeter.graph.ops import COLLECTIVES, SILENT, Composite, Op, Ref, build
 from modelmeter.runtimes.ggml import casts, places
 from modelmeter.sizes import ratio
 
@@ -44,6 +44,8 @@ class Writer:
     made: int = 0
 
     def __post_init__(self) -> None:
+        if any(op.kind in COLLECTIVES for op in self.graph.ops):
+            raise InputError("OpenVINO's way to several devices is not modelled; parallel needs another runtime")
         cores = [op for op in self.graph.ops if _attends(op)]
         self.end = {op.composite: op for op in cores}
         self.begin = {op.composite: op for op in reversed(cores)}

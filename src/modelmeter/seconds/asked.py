@@ -142,8 +142,21 @@ def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool =
 
 def roofline_of(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Array:
     """Seconds by the datasheet: the units of each format one after the other, or the memory."""
-    tensor = plain_seconds({form: np.asarray(sizes[f"flops {form}"], float) for form in kind.forms}, device)
-    return np.maximum(tensor, np.asarray(sizes["moved"], float) / device.memory_bytes_per_s)
+    work = {form: np.asarray(sizes[f"flops {form}"], float) for form in kind.forms}
+    if kind.law == "prefill":  # however pairs are counted, a kernel skips what the mask hides
+        seen = 4 * sizes["batch"] * sizes["heads"] * sizes["width"] * _pairs(*(sizes[x] for x in ("s", "t", "window")))
+        work = {form: np.minimum(flops, seen) for form, flops in work.items()}
+    return np.maximum(plain_seconds(work, device), np.asarray(sizes["moved"], float) / device.memory_bytes_per_s)
+
+
+def _pairs(s: Array, t: Array, window: Array) -> Array:
+    """Pairs that a causal mask leaves of s queries, the last of t positions, with a window (0: none).
+
+    >>> _pairs(3, 5, 0), _pairs(3, 5, 2)
+    (12.0, 6.0)
+    """
+    first, last = (np.minimum(np.where(window > 0, window, np.inf), seen) for seen in (t - s, t))
+    return (last * (last + 1) - first * (first + 1)) / 2 + np.where(window > 0, (s - (last - first)) * window, 0.0)
 
 
 def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) -> dict[str, Any]:

@@ -91,7 +91,8 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     memory = memory_seconds(c, device, moved, w["warm"], 2.0)
     clock = cycles_per_s(device)
     tiles = np.minimum(soft(once, memory, c["sharp"]), soft(split, memory, c["sharp"]) + c["split"] / clock)
-    vector = 2 * batch * m * n * k / (device.cuda_flops_per_s * np.where(left > PACKED, 1, PACKED))
+    lanes = np.minimum(device.cuda_flops_per_s * np.where(left > PACKED, 1, PACKED), w["peak"])
+    vector = 2 * batch * m * n * k / lanes
     vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
     best = np.where(w["vectors"], np.minimum(tiles, vectors), tiles)
     floor = c["launch"] * c.get("start", 1.0) / clock
