@@ -157,7 +157,9 @@ def test_the_simulation_of_a_replica_of_a_plan_has_its_times(pages, device, limi
 
 
 def test_a_plan_over_many_devices_forms_and_limits_is_fast(pages):
-    devices = [one for one in load_devices() if one.architecture in ("Ampere", "Hopper", "Ada", "Blackwell", "CDNA3")]
+    known = [one for one in load_devices() if one.architecture in ("Ampere", "Hopper", "Ada", "Blackwell", "CDNA3")]
+    linked = [one for one in known if one.link_bytes_per_s or one.host_link_bytes_per_s]  # others know no tp2
+    devices = [one for one in linked if one.memory_bytes >= 16e9]
     wide = search(pages, 382.0, forms=("tp1", "tp2", "tp2+ep2", "pp2"), limits=(16, 32, 64, 128, 256, 512))
     begun = time.process_time()
     found = wide.run(devices[:20])
