@@ -100,6 +100,14 @@ def test_what_is_pruned_needs_no_fewer_than_the_best_of_its_device(pages):
     assert found.offers[0].plan.devices == min(count for count in every if count)
 
 
+def test_a_larger_limit_beside_the_others_makes_no_plan_worse(pages):
+    on, forms = load_devices(["a100_40gb"]), ("tp1", "tp2", "tp2+ep2")
+    few, more = (
+        search(pages, 382.0, forms=forms, limits=limits).run(on).offers[0] for limits in ((256,), (256, 512, 1024))
+    )
+    assert more.plan.devices <= few.plan.devices and more.choice.limit == 256  # room for KV is short beyond
+
+
 def test_money_ranks_where_prices_are_told(pages):
     dear = search(pages, prices={"a100_40gb": 9.0, "l40s": 1.0}).run(load_devices(["a100_40gb", "l40s"]))
     assert dear.offers[0].choice.device.name == "l40s"
@@ -239,6 +247,8 @@ TEXT = ("llama_3_1_70b", "prompt_tokens=500", "decode_steps=200", "load=2")
         (("deepseek_ocr", "trace=none.csv"), "trace 'none.csv' cannot be read"),
         (("deepseek_ocr", "profiles=[a4]"), "unknown profile 'a4'"),
         (("deepseek_ocr", "mix.output={p90:5}"), "LogNormal.of takes two"),
+        (("deepseek_ocr", "mix.output={mean:900,p99:100}"), "mix.output: no usual sizes have a mean of 900"),
+        (("deepseek_ocr", "load=trace"), "load=trace needs trace=FILE"),
         (("deepseek_ocr", "mix.images={640x640:1}", "image_size=640x480"), "give only one of image, image_size"),
         (("llama_3_1_8b", "load=2"), "requests without an image need prompt_tokens, or mix.prompt"),
         ((*TEXT, "devices=[a100_40gb]", "forms=[tp1]"), "does not fit a100_40gb: weights and activations are"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class Planned(NamedTuple):
     values: dict[str, Any]
 
 
-def planned(settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None) -> Planned:
+def planned(settings: Mapping[str, Any]) -> Planned:
     """Run the search that settings (configs/plan.yaml) ask for. Raises InputError for what cannot be planned."""
     values = checked(KEYS, settings)
     model = config.build_model(settings)
@@ -45,7 +45,7 @@ def planned(settings: Mapping[str, Any], told: Callable[[str], None] = lambda te
     search = Search(
         asked, Host.of(values["host"]), Targets(values["ttft"], values["tpot"], level=values["level"]),
         _rate(asked, values), values["forms"], values["apart"], values["max_num_seqs"], values["max_batched_tokens"],
-        values["host_threads"], _prices(values["price"], devices), values["count"], told,
+        values["host_threads"], _prices(values["price"], devices), values["count"],
     )  # fmt: skip
     if search.rate is None and "together" in search.apart:
         search = replace(search, apart=("together",))  # stations apart are counted for a load
@@ -79,6 +79,8 @@ def _rate(asked: Asked, values: Mapping[str, Any]) -> float | None:
             raise InputError(f"give only one of pages_per_day and load, not {values['pages_per_day']:g} and {load}")
         return float(values["pages_per_day"]) / 86400 / pages
     if load == "trace":
+        if values["trace"] is None:
+            raise InputError("load=trace needs trace=FILE, a CSV of requests; or give pages_per_day, or load=2")
         return asked.requests.rate
     return None if load == "most" else float(load) / pages
 

@@ -94,12 +94,12 @@ def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
     return profiled.profile_text(found, times, recorded, told) + written
 
 
-def plan_page(settings: Mapping[str, Any], told: Callable[[str], None] = lambda text: None) -> tuple[str, str, bool]:
+def plan_page(settings: Mapping[str, Any]) -> tuple[str, str, bool]:
     """What bears a load within targets: the page, its plans as CSV, and whether any does. Raises InputError."""
     from modelmeter.planned import planned
     from modelmeter.report.plans import plans_csv, plans_text
 
-    found = planned(settings, told)
+    found = planned(settings)
     rows = found.values["rows"]
     text = plans_text(found.search, found.found, found.devices, rows)
     return text, plans_csv(found.found.offers), bool(found.found.offers)

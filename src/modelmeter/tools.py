@@ -152,7 +152,7 @@ def plan(named: str, given: list[str], usage: str) -> int:
     from modelmeter.report.files import write_all
 
     def job(settings: Mapping[str, Any], number: str, overrides: Sequence[str]) -> None:
-        text, table, met = publish.plan_page(settings, lambda text: print(text, file=sys.stderr, flush=True))
+        text, table, met = publish.plan_page(settings)
         out, command = settings["out"] or ("reports/plan" if number else None), " ".join([usage, named, *overrides])
         print(text)
         if out:

@@ -1,13 +1,13 @@
 """The search: devices, forms, stations and limits of batches, each with the fewest devices that bear the load.
 
-What a choice bears at most is asked first, with the largest limit: one that by this alone is dearer than the best plan
-of its device is not looked at further, nor are smaller limits, which bear no more.
+What a choice bears at most is asked first: one that by this alone is dearer than the best plan of its device is not
+planned. Where the room for KV is short, fewer requests at once bear more, so that smaller limits are asked as long as
+they do.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, final
@@ -18,6 +18,7 @@ from modelmeter.host import Host
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import ALL, TOGETHER, Form
 from modelmeter.plans.spread import Spread
+from modelmeter.progress import watched
 from modelmeter.serving import Apart, Engine, Service
 from modelmeter.serving.plan import Candidate, Plan, answer_of, loaded, planned
 from modelmeter.serving.served import Served
@@ -28,9 +29,6 @@ LINK_S = 1e-5
 """Of a transfer between devices, however few bytes: where the law of transfers starts."""
 LOOKED_AT = 2
 """Choices of each device that are planned in any case."""
-QUIET = 2.0
-"""Seconds after which progress is told."""
-Told = Callable[[str], None]
 
 
 @final
@@ -134,16 +132,13 @@ class Search:
     host_threads: int = 1
     prices: Mapping[str, float] | None = None
     count: int | None = None
-    told: Told = lambda text: None
 
     def run(self, devices: Sequence[Device]) -> Found:
         """All choices, planned or refused."""
-        begun, refused = time.monotonic(), list[Refused]()
+        refused = list[Refused]()
         spreads = list(self._spreads(refused))
         offers, tried = list[Offer](), 0
-        for number, device in enumerate(devices):
-            if number and time.monotonic() - begun > QUIET:
-                self.told(f"{number} of {len(devices)} devices planned")
+        for device in watched(devices, "devices", len(devices)):
             families = list(self._families(device, spreads, refused))
             tried += len(families) * len(self.limits)
             offers += self._looked_at(sorted(families, key=lambda one: one.bound), refused)
@@ -164,7 +159,7 @@ class Search:
                 yield spread
 
     def _families(self, device: Device, spreads: Sequence[Spread], refused: list[Refused]) -> Iterator[Choice]:
-        """Each form with its stations, with the largest limit: smaller ones bear no more."""
+        """Each form with its stations, with the largest limit."""
         for spread in spreads:
             try:
                 ends = spread.ends(device)
@@ -219,14 +214,19 @@ class Search:
         """The choices of one device, by their bound, as long as they may be better than the best."""
         best, good = float("inf"), 0
         for family in families:
+            larger = float("inf")
             for limit in sorted(self.limits, reverse=True):
                 try:
                     bound = family.bound if limit == family.limit else self._bound(family.candidate, limit)
                 except InputError as error:
                     refused.append(Refused(f"{family.device.name} {family.form} {family.apart} {limit}", str(error)))
                     continue
-                if good >= LOOKED_AT and bound > best:
-                    break
+                dear = good >= LOOKED_AT and bound > best
+                if dear and bound > larger:
+                    break  # fewer at once bear less still
+                larger = bound
+                if dear:
+                    continue
                 choice = replace(family, limit=limit, bound=bound)
                 plan = self.plan(choice)
                 offer = Offer(choice, plan, self._value(plan), self)

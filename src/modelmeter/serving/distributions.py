@@ -14,6 +14,9 @@ import numpy as np
 from modelmeter.errors import InputError
 from modelmeter.serving.numbers import Array, above, at_least
 
+WIDEST = 3.0
+"""Spread of a log-normal beyond which its mean hangs on sizes that fewer than one in a hundred have."""
+
 
 class Distribution(ABC):
     """A distribution of sizes of at least 0."""
@@ -99,6 +102,8 @@ class LogNormal(Distribution):
                 raise InputError(f"no log-normal has a mean of {mean:g} and {percentiles}: the percentile is too high")
             root = math.sqrt(max(z * z - 2 * gap, 0.0))
             spread = z - root if z - root >= 0 else z + root
+            if spread > WIDEST:
+                raise InputError(f"no usual sizes have a mean of {mean:g} and {percentiles}: the percentile is too low")
         if not spread >= 0:
             raise InputError(f"no log-normal has {percentiles}: the higher percentile must be the larger")
         return cls(high - z * spread, spread)

@@ -191,9 +191,9 @@ def _replicas(answer: ClosedForm, rate: float, targets: Targets) -> tuple[int, S
     low = math.floor(rate / answer.greatest)  # too few
     few, count, missed = low, low + 1, ""
     while missed := targets.missed(served := at(count)):
-        lone = served.requests_per_s < 1e-3 * answer.greatest
-        if lone or (count > 2 * low + 8 and targets.missed(answer.at(1e-3 * answer.greatest))):
-            return 0, None, f"{missed}, even with nobody else there"
+        lone = "" if count <= 2 * low + 8 else targets.missed(answer.at(1e-3 * answer.greatest))
+        if lone or served.requests_per_s < 1e-3 * answer.greatest:
+            return 0, None, f"{lone or missed}, even with nobody else there"
         few, count = count, count + max(1, (count - low) // 2, count // 8)
     while count - few > 1:
         middle = (few + count) // 2
@@ -219,5 +219,5 @@ def _all_of(served: Served, count: int) -> Served:
 def _told(served: Served, targets: Targets, fewer: int, why: str) -> str:
     shares = ", ".join(f"{TIMES[name]} at {share:.0%} of its target" for name, share in targets.shares(served).items())
     load = f"a batch of {served.batch:.3g}, the {served.binds} binds"
-    less = f"with {fewer}: {why}" if why and fewer else why
+    less = f"with {fewer} {'replica' if fewer == 1 else 'replicas'}: {why}" if why and fewer else why
     return "; ".join(part for part in (load, shares, less) if part)
