@@ -63,24 +63,39 @@ def _named(one: Offer) -> str:
 
 
 def _answer(one: Offer) -> str:
-    """The best plan in a sentence."""
-    plan, choice, level = one.plan, one.choice, one.search.targets.level
+    """The best plan: a sentence, then a line for each thing a reader asks."""
+    plan, choice = one.plan, one.choice
     assert plan.served
-    low, high = _fleet(one)
-    span = f" ({low} to {high})" if one.search.rate is not None else ""
-    times = ", ".join(
-        f"{TIMES[key]} {duration(one.times(key).at(level))} ({_end(one, key, 'low')} to {_end(one, key, 'high')})"
-        for key in ("ttft_s", "tpot_s")
-    )
-    rate = plan.served.pages_per_s / plan.devices
-    cost = _money(one)
-    money = f"; a million pages cost {cost}" if cost != "-" else ""
-    busy = f"the {plan.served.binds} binds" if plan.served.binds else "nothing binds"
-    return (
-        f"{plan.devices} x {choice.device.title}{span}, {choice.form}, {APART[choice.apart]}, at most {choice.limit} "
-        f"requests a replica; {times}; {rate:.3g} pages/s a device, {plan.served.pages_per_day:,.0f} pages a day; "
-        f"{busy}{money}"
-    )
+    rate, cost = plan.served.pages_per_s / plan.devices, _money(one)
+    each = "1 device" if choice.form.devices == 1 else f"{choice.form.devices} devices"
+    lines = {
+        "devices": _needed(one),
+        "a replica": f"{each} ({choice.form}); {APART[choice.apart]}; at most {choice.limit} requests at once",
+        "first token": _wait(one, "ttft_s"),
+        "each further token": _wait(one, "tpot_s"),
+        "load": f"{plan.served.pages_per_day:,.0f} pages a day, {rate:.3g} pages/s a device; {one.load:.0%} of the "
+        f"most that these devices bear; what limits them: the {plan.served.binds or 'requests, nothing is full'}",
+    } | ({"money": f"a million pages cost {cost}"} if cost != "-" else {})
+    return "\n".join([f"{plan.devices} x {choice.device.title}", *(f"  {key:20}{text}" for key, text in lines.items())])
+
+
+def _needed(one: Offer) -> str:
+    """How many devices, and how many where the steps are at the ends of their intervals."""
+    if one.search.rate is None:
+        return f"{one.plan.devices}, as asked"
+    low, high = (f"{count} if" if count != "-" else "no number if" for count in _fleet(one))
+    return f"{one.plan.devices}; {low} all steps are as fast as their intervals allow, {high} as slow"
+
+
+def _wait(one: Offer, name: str) -> str:
+    """TTFT or TPOT, and what they are at the ends."""
+    level = one.search.targets.level
+    of = "on average" if level == "mean" else f"for {level[1:]} % of requests, at most"
+    ends = "; ".join(f"if {word}: {_end(one, name, end)}" for word, end in (("fast", "low"), ("slow", "high")))
+    target = getattr(one.search.targets, name)
+    asked = f" (asked: {duration(target)})" if target is not None else ""
+    told = ends.replace("not borne", "so many devices do not bear the load")
+    return f"{TIMES[name]} {duration(one.times(name).at(level))} {of}{asked}; {told}"
 
 
 def _fleet(one: Offer) -> tuple[str, str]:
