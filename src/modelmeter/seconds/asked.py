@@ -152,7 +152,7 @@ def roofline_of(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Array
 def _pairs(s: Array, t: Array, window: Array) -> Array:
     """Pairs that a causal mask leaves of s queries, the last of t positions, with a window (0: none).
 
-    >>> _pairs(3, 5, 0), _pairs(3, 5, 2)
+    >>> float(_pairs(3, 5, 0)), float(_pairs(3, 5, 2))
     (12.0, 6.0)
     """
     first, last = (np.minimum(np.where(window > 0, window, np.inf), seen) for seen in (t - s, t))
