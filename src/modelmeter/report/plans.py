@@ -32,7 +32,7 @@ def plans_text(search: Search, found: Found, devices: Sequence[Device], rows: in
     if found.pruned:
         more.append(f"{found.pruned} choices bear too little to be better than the best of their device")
     best = [next(one for one in found.offers if one.choice.device.name == device) for device in _names(found)]
-    why = [f"{_named(one)}: {one.plan.reason}" for one in best]
+    why = [f"{_named(one)}: {one.plan.reason}" for one in best[:rows]]
     head = [f"{name}, {asked}: {_answer(found.offers[0])}", ""]
     return "\n".join(
         [*head, align([HEADS, *map(_row, shown)]), *more, "", "why:", *why, *_why_not(found), "", *_assumed(search)]
