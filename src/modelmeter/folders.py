@@ -22,6 +22,14 @@ def config_dir() -> Path:
     raise InputError("configs are missing from this installation of modelmeter; install it again")
 
 
+@cache
+def read_once(file: Path) -> Any:
+    """The content of a YAML file that comes with the package, read once; it is shared, so it must not be changed."""
+    import yaml
+
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
 def config_names(group: str) -> list[str]:
     """The YAML files of a group, by name."""
     return sorted(path.stem for path in (config_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))

@@ -100,6 +100,12 @@ class Host:
                 raise InputError(f"device {device.name}: unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
         return replace(self, **own)  # type: ignore[arg-type]
 
+    def images(self, work: Workload) -> Span:
+        """What preparing the images of a batch takes one core; decoding a file is left out."""
+        pixels = sum(view.count * view.height * view.width for view in work.image.views)
+        taken: Span = self.pixel * (work.batch * pixels)
+        return taken
+
     def beside(self, work: Workload) -> Span:
         """What stands beside a step: sampling, scheduling."""
         return self.native if work.runtime.native else self.step

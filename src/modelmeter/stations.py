@@ -5,6 +5,7 @@ Steps are asked of the kernels at a grid of tokens, batches and contexts once, a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -73,9 +74,7 @@ class Stations:
         )
 
     def _prefill(self, new: Array, cached: Array) -> Array:
-        """Of a chunk behind others: what the whole takes less what these took, no less than the chunk alone."""
-        alone, before = self._whole(np.maximum(new, 1)), self._whole(np.maximum(cached, 1))
-        return np.where(np.asarray(cached) > 0, np.maximum(self._whole(new + cached) - before, alone), alone)
+        return behind(self._whole, new, cached)
 
     def _whole(self, tokens: Array) -> Array:
         return self._seconds("prefill", np.ones_like(np.asarray(tokens, float)), np.asarray(tokens, float))
@@ -95,6 +94,15 @@ class Stations:
         if times.overlaps:
             return np.asarray(np.maximum(device.seconds, host.seconds + step))
         return np.asarray(np.maximum(device.seconds, host.seconds) + step)
+
+
+def behind(whole: Callable[[Array], Array], new: Array, cached: Array) -> Array:
+    """Seconds of a chunk behind others: what the whole takes less what these took, no less than the chunk alone."""
+    new, cached = np.broadcast_arrays(np.asarray(new, float), np.asarray(cached, float))
+    alone = whole(np.maximum(new, 1))
+    if not (cached > 0).any():
+        return alone
+    return np.where(cached > 0, np.maximum(whole(new + cached) - whole(np.maximum(cached, 1)), alone), alone)
 
 
 def _each(asked: Requests, seconds: float) -> Array:

@@ -253,9 +253,7 @@ class Times:
     @cached_property
     def images(self) -> Span:
         """Seconds to prepare the images of a batch on one core of the host; decoding a file is left out."""
-        pixels = sum(view.count * view.height * view.width for view in self.work.image.views)
-        taken: Span = self.host.pixel * (self.work.batch * pixels)
-        return taken
+        return self.host.images(self.work)
 
     @property
     def ttft(self) -> Span:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from modelmeter.device import Device
+from modelmeter.folders import read_once
 from modelmeter.seconds.unknowns import Factor
 
 LARGE = 70 * 2**30
@@ -35,12 +35,9 @@ class Policy:
     """Seconds that a server spends on a request before its first token is sent: [low, point, high]."""
 
 
-@cache
 def engines() -> Mapping[str, Any]:
     """The content of `engines.yaml`."""
-    import yaml
-
-    found: Mapping[str, Any] = yaml.safe_load(Path(__file__).with_name("engines.yaml").read_text(encoding="utf-8"))
+    found: Mapping[str, Any] = read_once(Path(__file__).with_name("engines.yaml"))
     return found
 
 

@@ -10,11 +10,11 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from modelmeter.errors import InputError
+from modelmeter.folders import read_once
 from modelmeter.measured import engines
 from modelmeter.measured.texts import Length, Load, devices_of, length_of, load_of, number, parted, size_of
 
@@ -81,12 +81,9 @@ def read(path: str | Path = SHIPPED) -> list[dict[str, str]]:
     return rows
 
 
-@cache
 def names() -> dict[str, Any]:
     """What measurements call things (names.yaml)."""
-    import yaml
-
-    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("names.yaml").read_text(encoding="utf-8"))
+    found: dict[str, Any] = read_once(Path(__file__).with_name("names.yaml"))
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
@@ -28,7 +28,7 @@ from modelmeter.serving import Engine, StepTimes
 from modelmeter.serving.numbers import Array
 from modelmeter.serving.steps import Table
 from modelmeter.splits import Split, split
-from modelmeter.stations import DEEPEST, SHARE
+from modelmeter.stations import DEEPEST, SHARE, behind
 from modelmeter.workload import Workload
 
 TOKENS, BATCHES, CONTEXTS = 48, 18, 8
@@ -189,7 +189,7 @@ class Spread:
         decode = self._slowest("decode", device, np.repeat(np.ceil(batch / way), len(context)))
         decode = way * decode.reshape(3, len(batch), len(context))
         vision = self._vision(device)
-        images = [self._images(work) for work in self.asked.images]
+        images = [self.host.images(work) for work in self.asked.images]
         return [
             StepTimes(
                 _prefill(tokens, whole[end]), Table(batch, context, decode[end]),
@@ -216,14 +216,10 @@ class Spread:
             return parts[0]
         work = {"bytes": self._sent * tokens, "peer": True}
         sent = seconds_of_work("transfer", "bf16", work, device)
-        return _sum([np.max(parts, axis=0), np.stack([sent.low, sent.seconds, sent.high])])
+        return _stacked(Span(*np.max(parts, axis=0)) + Span(sent.low, sent.seconds, sent.high))
 
     def _launch(self, stage: str) -> Span:
         return self.host.launches(self.work, stage, 1.0)
-
-    def _images(self, work: Workload) -> Span:
-        """Seconds of one core for the images of a request."""
-        return self.host.pixel * float(sum(view.count * view.height * view.width for view in work.image.views))
 
     @cached_property
     def embedding_bytes(self) -> float:
@@ -260,23 +256,16 @@ def _ends(kernels: Sequence[Kernel], device: Device, launch: Span, step: Span) -
 
     Errors of one law are one, those of several laws and of the host are independent, as in `times.Span`.
     """
-    laws: dict[str, Array] = {}
+    laws: dict[str, Span] = {}
     for kernel, one in zip(kernels, seconds_of(kernels, device), strict=True):
-        runs = np.asarray(kernel.runs, float)
-        own = np.stack(np.broadcast_arrays(*(runs * np.atleast_1d(end) for end in (one.low, one.seconds, one.high))))
-        laws[one.law] = laws[one.law] + own if one.law in laws else own
-    many = sum(np.asarray(kernel.runs, float) for kernel in kernels)
-    device_s = _sum(laws.values())
-    busy = np.maximum(device_s, np.stack([many * np.ones(device_s.shape[1]) * end for end in launch]))
-    return _sum([busy, np.array(step)[:, None] + 0 * busy])
+        own: Span = Span(one.low, one.seconds, one.high) * np.atleast_1d(np.asarray(kernel.runs, float))
+        laws[one.law] = laws.get(one.law, NONE).along(own)
+    many = sum(np.atleast_1d(np.asarray(kernel.runs, float)) for kernel in kernels)
+    return _stacked(sum(laws.values(), start=NONE).beside(launch * many) + step)
 
 
-def _sum(parts: Any) -> Array:
-    """One after the other: distances to the ends add up as those of independent errors do."""
-    parts = np.stack(np.broadcast_arrays(*parts))
-    point = parts[:, 1].sum(axis=0)
-    apart = [np.sqrt(((parts[:, end] - parts[:, 1]) ** 2).sum(axis=0)) for end in (0, 2)]
-    return np.stack([point - apart[0], point, point + apart[1]])
+def _stacked(span: Span) -> Array:
+    return np.stack(np.broadcast_arrays(*span))
 
 
 def _prefill(tokens: Array, whole: Array) -> Any:
@@ -287,11 +276,4 @@ def _prefill(tokens: Array, whole: Array) -> Any:
         beyond = np.maximum(many - tokens[-1], 0.0) * slope
         return np.asarray(np.interp(many, tokens, whole) + beyond)
 
-    def prefill(new: Array, cached: Array) -> Array:
-        new, cached = np.asarray(new, float), np.asarray(cached, float)
-        alone = of(new)
-        if not np.any(cached > 0):
-            return alone
-        return np.where(cached > 0, np.maximum(of(new + cached) - of(np.maximum(cached, 1)), alone), alone)
-
-    return prefill
+    return partial(behind, of)

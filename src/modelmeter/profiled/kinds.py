@@ -7,11 +7,13 @@ elements of its largest tensor.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from modelmeter.folders import read_once
 
 FILE = Path(__file__).with_name("kinds.yaml")
 Shape = Sequence[int]
@@ -21,9 +23,7 @@ Sizes = tuple[float | None, ...]
 
 @cache
 def _table() -> tuple[dict[str, str], list[tuple[str, re.Pattern[str]]]]:
-    import yaml
-
-    content: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    content = read_once(FILE)
     known = {name: kind for kind, names in content["operators"].items() for name in map(_bare, names.split())}
     known |= {_bare(name): "" for name in content["silent"].split()}
     return known, [(kind, re.compile(pattern, re.I)) for kind, pattern in content["kernels"]]

@@ -7,7 +7,7 @@ does not fit, llama.cpp's kernels and devices of other vendors, is in `families.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import choose
+from modelmeter.folders import read_once
 from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.blocks import BLOCKS
 from modelmeter.seconds.decode import DECODE
@@ -50,13 +51,10 @@ class Found(NamedTuple):
     derived: str
 
 
-@cache
 def shipped() -> Mapping[str, Any]:
     """The content of `laws.yaml`."""
-    import yaml
-
-    content: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return content
+    found: Mapping[str, Any] = read_once(FILE)
+    return found
 
 
 def constants_of(law: Law, device: Device, variant: str) -> Found:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from modelmeter.folders import config_dir
+from modelmeter.folders import config_dir, read_once
 
 FILE = Path(__file__).with_name("families.yaml")
 
@@ -23,12 +23,9 @@ class Family(NamedTuple):
     told: str
 
 
-@cache
 def content() -> Mapping[str, Any]:
     """What `families.yaml` holds."""
-    import yaml
-
-    found: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    found: Mapping[str, Any] = read_once(FILE)
     return found
 
 
@@ -41,15 +38,12 @@ def family_of(architecture: str, law: str) -> Family | None:
     >>> family_of("Ampere", "product") is None
     True
     """
-    import yaml
-
     for name, given in content()["families"].items():
         if architecture not in given["architectures"]:
             continue
         like, measured = given.get("like"), {}
         if like:
-            text = (config_dir() / "device" / f"{like}.yaml").read_text(encoding="utf-8")
-            measured = yaml.safe_load(text)["laws"].get(law, {})
+            measured = read_once(config_dir() / "device" / f"{like}.yaml")["laws"].get(law, {})
         public = given["laws"].get(law, {})
         sources = [f"those of {like}"] * bool(measured) + [f"public figures of {name} devices"] * bool(public)
         return Family({**measured, **public}, " and ".join(sources) or "what NVIDIA devices share")

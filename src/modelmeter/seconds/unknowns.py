@@ -7,13 +7,13 @@ step, or for those of a law.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from modelmeter.device import Device
+from modelmeter.folders import read_once
 
 FILE = Path(__file__).with_name("unknowns.yaml")
 
@@ -25,13 +25,10 @@ class Factor(NamedTuple):
     high: Any
 
 
-@cache
 def known() -> Mapping[str, Any]:
     """The content of `unknowns.yaml`."""
-    import yaml
-
-    content: Mapping[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    return content
+    found: Mapping[str, Any] = read_once(FILE)
+    return found
 
 
 def together(factors: Iterable[Factor]) -> Factor:

@@ -15,10 +15,11 @@ from modelmeter.fits import Fits
 from modelmeter.models.model import BaseModel
 from modelmeter.progress import watched
 from modelmeter.sweep.table import number, runtime_columns
+from modelmeter.sweep.timed import of_request, span_columns
 from modelmeter.workload import Workload
 
 if TYPE_CHECKING:
-    from modelmeter.host import Host, Span
+    from modelmeter.host import Host
 
 VERDICTS = ("yes", "likely", "unlikely", "no", "unknown")
 """Whether a target is met: at the upper end of the interval; at the point; at the lower end; nowhere; not predicted."""
@@ -42,7 +43,6 @@ def device_rows(
 
 def _predicted(model: BaseModel, work: Workload, device: Device, host: Host) -> dict[str, Any]:
     """What is predicted, or the sentence why nothing is."""
-    from modelmeter.sweep.timed import of_request
     from modelmeter.timeline import timed
 
     try:
@@ -54,15 +54,11 @@ def _predicted(model: BaseModel, work: Workload, device: Device, host: Host) -> 
     (ttft, ttft_binds), (tpot, tpot_binds), (request, binds) = asked.values()
     page, rate = request * (1 / batch), (batch / tpot.high, batch / tpot.seconds, batch / tpot.low)
     return {
-        **_ends("ttft", ttft), **_ends("tpot", tpot), **_ends("page", page),
+        **span_columns("ttft", ttft), **span_columns("tpot", tpot), **span_columns("page", page),
         **dict(zip(("tokens_per_s_low", "tokens_per_s", "tokens_per_s_high"), rate, strict=True)),
         "ttft_binds": ttft_binds, "tpot_binds": tpot_binds, "page_binds": binds,
         "page_bound_s": found.bound / batch, "note": "",
     }  # fmt: skip
-
-
-def _ends(what: str, span: Span) -> dict[str, float]:
-    return {f"{what}_s": span.seconds, f"{what}_low_s": span.low, f"{what}_high_s": span.high}
 
 
 def verdict(target: float, row: Mapping[str, Any], what: str) -> str:

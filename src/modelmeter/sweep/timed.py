@@ -73,9 +73,14 @@ def columns(found: Iterable[tuple[Times, Asked]]) -> dict[str, Any]:
     for one, asked in found:
         for what, (span, binds) in asked.items():
             name = f"{one.on.name}_{what}"
-            row |= {f"{name}_s": span.seconds, f"{name}_low_s": span.low, f"{name}_high_s": span.high}
+            row |= span_columns(name, span)
             row[f"{name}_binds"] = binds
     return row
+
+
+def span_columns(name: str, span: Span) -> dict[str, float]:
+    """The columns of a span: the point, and the ends of the interval."""
+    return {f"{name}_s": span.seconds, f"{name}_low_s": span.low, f"{name}_high_s": span.high}
 
 
 def own_of(devices: Sequence[Device], rows: Sequence[Row]) -> tuple[dict[str, Column], dict[str, Measure]]:
