@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,16 @@ def _sourced(node: Any, prefix: str, above: str = "") -> Iterator[tuple[str, str
 
 
 def _entry(group: str, name: str, kind: type[Any]) -> Any:
-    path = config_dir() / group / f"{name}.yaml" if name in config_names(group) else Path(name)
+    """An entry by name of the catalogue, read once, or of a user's file, read each time."""
+    return _shipped(group, name, kind) if name in config_names(group) else _read(group, Path(name), name, kind)
+
+
+@cache
+def _shipped(group: str, name: str, kind: type[Any]) -> Any:
+    return _read(group, config_dir() / group / f"{name}.yaml", name, kind)
+
+
+def _read(group: str, path: Path, name: str, kind: type[Any]) -> Any:
     values = read_yaml(path)
     valid = {f.name: f for f in fields(kind) if f.name != "name"}
     for given in (given for given in values if given not in valid):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from typing import Any, final
 
 from modelmeter.errors import InputError
@@ -133,14 +133,25 @@ class Fits:
 
     def changes(self, memory: float) -> list[str]:
         """The changes that make it fit, each alone; or, where none does, all of those that help, if these do."""
-        found = {text: change(self.work) for text, change in CHANGES.items()}
-        needs = {text: needed for text, work in found.items() if (needed := self._needed(work)) < self.needed}
-        alone = [text for text, needed in needs.items() if needed <= memory]
-        if alone or not needs:
+        alone = [text for text, needed in self._helping.items() if needed <= memory]
+        if alone or not self._helping:
             return alone
+        text, needed = self._together
+        return [text] * (needed <= memory)
+
+    @cached_property
+    def _helping(self) -> Mapping[str, Size]:
+        """What it takes with each change alone, of those that help."""
+        needs = {text: self._needed(change(self.work)) for text, change in CHANGES.items()}
+        return {text: needed for text, needed in needs.items() if needed < self.needed}
+
+    @cached_property
+    def _together(self) -> tuple[str, Size]:
+        """The changes that help, of one key the best, and what it takes with all of them."""
+        needs = self._helping
         names = {text.partition("=")[0]: text for text in sorted(needs, key=lambda text: -needs[text])}  # the best last
         work = reduce(lambda work, text: CHANGES[text](work), names.values(), self.work)
-        return [" ".join(names.values())] * (self._needed(work) <= memory)
+        return " ".join(names.values()), self._needed(work)
 
     def _needed(self, work: Workload) -> Size:
         """What another workload takes, or a precision that the model's shapes forbid: as much as this one."""
@@ -167,7 +178,7 @@ class Fits:
                 f"{self.model.name}: it is not certain that what it takes grows with {key}, so none is told"
             )
         evaluator = Evaluator((key,), [needed])
-        return lambda size: evaluator([size])[0]
+        return cache(lambda size: evaluator([size])[0])  # devices ask for the same sizes
 
 
 def largest(fits: Callable[[int], bool], least: int) -> int | None:
