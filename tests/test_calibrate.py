@@ -17,7 +17,7 @@ from modelmeter import InputError, load_model
 from modelmeter.calibrate import fits, machine, run
 from modelmeter.calibrate.llama_cpp import Row, _amounts, fitted_rows
 from modelmeter.calibrate.llama_files import decoder
-from modelmeter.calibrate.timing import Call, Question, asked, undisturbed
+from modelmeter.calibrate.timing import Call, Processor, Question, asked, undisturbed
 from modelmeter.catalogue import load_devices
 from modelmeter.cli import main
 from modelmeter.config import read_yaml
@@ -135,7 +135,7 @@ def test_every_question_is_asked_and_dear_ones_once():
     asks = []
     short = Question("vector", "fp32", {}, lambda i: lambda: asks.append("short"))
     long = Question("matrix", "fp32", {}, lambda i: lambda: (asks.append("long"), sum(range(1_000_000))))
-    found = asked([short, long], 0.5, 1, lambda text: None)
+    found = asked([short, long], 0.5, Processor(1), lambda text: None)
     assert [answer.question for answer in found] == [short, long] and asks.count("long") == 1 < asks.count("short")
 
 
@@ -171,7 +171,7 @@ def test_stages_that_an_engine_ran_tell_the_constants_of_all_laws():
     ("arguments", "told"),
     [
         (["-o", "mine.txt"], "must be a .yaml file in a folder that is there"),
-        (["-o", "mine.yaml", "--device", "tpu"], "--device tpu is not measured"),
+        (["-o", "mine.yaml", "--device", "tpu"], "unknown device 'tpu'"),
         (["-o", "mine.yaml", "--engine", "onnx"], "unknown engine 'onnx'; valid: llama_cpp, torch"),
         (["-o", "mine.yaml", "--formats", "fp33"], "unknown format 'fp33'"),
         (["-o", "mine.yaml", "--threads", "0"], "--threads must be 1 to 1024"),
