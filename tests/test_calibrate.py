@@ -243,10 +243,10 @@ def test_llama_cpp_on_this_processor_is_predicted(mine):
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
     shipped = read_yaml(config_dir() / "calibrate.yaml")["llama_cpp"]
-    shorter = {**shipped, "decoders": {"q8_0": shipped["decoders"]["q8_0"]}, "prompts": [32, 200], "turns": 2}
+    shorter = {**shipped, "decoders": {"q8_0": shipped["decoders"]["q8_0"]}, "prompts": [32, 200]}
 
     def predictions():
-        [device] = load_devices([str(mine(engine="llama_cpp", settings={"llama_cpp": shorter}))])
+        [device] = load_devices([str(mine(engine="llama_cpp", seconds=20, settings={"llama_cpp": shorter}))])
         return list(llama_cpp(device, {"100M": LLAMA_CPP["100M"]}, ["q8_0"]))
 
     near(predictions)

@@ -4,6 +4,7 @@ What is simulated is the clock alone: sizes, order, time limit, fits and the dev
 """
 
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,6 +76,14 @@ def test_changes_of_a_device_are_found_again(name, title):
     before, after = (one["launch"] + one["fill"] for one in (known(name, "product"), mine.laws["stream"]))
     cycles = mine.clock_hz / device(name).clock_hz
     assert after == pytest.approx((before + known(name, "product")["launch"]) * cycles, rel=0.05)
+
+
+def test_a_device_unlike_all_that_is_known_is_found():
+    truth = replace(device("a100_80gb"), architecture="Ada")
+    bench, found = Simulated(truth), facts.facts_of(properties(truth, "NVIDIA X99"))
+    content = gpu.measured(WANTED, found, CATALOGUE, "meta", bench, 20.0, SILENT)
+    mine, bare = Device(name="mine", **content), Device(name="bare", **content | {"laws": {}})
+    assert np.median(list(errors(mine, bench))) < 0.02 and np.median(list(errors(bare, bench))) > 0.15
 
 
 def known(name, law):

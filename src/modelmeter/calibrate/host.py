@@ -1,13 +1,13 @@
 """What the host takes beside its kernels: small decoders of transformers timed, less what their kernels are predicted.
 
-Decoders that stay in a cache tell what a launch takes at least, and a step; one that does not what it takes when
+Decoders that stay in a cache tell what a launch takes at least, and a step; those that do not what it takes when
 weights have driven the code out of the caches, as those of real models do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from time import process_time
 from typing import Any
 
@@ -92,7 +92,7 @@ def host_of(device: Device, asked: Mapping[str, Any], form: str, step: Step) -> 
     (few, short), (more, long), *cold = rows
     hot = max((long - short) / (more - few), 1e-7)
     beside = max(short - hot * few, 1e-6)
-    each = max(max((left - beside) / many for many, left in cold), hot)
+    each = max(mean((left - beside) / many for many, left in cold), hot)
     return {
         "eager": [digits(hot), digits(each), digits(1.5 * each)],
         "step": [digits(beside / 2), digits(beside), digits(2 * beside)],

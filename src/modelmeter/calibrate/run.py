@@ -120,7 +120,7 @@ def _llama_cpp(wanted: Mapping[str, Any], threads: int, told: Told) -> dict[str,
     except ModuleNotFoundError as error:
         how = "in a checkout, pip install -c constraints.txt '.[engines]'"
         raise InputError(f"{error.name} is not installed: {how}") from None
-    laws, host = llama_cpp.measured(wanted["llama_cpp"], threads, told)
+    laws, host = llama_cpp.measured(wanted["llama_cpp"], float(wanted["seconds"]), threads, told)
     content = _content(f"llama.cpp in xllamacpp {engine.__version__}", "llama_cpp", threads)
     fastest = 1 / median(one["products"] for one in laws["matrix"].values())
     memory = 1 / min(one["weights"] for one in laws["vector"].values())

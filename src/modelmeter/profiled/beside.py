@@ -92,7 +92,7 @@ class Laid:
     @property
     def predicted(self) -> Span:
         """Seconds that are predicted, without sampling and scheduling, which no kernel is."""
-        return self.time.device.beside(self.time.launches)
+        return self.time.busy
 
 
 def laid(recorded: Recorded, times: Times, stage: str | None = None) -> tuple[list[Laid], list[str]]:
