@@ -18,6 +18,7 @@ from modelmeter.report.tables import align
 from modelmeter.report.times import duration, span_text
 from modelmeter.times import Times
 
+UNUSUAL = "in runs beyond the median of their kernel: first calls, or other programs on the device"
 FIRST = 3
 """What is told first of what there is to gain."""
 MOST = 15
@@ -50,15 +51,14 @@ def _answer(one: Laid, times: Times) -> str:
     idle = f"{duration(one.idle)} idle ({100 * one.idle / max(one.wall, 1e-30):.1f} %)"
     rest = _rest(one)
     share = f"{100 * one.matched:.1f} % of the busy time has a counterpart"
-    return "\n".join(
-        [
-            f"{one.stage} of {where}: {duration(one.wall)} measured, {span_text(one.predicted)} predicted, "
-            f"{duration(one.time.bound)} at the least",
-            f"  {duration(one.busy)} busy, where {span_text(one.time.device)} is predicted, and {idle}; {share}"
-            + (f", {duration(rest)} has none" if rest else ""),
-            f"  most to gain: {'; '.join(_gaps(one))}",
-        ]
-    )
+    lines = [
+        f"{one.stage} of {where}: {duration(one.wall)} measured, {span_text(one.predicted)} predicted, "
+        f"{duration(one.time.bound)} at the least",
+        f"  {duration(one.busy)} busy, where {span_text(one.time.device)} is predicted, and {idle}; {share}"
+        + (f", {duration(rest)} has none" if rest else ""),
+        f"  most to gain: {'; '.join(_gaps(one))}",
+    ]
+    return "\n".join(lines)
 
 
 def _rest(one: Laid) -> float:
@@ -67,9 +67,9 @@ def _rest(one: Laid) -> float:
 
 
 def _gaps(one: Laid) -> list[str]:
-    """The dearest kernels and what else takes time beyond the bound, most first."""
-    gaps = [(one.idle, "idle"), (_rest(one), "what has no counterpart")]
-    gaps += [(pair.gain, f"{pair.expected.what} in {pair.expected.path}") for pair in one.pairs]
+    """What takes time beyond the bound, most first: what is idle, unusual or left over, and each kernel as usual."""
+    gaps = [(one.idle, "idle"), (one.unusual, UNUSUAL), (_rest(one), "what has no counterpart")]
+    gaps += [(pair.usual_gain, f"{pair.expected.what} in {pair.expected.path}") for pair in one.pairs]
     return [
         f"{duration(seconds)} {what}" for seconds, what in sorted(gaps, key=lambda gap: -gap[0])[:FIRST] if seconds > 0
     ]
