@@ -218,7 +218,7 @@ def test_transformers_on_this_processor_are_predicted(mine, capsys):
     try:
 
         def predictions():
-            paths.append(mine(seconds=12, formats=["fp32"]))
+            paths.append(mine(seconds=20, formats=["fp32"]))
             [device] = load_devices([str(paths[-1])])
             return list(transformers(device, {name: TRANSFORMERS[name] for name in ("30M", "deep and narrow", "110M")}))
 

@@ -33,6 +33,10 @@ class Pool:
         self._flat = random.sub_(0.5).mul_(LARGE.get(form, 1.0)).to(DTYPES[form])
         self._next = 0
 
+    def holds(self, *shape: int) -> bool:
+        """Whether a piece of this shape is in it."""
+        return torch.Size(shape).numel() <= self._flat.numel()
+
     def take(self, *shape: int) -> torch.Tensor:
         """The next piece."""
         count = torch.Size(shape).numel()
@@ -82,7 +86,8 @@ def _call(run: Callable[..., Any], *given: Any, **options: Any) -> Callable[[int
 
 
 def _products(pool: Pool, asked: Asked, n: int, k: int) -> Made:
-    for m in (m for m in asked["rows"] if pool.form != "int8" or m > INT8_ROWS):
+    least = INT8_ROWS if pool.form == "int8" else 0
+    for m in (m for m in asked["rows"] if m > least and pool.holds(m, k) and pool.holds(n, k)):
         x = pool.take(m, k)
         work = {"batch": 1, "m": m, "n": n, "k": k, "weights": n * k * pool.each}
         yield "vector" if m == 1 else "matrix", work, _product(pool, x, n, k)

@@ -21,6 +21,8 @@ ENGINES = {"torch": "eager sdpa flash", "llama_cpp": "llama_cpp llama_cpp_scores
 """Engines that are measured, and the runtimes of theirs."""
 DEVICES = ("cpu", "cuda")
 FORMATS = {"cpu": ("fp32", "bf16", "fp16"), "cuda": ("bf16", "fp16", "fp32", "tf32", "fp8", "int8")}
+PARTS, LEAST = 40, 2e8
+"""What part of a GPU's memory one format's operands may take, and how many bytes they are at least."""
 HOST = 0.2
 """Share of the time that decoders take, for what the host does."""
 Told = Callable[[str], None]
@@ -82,6 +84,7 @@ def _gpu(wanted: dict[str, Any], told: Told) -> dict[str, Any]:
     if wanted["formats"][0] == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         wanted["formats"] = ["fp16", *(form for form in wanted["formats"] if form not in ("bf16", "fp16"))]
     found = facts.facts_of(torch.cuda.get_device_properties(0))
+    wanted["pool"] = min(float(wanted["pool"]), max(found.memory_bytes / PARTS, LEAST))
     seconds, before = (1 - HOST) * float(wanted["seconds"]), torch.get_float32_matmul_precision()
     try:
         with torch.inference_mode():
