@@ -1,6 +1,7 @@
 """A calibrated machine beside models that no calibration has seen: predicted seconds over measured ones.
 
-`python tests/calibrated.py mine.yaml [torch | llama_cpp]` prints the table of docs/calibrate.md for this machine.
+`python tests/calibrated.py mine.yaml [torch [FORMAT] | llama_cpp]` prints the table of docs/calibrate.md for this
+machine, with as many threads as the device was calibrated with.
 """
 
 import sys
@@ -54,7 +55,7 @@ def host(device):
     return Host.of(read_yaml(config_dir() / "host.yaml")["host"]).on(device)
 
 
-def transformers(device, models):
+def transformers(device, models, form="fp32"):
     """Prefill and decode of decoders; what one waited for other programs is not counted."""
     import torch
 
@@ -62,7 +63,7 @@ def transformers(device, models):
     from modelmeter.calibrate.timing import timed, undisturbed
 
     for name, sizes in models.items():
-        module, model = decoder(sizes)
+        module, model = decoder(sizes, form)
         for tokens in PROMPTS:
             ids = torch.arange(tokens)[None]
             with torch.inference_mode():
@@ -71,7 +72,7 @@ def transformers(device, models):
                 "prefill": median(undisturbed(calls)),
                 "decode": median(step_seconds(module, tokens, STEPS)),
             }
-            work = model.text(tokens, decode_steps=STEPS, runtime="sdpa", precision=Precision.of("fp32"))
+            work = model.text(tokens, decode_steps=STEPS, runtime="sdpa", precision=Precision.of(form))
             stages = Times(model, work, device, host(device)).stages
             for stage, seconds in found.items():
                 yield Pair(name, stage, tokens, stages[stage].span.seconds, seconds)
@@ -101,33 +102,34 @@ def tower(device):
     yield Pair("CLIP-B/16, 3 layers", "vision", 196, busy + launches, median(undisturbed(calls)))
 
 
-def llama_cpp(device, models, policies=("q4_k_m", "q8_0", "f16")):
+def llama_cpp(device, models, policies=("q4_k_m", "q8_0", "f16"), threads=1):
     """Prefill and decode of decoders that llama.cpp runs."""
     from modelmeter.calibrate import llama_files
-    from modelmeter.calibrate.llama_cpp import ANSWER, seconds_of
+    from modelmeter.calibrate.llama_cpp import ANSWER, calls_of, seconds_of
 
     for policy in policies:
         for name, sizes in models.items():
             model = llama_files.decoder(sizes)
             with tempfile.TemporaryDirectory() as folder:
                 path = llama_files.write(Path(folder) / "model.gguf", sizes, policy)
-                measured = list(seconds_of(path, sizes[-1], PROMPTS, TURNS))
+                measured = list(seconds_of(calls_of(path, sizes[-1], PROMPTS, TURNS, threads)))
             for tokens, *found in measured:
-                work = model.text(tokens, decode_steps=ANSWER, runtime="llama_cpp", precision=Precision.of(policy))
+                work = model.text(int(tokens), decode_steps=ANSWER, runtime="llama_cpp", precision=Precision.of(policy))
                 stages = Times(model, work, device, host(device)).stages
                 for stage, seconds in zip(("prefill", "decode"), found, strict=True):
                     yield Pair(f"{name}, {policy}", stage, tokens, stages[stage].span.seconds, seconds)
 
 
-def main(path, engine="torch"):
+def main(path, engine="torch", form="fp32"):
     [device] = load_devices([path])
+    threads = int(device.multiprocessors)
     if engine == "torch":
         import torch
 
-        torch.set_num_threads(1)
-        pairs = [*transformers(device, TRANSFORMERS | LARGE), *tower(device)]
+        torch.set_num_threads(threads)
+        pairs = [*transformers(device, TRANSFORMERS | LARGE, form), *(tower(device) if form == "fp32" else ())]
     else:
-        pairs = list(llama_cpp(device, LLAMA_CPP))
+        pairs = list(llama_cpp(device, LLAMA_CPP, threads=threads))
     for pair in pairs:
         print(f"| {pair.model} | {pair.stage} | {pair.tokens} | {pair.predicted * 1e3:.1f} | {pair.measured * 1e3:.1f} | {pair.predicted / pair.measured - 1:+.1%} |", flush=True)  # fmt: skip
     for stage in dict.fromkeys(pair.stage for pair in pairs):

@@ -17,7 +17,7 @@ from modelmeter import InputError, load_model
 from modelmeter.calibrate import fits, machine, run
 from modelmeter.calibrate.llama_cpp import Row, _amounts, fitted_rows
 from modelmeter.calibrate.llama_files import decoder
-from modelmeter.calibrate.timing import Call, Question, asked, undisturbed
+from modelmeter.calibrate.timing import Call, Processor, Question, asked, undisturbed
 from modelmeter.catalogue import load_devices
 from modelmeter.cli import main
 from modelmeter.config import read_yaml
@@ -135,7 +135,7 @@ def test_every_question_is_asked_and_dear_ones_once():
     asks = []
     short = Question("vector", "fp32", {}, lambda i: lambda: asks.append("short"))
     long = Question("matrix", "fp32", {}, lambda i: lambda: (asks.append("long"), sum(range(1_000_000))))
-    found = asked([short, long], 0.5, 1, lambda text: None)
+    found = asked([short, long], 0.5, Processor(1), lambda text: None)
     assert [answer.question for answer in found] == [short, long] and asks.count("long") == 1 < asks.count("short")
 
 
@@ -171,7 +171,7 @@ def test_stages_that_an_engine_ran_tell_the_constants_of_all_laws():
     ("arguments", "told"),
     [
         (["-o", "mine.txt"], "must be a .yaml file in a folder that is there"),
-        (["-o", "mine.yaml", "--device", "tpu"], "--device tpu is not measured"),
+        (["-o", "mine.yaml", "--device", "tpu"], "unknown device 'tpu'"),
         (["-o", "mine.yaml", "--engine", "onnx"], "unknown engine 'onnx'; valid: llama_cpp, torch"),
         (["-o", "mine.yaml", "--formats", "fp33"], "unknown format 'fp33'"),
         (["-o", "mine.yaml", "--threads", "0"], "--threads must be 1 to 1024"),
@@ -218,7 +218,7 @@ def test_transformers_on_this_processor_are_predicted(mine, capsys):
     try:
 
         def predictions():
-            paths.append(mine(seconds=12, formats=["fp32"]))
+            paths.append(mine(seconds=20, formats=["fp32"]))
             [device] = load_devices([str(paths[-1])])
             return list(transformers(device, {name: TRANSFORMERS[name] for name in ("30M", "deep and narrow", "110M")}))
 
@@ -243,10 +243,10 @@ def test_llama_cpp_on_this_processor_is_predicted(mine):
     pytest.importorskip("xllamacpp")
     pytest.importorskip("gguf")
     shipped = read_yaml(config_dir() / "calibrate.yaml")["llama_cpp"]
-    shorter = {**shipped, "decoders": {"q8_0": shipped["decoders"]["q8_0"]}, "prompts": [32, 200], "turns": 2}
+    shorter = {**shipped, "decoders": {"q8_0": shipped["decoders"]["q8_0"]}, "prompts": [32, 200]}
 
     def predictions():
-        [device] = load_devices([str(mine(engine="llama_cpp", settings={"llama_cpp": shorter}))])
+        [device] = load_devices([str(mine(engine="llama_cpp", seconds=20, settings={"llama_cpp": shorter}))])
         return list(llama_cpp(device, {"100M": LLAMA_CPP["100M"]}, ["q8_0"]))
 
     near(predictions)

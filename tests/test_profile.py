@@ -19,6 +19,7 @@ from modelmeter.profiled.align import matched
 from modelmeter.profiled.beside import laid
 from modelmeter.profiled.expected import program_of
 from modelmeter.profiled.read import read
+from modelmeter.profiled.recorded import Ran, Range, Recorded
 from modelmeter.times import Times
 
 torch = pytest.importorskip("torch")
@@ -282,6 +283,33 @@ def test_kernels_of_a_gpu_are_laid_by_the_operators_that_launched_them(plain, tm
         assert mine == pytest.approx(theirs * FASTER) and one.idle > 0
 
 
+def test_kernels_of_a_captured_graph_are_no_operators(tmp_path):
+    """All of them share the correlation of the one call that launched the graph, as CUPTI tells it."""
+    host, gpu = {"ph": "X", "pid": 9, "tid": 9}, {"ph": "X", "pid": 0, "tid": 7, "cat": "kernel", "dur": 2.0}
+    args = {"device": 0, "correlation": 5, "graph id": 2}
+    events = [
+        {**host, "cat": "user_annotation", "name": "decode", "ts": 0.0, "dur": 100.0},
+        {**host, "cat": "cpu_op", "name": "aten::mm", "ts": 1.0, "dur": 9.0, "args": {"Input Dims": [[1, 8], [8, 4]]}},
+        {**host, "cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 2.0, "dur": 1.0, "args": {"correlation": 5}},
+        *({**gpu, "name": name, "ts": 20.0 + 3 * i, "args": {**args, "graph node id": i}} for i, name in enumerate(NAMES.values())),
+    ]  # fmt: skip
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    recorded = read(path)
+    assert [(one.name, one.kind, one.sizes) for one in recorded.ran] == [
+        (name, kind, ()) for kind, name in NAMES.items()
+    ]
+    [step] = recorded.within(recorded.stages["decode"])
+    assert len(step.ran) == len(NAMES)
+
+
+def test_what_was_launched_in_a_range_is_told_in_the_order_that_it_ran():
+    ran = tuple(Ran(name, "copy", (), start, 0.1, launched) for name, start, launched in
+                (("b", 1.0, 0.5), ("a", 2.0, 0.2), ("d", 3.0, 1.5), ("c", 4.0, 1.0)))  # fmt: skip
+    found = Recorded(ran, (), "a test", True).within([Range("one", 0.2, 1.0), Range("two", 1.0, 2.0)])
+    assert [[one.name for one in part.ran] for part in found] == [["b", "a"], ["d", "c"]]
+
+
 def sqlite_of(path, kernels, ranges):
     """An export as Nsight Systems documents it, made up here."""
     base = sqlite3.connect(path)
@@ -361,8 +389,12 @@ def test_the_command_answers_first_and_writes_what_it_found(plain, tmp_path, cap
     given = [f"model={config}", "device=xeon_8480", "runtime=sdpa", f"prompt_tokens={TOKENS}", f"decode_steps={STEPS}"]
     assert main(["profile", str(shaped), *given, f"out={tmp_path / 'out'}"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("prefill of ") and " measured, busy " in lines[0] and lines[1].startswith("decode of ")
-    assert "100.0 % of the busy time has a counterpart" in lines[0] and "passes: prefill 1, decode 3" in "".join(lines)
+    assert lines[0].startswith("prefill of ") and " measured, " in lines[0] and lines[3].startswith("decode of ")
+    assert (
+        "100.0 % of the busy time has a counterpart" in lines[1]
+        and "most to gain: " in lines[2]
+        and "passes: prefill 1, decode 3" in "".join(lines)
+    )
     table = (tmp_path / "out" / "profile.csv").read_text().splitlines()
     assert table[0].startswith("stage,path,what,kind,runs,expected_runs,measured_s,predicted_s") and len(table) > 100
     assert {"profile.svg", "profile.csv"} == {path.name for path in (tmp_path / "out").iterdir()}

@@ -51,12 +51,15 @@ class StageTime:
 
     @property
     def span(self) -> Span:
-        """Seconds of the stage; a processor launches and computes in turn, some engines prepare steps beside."""
-        if self.of.on.is_host:
-            return self.device + self.launches + self.step
-        if self.of.overlaps and self.stage == "decode":
+        """Seconds of the stage; some engines prepare the next step beside it."""
+        if self.of.overlaps and self.stage == "decode" and not self.of.on.is_host:
             return self.device.beside(self.launches + self.step)
-        return self.device.beside(self.launches) + self.step
+        return self.busy + self.step
+
+    @property
+    def busy(self) -> Span:
+        """Seconds of its kernels and of launching them; a processor launches and computes in turn."""
+        return self.device + self.launches if self.of.on.is_host else self.device.beside(self.launches)
 
     @cached_property
     def kernels(self) -> Timed:

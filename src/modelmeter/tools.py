@@ -101,17 +101,15 @@ def inspect(_: str, arguments: list[str], usage: str) -> int:
     return _told(commands.inspect(_parser(usage, "inspect"), arguments))
 
 
-def calibrate(_: str, arguments: list[str], usage: str) -> None:
+def calibrate(_: str, arguments: list[str], usage: str) -> int:
     parser = _parser(usage, "calibrate")
-    parser.add_argument("--device", default="cpu", help="cpu (default): this machine's processor")
+    parser.add_argument("--device", default="cpu", help="cpu (default): this machine's processor; cuda: its GPU")
     parser.add_argument("-o", "--out", required=True, metavar="FILE.yaml", help="where the device is written")
     parser.add_argument("--engine", default="torch", help="torch (default), or llama_cpp through the package xllamacpp")
     parser.add_argument("--threads", type=int, default=1, help="threads that run (default: 1)")
-    parser.add_argument("--seconds", type=float, help="of measuring kernels of torch (default: 60)")
+    parser.add_argument("--seconds", type=float, help="for all of it, as if alone (default: 60)")
     parser.add_argument("--formats", help="of torch, such as fp32,bf16")
     options = parser.parse_args(arguments)
-    if options.device != "cpu":
-        raise InputError(f"--device {options.device} is not measured yet; valid: cpu")
     if not 1 <= options.threads <= 1024 or not (options.seconds is None or 5 <= options.seconds <= 3600):
         raise InputError("--threads must be 1 to 1024 and --seconds 5 to 3600")
     path = Path(options.out)
@@ -121,11 +119,16 @@ def calibrate(_: str, arguments: list[str], usage: str) -> None:
 
     forms = options.formats.split(",") if options.formats else None
     told = lambda text: print(text, file=sys.stderr, flush=True)
-    found = run.calibrated(options.engine, threads=options.threads, seconds=options.seconds, formats=forms, told=told)
+    asked = {"threads": options.threads, "seconds": options.seconds, "formats": forms}
+    try:
+        found = run.calibrated(options.engine, device=options.device, told=told, **asked)
+    except run.Absent as error:
+        print(f"{usage}: {error}", file=sys.stderr)
+        return 1
     path.write_text(run.text_of(found, f"modelmeter calibrate {' '.join(arguments)}"), encoding="utf-8")
-    errors = (f"{law} {form} {one['error']:.1%}" for law, forms in found["laws"].items() if isinstance(forms, dict)
-              for form, one in forms.items())  # fmt: skip
-    print(f"{found['title']} in {path}\nmedian errors of the fit: {', '.join(errors)}")
+    errors = ", ".join(f"{name} {error:.1%}" for name, error in run.errors_of(found["laws"]).items())
+    print(f"{found['title']} in {path}\nmedian errors of the fit: {errors}")
+    return 0
 
 
 def score(_: str, arguments: list[str], usage: str) -> None:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from modelmeter.calibrate.timing import Answer
+from modelmeter.calibrate.timing import FEWEST, Answer
 from modelmeter.seconds.fit import fitted
 from modelmeter.seconds.processor import SUMS, Sum, ramp
 
 NINE_OF_TEN = (0.05, 0.95)
-FEWEST = 4
-"""Answers that a law needs."""
 
 
 def levels_of(answers: Sequence[Answer]) -> dict[float, float]:

@@ -7,11 +7,13 @@ constants of all laws: by format of the weights what a byte and a FLOP of produc
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice, zip_longest
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +42,8 @@ FREE = {
 NONE = 1e-15
 WITHIN = 10
 """How far a constant may be from where its fit starts: few stages tell little of some of them."""
+LEAST, MOST = 2, 5
+"""Decoders of each policy that are asked, however little time there is; and how often at most."""
 ASK = """
 import json, os, sys, time
 import xllamacpp as engine
@@ -75,11 +79,9 @@ class Row:
     seconds: float
 
 
-def seconds_of(
-    path: Path, vocabulary: int, prompts: Sequence[int], turns: int, threads: int = 1
-) -> Iterator[list[float]]:
-    """(prompt tokens, seconds of the prompt, seconds a token of the answer) as the engine tells it, the median of those
-    turns that had the core for themselves (of all, if none had). Raises InputError where it does not run."""
+def calls_of(path: Path, vocabulary: int, prompts: Sequence[int], turns: int, threads: int = 1) -> list[list[float]]:
+    """(prompt tokens, seconds of the prompt, seconds a token of the answer, share of a core) of every turn, as the
+    engine tells it. Raises InputError where it does not run."""
     asked = {"path": str(path), "vocabulary": vocabulary, "prompts": list(prompts), "turns": turns, "threads": threads,
              "answer": ANSWER}  # fmt: skip
     run = subprocess.run(
@@ -89,19 +91,22 @@ def seconds_of(
     if run.returncode or not told:
         lines = [line for line in run.stderr.splitlines() if line.strip()]
         raise InputError(f"llama.cpp did not run {path.name}: {lines[-1] if lines else 'it said nothing'}")
-    rows = json.loads(told.splitlines()[0])
-    for n in prompts:
-        every = [row for row in rows if row[0] == n]
+    found: list[list[float]] = json.loads(told.splitlines()[0])
+    return found
+
+
+def seconds_of(calls: Sequence[Sequence[float]]) -> Iterator[list[float]]:
+    """(prompt tokens, seconds of the prompt, seconds a token of the answer), the median of those turns that had the
+    core for themselves (of all, if none had)."""
+    for n in dict.fromkeys(row[0] for row in calls):
+        every = [row for row in calls if row[0] == n]
         yield [n, *(median(undisturbed([Call(row[i], row[3]) for row in every])) for i in (1, 2))]
 
 
-def rows_of(sizes: Sequence[int], policy: str, prompts: Sequence[int], turns: int, threads: int = 1) -> Iterator[Row]:
+def rows_of(sizes: Sequence[int], policy: str, calls: Sequence[Sequence[float]]) -> Iterator[Row]:
     """The stages of a decoder under a policy, each with what the engine takes for it."""
     model = decoder(sizes)
-    with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder) / f"{policy}.gguf", sizes, policy)
-        measured = list(seconds_of(path, sizes[-1], prompts, turns, threads))
-    for tokens, prompt, token in measured:
+    for tokens, prompt, token in seconds_of(calls):
         work = model.text(int(tokens), decode_steps=ANSWER, runtime=RUNTIME, precision=Precision.of(policy))
         for stage, seconds in (("prefill", prompt), ("decode", token)):
             kernels = model.kernels(stage, work)
@@ -157,11 +162,31 @@ def _laws(found: Mapping[str, float], keys: Sequence[str], told: Mapping[str, fl
     return laws
 
 
-def measured(asked: Mapping[str, Any], threads: int, told: Callable[[str], None]) -> tuple[dict[str, Any], Any]:
-    """The laws of llama.cpp on this machine, and its host."""
-    rows: list[Row] = []
-    for policy, models in asked["decoders"].items():
-        for sizes in models:
-            rows += rows_of(sizes, policy, asked["prompts"], asked["turns"], threads)
-            told(f"{policy}: {'x'.join(map(str, sizes))}")
+def measured(
+    asked: Mapping[str, Any], seconds: float, threads: int, told: Callable[[str], None]
+) -> tuple[dict[str, Any], Any]:
+    """The laws of llama.cpp on this machine, and its host: decoders of each policy in turn, and again, in so many
+    seconds in which the threads have a core."""
+    columns = ([(policy, sizes) for sizes in models] for policy, models in asked["decoders"].items())
+    every = [one for row in zip_longest(*columns) for one in row if one is not None]
+    calls: list[list[list[float]]] = [[] for _ in every]
+    costs: dict[int, float] = {}
+    least, end = LEAST * len(asked["decoders"]), _clock(threads) + seconds
+    for index, (policy, sizes) in islice(cycle(enumerate(every)), MOST * len(every)):
+        begun = _clock(threads)
+        dear = costs.get(index, max(costs.values(), default=0.0))
+        if begun + dear > end and (calls[index] or index >= least):
+            break
+        with tempfile.TemporaryDirectory() as folder:
+            path = write(Path(folder) / f"{policy}.gguf", sizes, policy)
+            calls[index] += calls_of(path, sizes[-1], asked["prompts"], 1, threads)
+        costs[index] = _clock(threads) - begun
+        told(f"{policy}: {'x'.join(map(str, sizes))}; {max(end - _clock(threads), 0):.0f} s left")
+    rows = [row for one, own in zip(every, calls, strict=True) if own for row in rows_of(one[1], one[0], own)]
     return fitted_rows(rows, threads)
+
+
+def _clock(threads: int) -> float:
+    """Seconds in which this process, or the threads of those that it started, had a core."""
+    spent = os.times()
+    return spent.user + spent.system + (spent.children_user + spent.children_system) / threads

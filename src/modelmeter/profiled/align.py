@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from modelmeter.profiled.expected import Expected, Extent, Loop, Program
 from modelmeter.profiled.kinds import Sizes
 from modelmeter.profiled.recorded import Ran
+from modelmeter.progress import watched
 
 Costs = NDArray[np.int64]
 EXTRA, LACKING = 1000, 1000
@@ -74,7 +75,7 @@ def aligned(ran: Sequence[Ran], program: Program) -> list[int]:
     enter, source = _entries(state, edges, begins=0)
     came = np.empty((len(ran), len(program.kernels)), np.int16)
     none = 0
-    for index, one in enumerate(ran):
+    for index, one in enumerate(watched(ran, f"events laid beside {program.stage}", len(ran))):
         matched, stays = enter + fits(one), state + EXTRA
         came[index] = np.where(matched <= stays, source, _STAYS)
         state, none = np.minimum(matched, stays), none + EXTRA
@@ -131,11 +132,12 @@ def _entries(state: Costs, edges: Sequence[tuple[int, int]], begins: int) -> tup
 
 def _passing(base: Costs, source: NDArray[np.int32]) -> tuple[Costs, NDArray[np.int32]]:
     """The same where kernels may be passed by: the cheapest of those before, at LACKING each."""
-    steps = np.arange(len(base)) * LACKING
-    least = np.minimum.accumulate(base - steps)
-    fresh = np.append(True, least[1:] < least[:-1])  # of equals the first, so that what lacks does so at the end
-    where = np.maximum.accumulate(np.where(fresh, np.arange(len(base)), 0))
-    return least + steps, source[where]
+    places = np.arange(len(base))
+    least = np.minimum.accumulate(base - places * LACKING)
+    stale = np.zeros(len(base), bool)
+    np.equal(least[1:], least[:-1], out=stale[1:])  # of equals the first, so that what lacks does so at the end
+    where = np.maximum.accumulate(np.where(stale, 0, places))
+    return least + places * LACKING, source[where]
 
 
 class _Fits:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median
 from typing import NamedTuple
 
 from modelmeter.errors import InputError, choose
@@ -24,12 +25,13 @@ LEAST = 0.2
 
 class Pair(NamedTuple):
     """A kernel and what was recorded for it: how often it ran and for how long; `surplus` are seconds of runs more
-    than expected."""
+    than expected, `usual` those of all runs if each were the median one."""
 
     expected: Expected
     times: float
     seconds: float
     surplus: float
+    usual: float
 
     @property
     def predicted(self) -> float:
@@ -45,6 +47,11 @@ class Pair(NamedTuple):
     def gain(self) -> float:
         """Seconds beyond that bound."""
         return self.seconds - self.surplus - self.bound
+
+    @property
+    def usual_gain(self) -> float:
+        """The same if each run were the median one."""
+        return self.gain - (self.seconds - self.usual)
 
     @property
     def lacking(self) -> float:
@@ -84,6 +91,12 @@ class Laid:
         return sum(pair.seconds for pair in self.pairs) + sum(one.seconds for one in self.alone)
 
     @property
+    def unusual(self) -> float:
+        """Seconds by which runs were longer than the median ones of their kernels, less those by which some were
+        shorter."""
+        return sum(pair.seconds - pair.usual for pair in self.pairs)
+
+    @property
     def matched(self) -> float:
         """The share of these seconds that has a counterpart."""
         found = sum(pair.seconds - pair.surplus for pair in self.pairs)
@@ -92,7 +105,7 @@ class Laid:
     @property
     def predicted(self) -> Span:
         """Seconds that are predicted, without sampling and scheduling, which no kernel is."""
-        return self.time.device.beside(self.time.launches)
+        return self.time.busy
 
 
 def laid(recorded: Recorded, times: Times, stage: str | None = None) -> tuple[list[Laid], list[str]]:
@@ -144,24 +157,24 @@ def _parts(recorded: Recorded, times: Times, stage: str | None) -> tuple[dict[st
 def _laid(parts: Sequence[Recorded], program: Program, times: Times) -> Laid:
     ran = [one for part in parts for one in part.ran]
     places, passes = matched(ran, program)
-    many: Counter[int] = Counter(places)
-    seconds: dict[int, float] = {}
+    seconds: dict[int, list[float]] = {}
     names: dict[tuple[str, str], list[float]] = {}
     for one, place in zip(ran, places, strict=True):
         if place >= 0:
-            seconds[place] = seconds.get(place, 0.0) + one.seconds / passes
+            seconds.setdefault(place, []).append(one.seconds / passes)
         else:
             names.setdefault((one.name, one.kind), []).append(one.seconds / passes)
-    pairs = (_pair(kernel, many[i] / passes, seconds.get(i, 0.0)) for i, kernel in enumerate(program.kernels))
+    pairs = (_pair(kernel, seconds.get(i, []), passes) for i, kernel in enumerate(program.kernels))
     alone = (Alone(*key, len(found) / passes, sum(found)) for key, found in names.items())
     wall, busy = (sum(values) / passes for values in zip(*((p.wall, p.busy) for p in parts), strict=True))
     ordered = sorted(alone, key=lambda one: -one.seconds)
     return Laid(program.stage, passes, wall, busy, tuple(pairs), tuple(ordered), times.stages[program.stage])
 
 
-def _pair(kernel: Expected, times: float, seconds: float) -> Pair:
+def _pair(kernel: Expected, runs: Sequence[float], passes: int) -> Pair:
+    times, seconds = len(runs) / passes, sum(runs)
     surplus = seconds * max(0.0, 1 - kernel.runs / times) if times else 0.0
-    return Pair(kernel, times, seconds, surplus)
+    return Pair(kernel, times, seconds, surplus, median(runs) * len(runs) if runs else 0.0)
 
 
 def _rows(parts: Sequence[Recorded], program: Program) -> str:

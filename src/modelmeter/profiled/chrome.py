@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 from modelmeter.errors import InputError
 from modelmeter.profiled.kinds import Sizes, kind_of_kernel, kind_of_operator, sizes_of_operator
 from modelmeter.profiled.recorded import Ran, Range, Recorded
+from modelmeter.progress import watched
 
 MICRO = 1e-6
 DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+GRAPH = "GraphLaunch"
+"""How a launch of a captured graph is called, whose kernels are no operator's."""
 Event = Mapping[str, Any]
 
 
@@ -90,7 +93,7 @@ def _threads(events: Iterable[Event]) -> dict[Any, list[Event]]:
 def _operators(events: Sequence[Event]) -> Iterator[Called]:
     """The operators of one thread: the outermost of a known kind, and innermost ones that nobody knows."""
     end = float("-inf")
-    for place, event in enumerate(events):
+    for place, event in enumerate(watched(events, "operators read", len(events))):
         kind, over = kind_of_operator(event["name"]), event["ts"] + event["dur"]
         if event["ts"] < end or kind == "":
             continue
@@ -116,11 +119,11 @@ def _launched(
     by = {e.get("args", {}).get("correlation"): e for e in launches}
     starts = {thread: [c.start for c in own] for thread, own in called.items()}
     last: tuple[Called | None, list[Event]] = (None, [])
-    for kernel in kernels:
+    for kernel in watched(kernels, "kernels read", len(kernels)):
         launch = by.get(kernel.get("args", {}).get("correlation"))
         thread = (launch.get("pid"), launch.get("tid")) if launch else None
         at = bisect_right(starts.get(thread, []), launch["ts"]) - 1 if launch else -1
-        own = called[thread][at] if launch and at >= 0 else None
+        own = called[thread][at] if launch and at >= 0 and not launch["name"].endswith(GRAPH) else None
         operator = own if own and launch and launch["ts"] < own.end else None
         if operator is not None and operator is last[0]:
             last[1].append(kernel)

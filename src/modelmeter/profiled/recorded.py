@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -62,8 +63,11 @@ class Recorded:
 
     def within(self, ranges: Sequence[Range]) -> Iterator[Recorded]:
         """What was launched in each of these ranges."""
+        order = sorted(range(len(self.ran)), key=lambda place: self.ran[place].launched)
+        launched = [self.ran[place].launched for place in order]
         for one in ranges:
-            yield replace(self, ran=tuple(ran for ran in self.ran if one.start <= ran.launched < one.end))
+            own = order[bisect_left(launched, one.start) : bisect_left(launched, one.end)]
+            yield replace(self, ran=tuple(self.ran[place] for place in sorted(own)))
 
     @property
     def wall(self) -> float:

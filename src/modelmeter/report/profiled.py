@@ -18,6 +18,9 @@ from modelmeter.report.tables import align
 from modelmeter.report.times import duration, span_text
 from modelmeter.times import Times
 
+UNUSUAL = "in runs beyond the median of their kernel: first calls, or other programs on the device"
+FIRST = 3
+"""What is told first of what there is to gain."""
 MOST = 15
 """Kernels of each table."""
 IDLE = {True: "idle: no kernel ran", False: "idle: between operators, in Python"}
@@ -43,18 +46,33 @@ def profile_text(found: Sequence[Laid], times: Times, recorded: Recorded, told: 
 
 
 def _answer(one: Laid, times: Times) -> str:
-    parts = {name: sum(pair.gain for pair in pairs) for name, pairs in by_component(one).items()}
-    best = max(parts, key=lambda name: parts[name])
-    rest = sum(alone.seconds for alone in one.alone) + sum(pair.surplus for pair in one.pairs)
-    gaps = {"idle": one.idle, best: parts[best], "what has no counterpart": rest}
-    most = max(gaps, key=lambda name: gaps[name])
+    """Where the time of a stage goes, in a few lines: against what is predicted, what is idle, what is left over."""
     where = f"{times.model.name} on {times.on.title}, {times.work.execution}"
-    return (
-        f"{one.stage} of {where}: {duration(one.wall)} measured, busy {duration(one.busy)}; "
-        f"{span_text(one.predicted)} predicted, busy {span_text(one.time.device)}; "
-        f"least {duration(one.time.bound)}; {100 * one.matched:.1f} % of the busy time has a counterpart, "
-        f"idle {100 * one.idle / max(one.wall, 1e-30):.1f} % of the whole; most to gain: {most}, {duration(gaps[most])}"
-    )
+    idle = f"{duration(one.idle)} idle ({100 * one.idle / max(one.wall, 1e-30):.1f} %)"
+    rest = _rest(one)
+    share = f"{100 * one.matched:.1f} % of the busy time has a counterpart"
+    lines = [
+        f"{one.stage} of {where}: {duration(one.wall)} measured, {span_text(one.predicted)} predicted, "
+        f"{duration(one.time.bound)} at the least",
+        f"  {duration(one.busy)} busy, where {span_text(one.time.device)} is predicted, and {idle}; {share}"
+        + (f", {duration(rest)} has none" if rest else ""),
+        f"  most to gain: {'; '.join(_gaps(one))}",
+    ]
+    return "\n".join(lines)
+
+
+def _rest(one: Laid) -> float:
+    """Seconds of what ran and is not predicted."""
+    return sum(alone.seconds for alone in one.alone) + sum(pair.surplus for pair in one.pairs)
+
+
+def _gaps(one: Laid) -> list[str]:
+    """What takes time beyond the bound, most first: what is idle, unusual or left over, and each kernel as usual."""
+    gaps = [(one.idle, "idle"), (one.unusual, UNUSUAL), (_rest(one), "what has no counterpart")]
+    gaps += [(pair.usual_gain, f"{pair.expected.what} in {pair.expected.path}") for pair in one.pairs]
+    return [
+        f"{duration(seconds)} {what}" for seconds, what in sorted(gaps, key=lambda gap: -gap[0])[:FIRST] if seconds > 0
+    ]
 
 
 def _tables(one: Laid, recorded: Recorded) -> Iterator[str]:
@@ -68,10 +86,12 @@ def _components(one: Laid, recorded: Recorded) -> str:
     found = sorted(by_component(one).items(), key=lambda item: -sum(pair.gain for pair in item[1]))
     rows = [[f"{one.stage}: component", *HEADS]]
     rows += [[name, *_figures(pairs, one.busy)] for name, pairs in found]
-    rest = sum(alone.seconds for alone in one.alone) + sum(pair.surplus for pair in one.pairs)
+    rest = _rest(one)
     share = f"{100 * rest / max(one.busy, 1e-30):.1f}"
     rows.append(["no counterpart", duration(rest), "-", "-", "-", duration(rest), share])
-    rows.append([IDLE[recorded.on_gpu], duration(one.idle), "-", "-", "-", duration(one.idle), "-"])
+    expected = max(one.predicted.seconds - one.time.device.seconds, 0.0)
+    ratio = f"{one.idle / expected:.2f}" if expected else "-"
+    rows.append([IDLE[recorded.on_gpu], duration(one.idle), duration(expected), "-", ratio, duration(one.idle), "-"])
     return align(rows)
 
 

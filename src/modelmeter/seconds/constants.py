@@ -31,7 +31,7 @@ ALL = (PRODUCT, MIXTURE, GROUPED, PREFILL, VISION, DECODE, STREAM, ALLREDUCE, TR
 LAWS = {law.name: law for law in ALL}
 FILE = Path(__file__).with_name("laws.yaml")
 BORROWED = {"stream": "product", "grouped": "mixture"}
-"""Laws without constants of their own, and whose they take."""
+"""Laws without constants of their own, and whose they take, but where a device was measured for them."""
 RANGES = (2e-6, 2e-5, 2e-4)
 """Bounds of the ranges of size, by what a plain roofline says, in seconds."""
 WIDE = (0.5, 2.0)
@@ -68,7 +68,7 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
         device.need(figure)
     name = BORROWED.get(law.name, law.name)
     shared = shipped()["laws"].get(name) or {"constants": content().get(name, {c.name: c.start for c in law.constants})}
-    own, like, told = device.laws.get(name, {}), "shapes", []
+    own, like, told = device.laws.get(law.name) or device.laws.get(name, {}), "shapes", []
     if not own:
         own, like, of = _of_kin(shared, device, name)
         told.append(f"{device.name} was not measured: {of}")

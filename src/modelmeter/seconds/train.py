@@ -101,7 +101,7 @@ def _sample(group: Measured) -> Measured:
 
 def _plain(law: Law, groups: Sequence[Measured], constants: Sequence[Constant], start: Values) -> Values:
     plain = [g for g in groups if g.variant in PLAIN] or list(groups)
-    return _best(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
+    return best(lambda c: np.concatenate([residuals(law, c, g) for g in plain]), constants, start)
 
 
 def _extras(
@@ -115,10 +115,10 @@ def _extras(
 
     first = base[groups[0].device.name]
     kept = {name: value for name, value in known.items() if name in law.extras or name in names}
-    return _best(errors, fit, {**{c.name: first[c.name] for c in fit if c.name in first}, **kept})
+    return best(errors, fit, {**{c.name: first[c.name] for c in fit if c.name in first}, **kept})
 
 
-def _best(errors: Residuals, constants: Sequence[Constant], start: Values) -> Values:
+def best(errors: Residuals, constants: Sequence[Constant], start: Values) -> Values:
     """The better of two fits, from a start and from that of each constant: either may end in a valley of its own."""
     others = {name: value for name, value in start.items() if name not in {c.name for c in constants}}
     return min((fitted(errors, constants, first) for first in (start, others)), key=lambda c: loss(errors(c)))
