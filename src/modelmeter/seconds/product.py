@@ -98,7 +98,8 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     floor = c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + best + np.where(w.get("quantised", False), 0.0, quantise_seconds(c, device, batch * m, k))
     compute = np.where(w["vectors"], np.minimum(np.minimum(once, split), vector), np.minimum(once, split))
-    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory)
+    busy = 2 * batch * m * n * k / w["peak"]
+    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory, busy)
 
 
 PRODUCT = Law(

@@ -14,6 +14,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.folders import read_once
+from modelmeter.seconds.power import pace_of
 
 FILE = Path(__file__).with_name("unknowns.yaml")
 
@@ -43,8 +44,9 @@ def together(factors: Iterable[Factor]) -> Factor:
 
 
 def of_device(device: Device) -> list[Factor]:
-    """What is open about a device beside what its laws leave open: its clock under load; a processor was measured."""
-    return [] if device.is_host else [Factor(*known()["clock"])]
+    """What is open about a device beside what its laws leave open: its clock under load, by how that is known; a
+    processor was measured."""
+    return [] if device.is_host else [Factor(*known()["clock"][pace_of(device).how])]
 
 
 def of_engine(engine: str) -> dict[str, Factor]:
