@@ -103,5 +103,5 @@ BLOCKS = Law(
     (),
     ("m", "n", "k", "batch", "quantised", "fine", "stored", "moved"),
     blocks_parts,
-    omits="which tile the engine takes, a last wave that is not full, clocks that fall under load",
+    omits="which tile the engine takes, a last wave that is not full",
 )

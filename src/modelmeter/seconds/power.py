@@ -30,7 +30,7 @@ LARGE = 8192
 INFINITE = float("inf")
 TOLD = {
     "alike": "its clock under load is that of like devices at its watts",
-    "shared": "its clock under load is not known, as it shares its watts",
+    "shared": "its clock under load is not known, as it has no link to a host and so shares its watts",
     "unknown": "its clock under load is not known",
 }
 
@@ -78,10 +78,10 @@ def pace_of(device: Device) -> Pace:
 def rate_of(device: Device, form: str) -> tuple[float, str]:
     """FLOPs a second that large products reach in bf16 or fp32 (infinite: not known), and how that is known.
 
-    A processor's graphics share its watts, so that these tell nothing.
+    What has no link to a host is part of a processor, whose watts it shares: these tell nothing.
 
     >>> card = Device("x", "X", 90e12, 22e12, 1e12, 1e9, "a sheet", architecture="Ada", multiprocessors=40,
-    ...               clock_hz=2.2e9, watts=63.5, link="pcie")
+    ...               clock_hz=2.2e9, watts=63.5, host_link_bytes_per_s=3e10)
     >>> rate_of(card, "bf16")
     (50000000000000.0, 'alike')
     """
@@ -89,7 +89,7 @@ def rate_of(device: Device, form: str) -> tuple[float, str]:
         return float(device.reached[form]), "reached"
     chip = _chip(device)
     joules = chip.get("joules", {}).get(form)
-    if device.link == "none":
+    if device.host_link_bytes_per_s is None:
         return INFINITE, "shared"
     if device.watts is None or joules is None:
         return INFINITE, "unknown"

@@ -114,5 +114,5 @@ PRODUCT = Law(
     ("m", "n", "k", "batch", "left", "right", "peak", "least", "vectors"),
     product_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
-    "which tile the library takes (the best is assumed), clocks that fall under load, sizes that are no multiple of 8",
+    "which tile the library takes (the best is assumed), sizes that are no multiple of 8",
 )
