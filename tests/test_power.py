@@ -123,6 +123,7 @@ def test_what_is_not_known_is_said_and_unsure():
         assert word in told.derived
         wide.append(of_device(device)[0])
     own = of_device(DEVICES["l40s"])[0]
+    assert of_device(CARD, heated=False) == of_device(DEVICES["h100_sxm"])
     assert own.high <= wide[0].high < wide[1].high < wide[2].high
     assert pace_of(replace(CARD, watts=None)).least == 0
 

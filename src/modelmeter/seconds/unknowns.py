@@ -43,10 +43,10 @@ def together(factors: Iterable[Factor]) -> Factor:
     return Factor(np.exp(-lows), np.exp(highs))
 
 
-def of_device(device: Device) -> list[Factor]:
-    """What is open about a device beside what its laws leave open: its clock under load, by how that is known; a
-    processor was measured."""
-    return [] if device.is_host else [Factor(*known()["clock"][pace_of(device).how])]
+def of_device(device: Device, heated: bool = True) -> list[Factor]:
+    """What is open about a device beside what its laws leave open: its clock under load, by how that is known; not
+    `heated`, as by steps that wait for memory, any device holds its clock; a processor was measured."""
+    return [] if device.is_host else [Factor(*known()["clock"][pace_of(device).how if heated else "measured"])]
 
 
 def of_engine(engine: str) -> dict[str, Factor]:
