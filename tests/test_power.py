@@ -160,7 +160,7 @@ def test_every_figure_says_where_it_comes_from():
         [line] = [
             x for x in Path(f"configs/device/{device.name}.yaml").read_text().splitlines() if x.startswith("reached:")
         ]
-        assert re.search(r"# .*(zzc0721|stas00|chsasank|llm-tracker)", line), device.name
+        assert re.search(r"# .*(zzc0721|stas00|chsasank|llm-tracker|Rapid-MLX)", line), device.name
     for line in FILE.read_text().splitlines():
         assert line.startswith("#") or "{" not in line or "#" in line, line
 
