@@ -21,7 +21,8 @@ from modelmeter.seconds.asked import Kind, asked_of
 from modelmeter.seconds.blocks import BLOCKS, UBATCH
 from modelmeter.seconds.constants import LAWS, WIDE, constants_of, spread_of
 from modelmeter.seconds.families import FILE, content, family_of
-from modelmeter.seconds.predict import lasting_of
+from modelmeter.seconds.predict import lasting_of, seconds_of_work
+from modelmeter.seconds.shapes import attention_work
 from modelmeter.times import Times
 
 DEVICES = {device.name: device for device in load_devices() if device.clock_hz and device.l2_bytes}
@@ -141,6 +142,26 @@ def test_a_family_stands_for_its_devices_and_their_intervals_are_wide():
     assert "public figures of Apple devices" in apple.derived
     assert constants_of(product, DEVICES["rtx_3090"], "bf16").like == "devices"
     assert family_of("Ada", "product") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "law", "measured"),
+    [
+        ("mi300x", "prefill", {4096: 467.8, 8192: 522.7}),
+        ("mi300x", "vision", {1024: 338.1, 4096: 527.7, 8192: 558.2}),
+        ("mi355x", "prefill", {4096: 949.3, 8192: 1247.7}),
+        ("mi355x", "vision", {1024: 613.5, 4096: 1177.1, 8192: 1396.0}),
+        ("radeon_8060s", "prefill", {2048: 20.9, 4096: 25.0, 8192: 27.3}),
+    ],
+)
+def test_attention_of_amds_devices_is_as_public_kernels(device, law, measured):
+    """TFLOP/s of 32 heads of 128 over 8 KV heads: ROCm/aiter op_tests/cpp/mha/README.md, ROCm/aiter/pull/3560."""
+    for length, rate in measured.items():
+        work = attention_work(DEVICES[device], law, "bf16", 1, 32, 8, 128, length, length)
+        work = {**work, "kernels": 1.0, "writes": False}
+        found = float(seconds_of_work(law, "bf16", work, DEVICES[device]).seconds)
+        pairs = length**2 / (2 if law == "prefill" else 1)
+        assert 4 * 32 * 128 * pairs / found / 1e12 == pytest.approx(rate, rel=0.17)
 
 
 def test_every_device_has_what_a_request_needs():

@@ -18,6 +18,8 @@ MOST = 1e30
 RESOURCES = ("tensor cores", "CUDA cores", "memory bandwidth")
 PEAKS = ("fp32", "tf32", "bf16", "fp8", "fp4", "int8")
 """Formats that an engine multiplies in; fp16 runs as bf16 does."""
+REACHED = ("bf16", "fp32")
+"""Formats in which it is told what large products reach: on matrix units, and on CUDA cores."""
 LINKS = ("nvlink", "xgmi", "pcie", "roce", "none")
 REQUIRED = ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes")
 FIGURES = {
@@ -40,6 +42,7 @@ class Device:
     dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
     datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES,
     `need`).
+    `reached` is what large products were measured to reach under its power limit, by format, in bf16 and fp32.
     `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
     way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the host, as those of
     configs/host.yaml, which they stand before.
@@ -55,6 +58,7 @@ class Device:
     source: str
     confidence: str = "B"
     peaks: Mapping[str, float] = field(default_factory=dict, hash=False)
+    reached: Mapping[str, float] = field(default_factory=dict, hash=False)
     architecture: str = ""
     link: str = "none"
     multiprocessors: float | None = None
@@ -74,6 +78,9 @@ class Device:
         for form, peak in self._mapping("peaks").items():
             choose(f"format of the peaks of device {self.name}", form, PEAKS)
             self._require_number(f"peaks.{form}", peak)
+        for form, rate in self._mapping("reached").items():
+            choose(f"format of what device {self.name} reached", form, REACHED)
+            self._require_number(f"reached.{form}", rate)
         for law, constants in self._mapping("laws").items():
             for key, value in constants.items() if isinstance(constants, Mapping) else ((law, constants),):
                 if not isinstance(value, (Mapping, str)):
@@ -117,6 +124,15 @@ class Device:
         if form not in known:
             raise unknown(f"format of products on device {self.name}", form, known)
         return float(known[form])
+
+    @property
+    def above(self) -> float:
+        """The clock in large products over the datasheet's, where it must be higher: they exceed the peak; else 1.
+
+        >>> Device("x", "X", 100, 10, 10, 1, "a sheet", reached={"bf16": 108}).above
+        1.08
+        """
+        return max(1.0, self.reached.get("bf16", 0.0) / self.tensor_flops_per_s)
 
     @property
     def is_host(self) -> bool:

@@ -140,7 +140,7 @@ class Times:
         present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
         asked = [(name, *self._sizes(name)) for name in present]
         found = zip(asked, self._sums(asked), strict=True)
-        return {one[0]: self._stage(one[0], *self._busy(sums, self._least(*one))) for one, sums in found}
+        return {one[0]: self._stage(one[0], *self._busy(one[0], sums, self._least(*one))) for one, sums in found}
 
     def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
         launches = self.host.launches(self.work, name, runs)
@@ -153,13 +153,14 @@ class Times:
         """
         asked = (name, {**self.model.stage(name).sizes(self.work), **sizes}, None)
         [found] = self._sums([asked])
-        return self._busy(found, self._least(*asked))
+        return self._busy(name, found, self._least(*asked))
 
-    def _busy(self, sums: Sums, least: Any) -> tuple[Span, Any]:
+    def _busy(self, name: str, sums: Sums, least: Any) -> tuple[Span, Any]:
         """The kernels of all laws, with what engine and device leave open, no less than the datasheet allows."""
+        open_about = of_device(self.on, heated=self.model.stage(name).steps is None)
         known = of_engine(self.engine or self.work.runtime.name)
         spans = (Span(*ends).widened([known[law]] if law in known else []) for law, ends in sums.laws.items())
-        low, seconds, high = sum(spans, start=NONE).widened(of_device(self.on))
+        low, seconds, high = sum(spans, start=NONE).widened(open_about)
         return Span(maximum(low, minimum(seconds, least)), seconds, high), sums.runs
 
     def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:

@@ -75,13 +75,14 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
     blocks = b * heads * count / units
     walked = np.maximum(longest, blocks * mean + c["tail"] * longest) * step
     compute = (walked + np.maximum(blocks, 1) * c["fill"]).min(axis=0)
+    busy = (4 * e * rows * KEYS * b * heads * count * mean / peak).min(axis=0)
     written = np.where(w["writes"], 2 * b * s * g * e * (2 + each), 0.0)
     moved = 4 * b * s * h * e + 2 * b * t * g * e * each
     each_byte = memory_seconds(c, device, moved + written, w["warm"], 2.0) / (moved + written)
     memory, kept = moved * each_byte, written * each_byte * c.get("keep", 0.0)
     floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + soft(compute, memory, c["sharp"]) + kept
-    return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor + 0 * memory)
+    return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor + 0 * memory, busy)
 
 
 _WORK = (

@@ -63,7 +63,8 @@ def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
     memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
     compute = np.where(m <= VECTOR, dots, tiles)
     floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"] + 0 * memory
-    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
+    busy = np.where(m <= VECTOR, 0.0, compute)
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
 
 
 def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -> tuple[Array, Array]:
@@ -102,5 +103,5 @@ BLOCKS = Law(
     (),
     ("m", "n", "k", "batch", "quantised", "fine", "stored", "moved"),
     blocks_parts,
-    omits="which tile the engine takes, a last wave that is not full, clocks that fall under load",
+    omits="which tile the engine takes, a last wave that is not full",
 )

@@ -32,12 +32,14 @@ class Constant(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """Seconds of kernels, and of what they are made: compute alone, memory alone, what a launch costs at least."""
+    """Seconds of kernels, and of what they are made: compute alone, memory alone, what a launch costs at least; and
+    `busy`, those that draw power: of matrix units for the FLOPs at their peak, of CUDA cores at llama.cpp's tiles."""
 
     seconds: Array
     compute: Array
     memory: Array
     floor: Array
+    busy: Array = 0.0
 
     @property
     def binds(self) -> Array:

@@ -157,7 +157,8 @@ def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     beside = c["around"] * around / (device.memory_bytes_per_s * c["stream"])
     floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device)
     time = sum(soft(*part, c["sharp"]) for part in products)
-    return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor + 0 * memory)
+    busy = 2 * found.total * (gates + 1) * f * d / w.get("units", w["peak"])
+    return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor + 0 * memory, busy)
 
 
 def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
@@ -166,7 +167,8 @@ def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
     m, batch = np.broadcast_arrays(m, batch)
     compute, memory = _grouped(c, device, Loads(m[..., None], batch[..., None]), n, k, w)
     floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device) / PLACES + 0 * memory
-    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
+    busy = 2 * m * n * k * batch / w["peak"]
+    return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
 
 
 _TILED = {c.name: c for c in TILED}

@@ -18,6 +18,7 @@ from modelmeter.seconds.asked import Asked, Kind, asked_of, roofline_of, work_of
 from modelmeter.seconds.blocks import UBATCH, VECTOR
 from modelmeter.seconds.constants import RANGES, known_of
 from modelmeter.seconds.laws import Array, Parts, Work, whole
+from modelmeter.seconds.power import pace_of, paced
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,15 @@ def lasting(law: str, variant: str, work: Work, device: Device) -> Lasting:
     """
     known = known_of(law, device, variant)
     parts = known.law.parts(known.constants, device, work)
-    if "roofline" not in work:
-        roofline = np.maximum(parts.compute, parts.memory)
-    else:
-        roofline = work["roofline"]
+    roofline = work.get("roofline", np.maximum(parts.compute, parts.memory))
+    if "sharp" in known.constants:
+        parts = paced(law, device, known.constants["sharp"], parts)
+    if "roofline" in work:
         parts = parts if work["warm"] else parts._replace(seconds=np.maximum(parts.seconds, roofline))
     size = _BOUNDS.searchsorted(roofline, side="right")
     low, high = (parts.seconds * factors[size] for factors in known.spread)
-    return Lasting(variant, parts, low, high, roofline, known.derived)
+    derived = "; ".join(filter(None, (known.derived, pace_of(device).told)))
+    return Lasting(variant, parts, low, high, roofline, derived)
 
 
 def seconds_of(kernels: Sequence[Kernel], device: Device, *, warm: bool = False) -> list[Estimate]:

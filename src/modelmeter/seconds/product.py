@@ -98,7 +98,8 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     floor = c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + best + np.where(w.get("quantised", False), 0.0, quantise_seconds(c, device, batch * m, k))
     compute = np.where(w["vectors"], np.minimum(np.minimum(once, split), vector), np.minimum(once, split))
-    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory)
+    busy = 2 * batch * m * n * k / w["peak"]
+    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory, busy)
 
 
 PRODUCT = Law(
@@ -113,5 +114,5 @@ PRODUCT = Law(
     ("m", "n", "k", "batch", "left", "right", "peak", "least", "vectors"),
     product_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
-    "which tile the library takes (the best is assumed), clocks that fall under load, sizes that are no multiple of 8",
+    "which tile the library takes (the best is assumed), sizes that are no multiple of 8",
 )

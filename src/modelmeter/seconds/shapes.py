@@ -81,8 +81,9 @@ def units_of(device: Device, form: str) -> str:
 
 
 def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
-    """Seconds of FLOPs by format at the peaks of their units."""
-    return sum((work / device.peak(units_of(device, form)) for form, work in flops.items()), start=0.0)
+    """Seconds of FLOPs by format at the peaks of their units, and at the clock that the device was seen at above its
+    datasheet's."""
+    return sum((work / (device.above * device.peak(units_of(device, form))) for form, work in flops.items()), start=0.0)
 
 
 def nearest(variant: str) -> str:
@@ -183,7 +184,8 @@ def mixture_work(
     picks = tokens * active
     sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
+    units = device.peak(form.units)
+    known = {"left": form.left, "right": form.right, "peak": units * share, "units": units, "warm": warm}
     tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
     written = found.total if kernel == "cutlass" or variant.startswith("mxfp4_wo.") else picks
     return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}

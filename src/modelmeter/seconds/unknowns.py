@@ -14,6 +14,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.folders import read_once
+from modelmeter.seconds.power import pace_of
 
 FILE = Path(__file__).with_name("unknowns.yaml")
 
@@ -42,9 +43,10 @@ def together(factors: Iterable[Factor]) -> Factor:
     return Factor(np.exp(-lows), np.exp(highs))
 
 
-def of_device(device: Device) -> list[Factor]:
-    """What is open about a device beside what its laws leave open: its clock under load; a processor was measured."""
-    return [] if device.is_host else [Factor(*known()["clock"])]
+def of_device(device: Device, heated: bool = True) -> list[Factor]:
+    """What is open about a device beside what its laws leave open: its clock under load, by how that is known; not
+    `heated`, as by steps that wait for memory, any device holds its clock; a processor was measured."""
+    return [] if device.is_host else [Factor(*known()["clock"][pace_of(device).how if heated else "measured"])]
 
 
 def of_engine(engine: str) -> dict[str, Factor]:
