@@ -90,7 +90,10 @@ def _work(model: BaseModel, asked: Question) -> Workload:
         "decode_steps": max(asked.decode_steps, LEAST_STEPS), "parallel": {"tensor": asked.devices},
         "batch": int(asked.load.size) if asked.load.kind == "batch" else 1,
     }  # fmt: skip
-    if model.planner is None or (asked.image_size is None and asked.page is None):
+    pictured = asked.image_size is not None or asked.page is not None
+    if pictured and model.planner is None:
+        raise InputError(f"{asked.model} is the part of a model that reads text, and the row is about an image")
+    if model.planner is None or not pictured:
         return model.text(options.pop("prompt_tokens"), **options)
     size: Any = asked.image_size
     if size is None:

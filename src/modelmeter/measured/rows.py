@@ -96,8 +96,9 @@ def names() -> dict[str, Any]:
 
 def _found(kind: str, text: str) -> Any:
     """What a text of a row is called here. Raises InputError where nothing fits."""
+    plain = re.sub(r"[\s_:]+", "-", text) if kind == "models" else text
     for pattern, meant in names()[kind].items():
-        if match := re.search(pattern, text, re.IGNORECASE):
+        if match := re.search(pattern, plain, re.IGNORECASE):
             if not meant:
                 break
             own = isinstance(meant, dict) and meant.get("weights") == r"\1"
@@ -116,9 +117,8 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError: the reason."""
     told: list[str] = []
     _require_told(row)
-    device = next(
-        (name for pattern, name in devices.items() if re.search(pattern, row["hardware"], re.IGNORECASE)), None
-    )
+    hardware = re.sub(r"\b\d{1,3}\s*[x×*]\s*(?=[a-z])", "", row["hardware"], flags=re.IGNORECASE)
+    device = next((name for pattern, name in devices.items() if re.search(pattern, hardware, re.IGNORECASE)), None)
     if device is None:
         raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
     model, quantity = _found("models", row["model"]), _quantity(row)

@@ -168,5 +168,21 @@ def _of_gptj(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -
     }
 
 
-KNOWN = {"gptj": _of_gptj}
+def _of_falcon(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
+    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    width, more = fields["hidden_size"] // heads, heads - fields["num_kv_heads"]
+    why = "keys and values are written out for every query head before they are rotated and kept"
+    return {
+        "cuda_core_flops": (layers * batch * tokens * more * width * 7 // 2, why),
+        "kernel_io_bytes": (layers * batch * context * more * width * 2 * 2, why),
+    }
+
+
+def _of_phimoe(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
+    each = 13 * fields["num_local_experts"] - 4
+    why = "two experts are chosen one after the other, each behind a mask of its own; the last position is asked for"
+    return {"cuda_core_flops": (batch * tokens * (fields["num_hidden_layers"] * each + 1), why)}
+
+
+KNOWN = {"gptj": _of_gptj, "falcon": _of_falcon, "phimoe": _of_phimoe}
 """By how much the code of a type differs, and why."""
