@@ -47,8 +47,11 @@ def _one(asked: Question) -> Span:
     work = _work(model, asked)
     found = Times(model, work, device, host(), policy.kernels or work.runtime.name, policy.overlaps)
     if asked.depth:
-        before = replace(found, work=_work(model, replace(asked, prompt_tokens=asked.depth, depth=0)))
-        return _behind(found, before, asked)
+        others = (asked.depth, asked.prompt_tokens)
+        before, by_itself = (
+            replace(found, work=_work(model, replace(asked, prompt_tokens=many, depth=0))) for many in others
+        )
+        return _behind(found, before, by_itself, asked)
     if asked.quantity == "memory":
         return memory_of(Fits(model, found.work))
     if asked.quantity == "preprocess":
@@ -59,15 +62,15 @@ def _one(asked: Question) -> Span:
     return _engined(_alone(found, asked) if alone else shared(found, asked, policy), asked.quantity, policy)
 
 
-def _behind(found: Times, before: Times, asked: Question) -> Span:
-    """The prefill of a prompt behind `depth` tokens: of all less that of those, as unsure as all."""
-    whole, less = found.stages["prefill"].span, before.stages["prefill"].span
-    span: Span = _in_turn(whole * (1 - less.seconds / whole.seconds), asked)
+def _behind(found: Times, before: Times, alone: Times, asked: Question) -> Span:
+    """The prefill of a prompt behind `depth` tokens: of all less that of those, no less than alone."""
+    whole, less, least = (times.stages["prefill"].span for times in (found, before, alone))
+    span: Span = _in_turn(whole * (max(whole.seconds - less.seconds, least.seconds) / whole.seconds), asked)
     return span if asked.quantity == "ttft" else _rate(span, float(found.work.batch) * asked.prompt_tokens)
 
 
 def _in_turn(prefill: Span, asked: Question) -> Span:
-    """A prefill whose chunks go through several devices one behind another: m chunks take m + n - 1 of their n parts."""
+    """A prefill whose m chunks go through n devices one behind another: m + n - 1 turns of a chunk's n parts."""
     chunks = -(-asked.prompt_tokens // asked.chunk) if asked.chunk else 1
     share = (chunks + asked.layered - 1) / (chunks * asked.layered)
     return Span(prefill.low * share, prefill.seconds * share, prefill.high)

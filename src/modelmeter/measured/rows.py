@@ -133,7 +133,8 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     load = load_of(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     if quantity == "e2e" and load != Load("batch", 1) and not re.search("e2e|latency|request", row["metric"].lower()):
         raise InputError(f"{row['metric']} of many requests is not told, that of each is")
-    if answer is None and ((image or page) and quantity in TEXTS or page and quantity in ("e2e", "requests")):
+    of_text = quantity in TEXTS if image else quantity in (*TEXTS, "e2e", "requests")
+    if answer is None and (image or page) and of_text:
         answer = Length(names()["assumed"]["answer"])
         told.append(f"an answer of {answer.mean} tokens")
     if answer is None and not (image or page) and quantity in ANSWERED[load.kind == "batch"]:

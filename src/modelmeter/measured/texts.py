@@ -33,10 +33,16 @@ DEPTH = r"(?:@\s*d?|\bdepth\s*[=:]?\s*|(?<![a-z])d(?=\d{3}))(\d[\d,]*)\s*(k?)\b"
 A4 = (8.27, 11.69)
 """Inches."""
 UNTOLD = (
-    (r"\b(?:(\d+) (?:images|imgs)|(\d{1,2})[- ]pages?\b(?= ?(?:pdf|doc))|(\d+) ?[x×] (?=\d+ ?[x×] ?\d))", "several images a request"),
+    (
+        r"\b(?:(\d+) (?:images|imgs)|(\d{1,2})[- ]pages?\b(?= ?(?:pdf|doc))|(\d+) ?[x×] (?=\d+ ?[x×] ?\d))",
+        "several images a request",
+    ),
     (r"\bvideo|\bframes\b", "videos"),
     (r"x ?\d+ tiles\b", "tiles of a model's own"),
-    (r"\b(?:element|table|formula|line|text[- ]line|word|cropped)\b[- ]?(?:crops?|images?|lines?)?$", "parts of a page"),
+    (
+        r"\b(?:element|table|formula|line|text[- ]line|word|cropped)\b[- ]?(?:crops?|images?|lines?)?$",
+        "parts of a page",
+    ),
 )
 """What images are not told of; where a pattern has a number, of more than one."""
 NAMED = {"720p": (1280, 720), "1080p": (1920, 1080), "1440p": (2560, 1440), "4k": (3840, 2160)}
@@ -147,7 +153,9 @@ def size_of(text: str) -> str | None:
         return _upright(int(match.group(1)))
     if match := re.search(r"\b(720p|1080p|1440p|4k)\b", lowered):
         return "x".join(map(str, NAMED[match.group(1)]))
-    if match := re.search(r"(?:long\w* (?:edge|side|dim\w*)\D{0,6}(\d{3,4})|(\d{3,4})\D{0,4} ?(?:on (?:the )?)?long\w*)", lowered):
+    if match := re.search(
+        r"(?:long\w* (?:edge|side|dim\w*)\D{0,6}(\d{3,4})|(\d{3,4})\D{0,4} ?(?:on (?:the )?)?long\w*)", lowered
+    ):
         return _upright(int(match.group(1) or match.group(2)) / A4[1])
     if match := re.search(rf"{NUMBER}\s*(?:mp|megapixels?)\b", lowered):
         return _upright((number(match.group(1)) * 1e6 / A4[0] / A4[1]) ** 0.5)

@@ -158,7 +158,11 @@ def call_case(fields: Mapping[str, Any], decoder: BaseLayer, batch: int, tokens:
 def _of_gptj(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
     hidden, heads, layers = (
         fields.get(short, fields.get(long))
-        for short, long in (("n_embd", "hidden_size"), ("n_head", "num_attention_heads"), ("n_layer", "num_hidden_layers"))
+        for short, long in (
+            ("n_embd", "hidden_size"),
+            ("n_head", "num_attention_heads"),
+            ("n_layer", "num_hidden_layers"),
+        )
     )
     tables = batch * tokens * fields["rotary_dim"] * 9 // 2
     wide = batch * heads * (hidden // heads * (tokens + context) + tokens * context)
