@@ -1,6 +1,6 @@
 """What collections of measurements call things: broad lists of plausible words, each read as what it means or refused."""
 
-from itertools import product
+from itertools import islice, product
 
 import pytest
 
@@ -248,9 +248,12 @@ def test_most_plausible_rows_are_expressed():
         "output_tok",
         "image_mode",
     )
-    found = []
+    shares = []
     for table in ROWS:
-        for *row, measured in product(*(column.split("|") for column in table)):
+        rows = [*islice(product(*(column.split("|") for column in table)), 0, None, 7)]
+        known = 0
+        for *row, measured in rows:
             metric, unit = measured.split()
-            found.append(read("row", **dict(zip(keys, row, strict=True)), metric=metric, unit=unit, id="x") == "x")
-    assert len(found) > 5000 and sum(found) / len(found) >= 0.85
+            known += bool(read("model", **dict(zip(keys, row, strict=True)), metric=metric, unit=unit))
+        shares.append(known / len(rows))
+    assert min(shares) > 0.6 and sum(shares) / len(shares) >= 0.85, shares

@@ -14,9 +14,10 @@ OPEN = (
     rf"|\b(?:qps|rps|poisson|(?:request[ _-]?)?rate)\s*[=:]?\s*{NUMBER}"
 )
 CLOSED = (
-    r"\b(?:(?:max[ _-]?)?conc(?:urrency|urrent)?|c|users?|clients?|streams?|in[ -]flight|parallel|np|closed loop|(?:max_num_)?seqs)"
-    rf"\s*[=:]?\s*{NUMBER}|{NUMBER}\s*(?:conc(?:urrent|urrency)?|users?|clients?|streams?|in[ -]flight|threads|parallel|slots|seqs"
-    r"|workers|prompts|req(?:uest)?s?(?: in[ -]flight| at once)?)\b"
+    r"\b(?:(?:max[ _-]?)?conc(?:urrency|urrent)?|c|users?|clients?|streams?|in[ -]flight|parallel|np|closed loop"
+    rf"|(?:max_num_)?seqs)\s*[=:]?\s*{NUMBER}"
+    rf"|{NUMBER}\s*(?:conc(?:urrent|urrency)?|users?|clients?|streams?|in[ -]flight|threads|parallel|slots|seqs|workers"
+    r"|prompts|req(?:uest)?s?(?: in[ -]flight| at once)?)\b"
 )
 BATCH = rf"\b(?:static[ _-]?)?(?:bs|b|static|batch(?:[ _-]?size)?)\s*[=:]?\s*{NUMBER}\b|{NUMBER}\s*\(?static\b"
 ONE = r"^(?:single(?:[ -]\w+)?|sequential(?:ly)?|one(?: by one)?|none|n/?a|-|1x)$"
@@ -120,7 +121,7 @@ def length_of(text: str, what: str, sharegpt: int) -> Length | None:
         if low <= high:
             return Length(round((low + high) / 2), (high - low) / 2)
     known = (
-        r"[~≈><]|\b(?:avg|average|mean|about|random|isl|osl|in|out|input|output|pp|tg|max|up to|ctx|context|fixed|long)\b"
+        r"[~≈><]|\b(?:avg|average|mean|about|random|isl|osl|in|out|input|output|pp|tg|max|up to|ctx|context|fixed)\b"
         r"|\bmax_(?:new_)?|\b(?:pp|tg)(?=\d)"
     )
     bare = re.sub(rf"{known}|[=:()]|/page|{DEPTH}", " ", lowered).strip(" _s+,")
