@@ -40,7 +40,7 @@ def read(of, **changes):
 MODELS = {
     "deepseek_ocr": "deepseek-ai/DeepSeek-OCR|DeepSeek OCR (3B)", "deepseek_ocr2": "DeepSeek-OCR-2|DeepSeek-OCR v2|DeepSeek-OCR 2",
     "paddleocr_vl": "PaddleOCR-VL-0.9B|PaddleOCR VL", "mineru2_5": "MinerU2.5-2509-1.2B|MinerU 2.5", "got_ocr2": "GOT-OCR 2.0",
-    "glm_ocr": "GLM-OCR 0.9B", "qwen2_5_vl_3b": "Qwen2.5-VL-3B-Instruct|Nanonets-OCR-s|OCRFlux-3B", "qwen2_vl_2b": "Qwen2-VL-2B",
+    "glm_ocr": "GLM-OCR 0.9B", "dots_ocr": "dots.ocr 3B|rednote-hilab/dots.ocr", "qwen2_5_vl_3b": "Qwen2.5-VL-3B-Instruct|Nanonets-OCR-s|OCRFlux-3B", "qwen2_vl_2b": "Qwen2-VL-2B",
     "qwen2_5_vl_7b": "olmOCR-2-7B-1025-FP8|Qwen2.5-VL-7B", "qwen2_vl_7b": "olmOCR-7B-0225|Qwen2-VL-7B", "internvl3_8b": "InternVL3-8B",
     "gpt_j_6b": "GPT-J-6B|EleutherAI/gpt-j-6b", "falcon_180b": "Falcon 180B", "llama_2_70b": "LLaMA-70B|LLaMA-v2-70B|Llama 2 70B",
     "llama_2_7b": "LLaMA-7B|llama-2-7b-chat|Llama v2 7B", "llama_3_8b": "llama3:8b|Meta-Llama-3-8B-Instruct",
@@ -52,7 +52,7 @@ MODELS = {
     "phi_3_mini": "phi-3-mini-4k-instruct", "phi_3_5_mini": "phi-3-mini-128k|phi-3.5-mini", "phi_4_mini": "Phi-4-mini", "phi_4": "phi-4",
     "phi_mini_moe": "Phi-mini-MoE", "glm_4_9b_chat": "glm-4-9b-chat", "chatglm3_6b": "chatglm3-6b", "stablelm_3b": "stable-zephyr-3b-dpo",
     "mistral_7b": "zephyr-7b-beta|Mistral 7B v0.1", "mistral_small_24b": "Mistral Small 3.1 24B", "redpajama_3b": "red-pajama-incite-chat-3b-v1",
-    "": "DeepSeek-V3.2|phi-4-multimodal|Llama-4-Maverick|Qwen3-VL-8B|Qwen3-Next-80B-A3B|InternVL3-2B|GLM-4.5|Gemma 3n E4B|Llama-3.2-11B-Vision|command-r-08-2024|Nemotron-Ultra-253B|Mistral-Large-3-675B",
+    "": "dots.ocr-1.5|DeepSeek-V3.2|phi-4-multimodal|Llama-4-Maverick|Qwen3-VL-8B|Qwen3-Next-80B-A3B|InternVL3-2B|GLM-4.5|Gemma 3n E4B|Llama-3.2-11B-Vision|command-r-08-2024|Nemotron-Ultra-253B|Mistral-Large-3-675B",
 }  # fmt: skip
 DEVICES = {
     "a100_40gb_pcie": "A100-PCIE-40GB|A100 40GB PCIe", "a100_40gb": "NVIDIA A100-SXM4-40GB", "a100_80gb": "A800 80G|2xA100-80GB",

@@ -117,14 +117,10 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError: the reason."""
     told: list[str] = []
     _require_told(row)
-    hardware = re.sub(r"\b\d{1,3}\s*[x×*]\s*(?=[a-z])", "", row["hardware"], flags=re.IGNORECASE)
-    device = next((name for pattern, name in devices.items() if re.search(pattern, hardware, re.IGNORECASE)), None)
-    if device is None:
-        raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
-    model, quantity = _found("models", row["model"]), _quantity(row)
+    device, model, quantity = _device(row, devices), _found("models", row["model"]), _quantity(row)
     workload = _workload(row)
     image, page, mode = _image(row, told)
-    prompt, answer = _tokens(row, bool(image or page), workload, told)
+    prompt, given = _tokens(row, bool(image or page), workload, told)
     devices_each, copies = workload.get("parallel") or devices_of(row)
     value, quantity = _value(row, quantity, devices_each * copies)
     layered, chunk = _layered(row, devices_each)
@@ -133,23 +129,47 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     load = load_of(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
     if quantity == "e2e" and load != Load("batch", 1) and not re.search("e2e|latency|request", row["metric"].lower()):
         raise InputError(f"{row['metric']} of many requests is not told, that of each is")
-    of_text = quantity in TEXTS if image else quantity in (*TEXTS, "e2e", "requests")
-    if answer is None and (image or page) and of_text:
-        answer = Length(names()["assumed"]["answer"])
-        told.append(f"an answer of {answer.mean} tokens")
-    if answer is None and not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
-        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
-    spreads = {"prompt": prompt.spread, "output": answer.spread if answer else 0.0}
+    answer = _answer(row, given, quantity, load, (image, page), told)
+    spreads = {"prompt": prompt.spread, "output": answer.spread}
     limits = {key: found for key, pattern in LIMITS.items() if (found := _limit(pattern, row.get("note", "")))}
-    limits |= workload.get("limits", {})
     offline = bool(re.search(OFFLINE, f"{row['engine']} {row['batch_or_conc']}", re.IGNORECASE))
     runtime = _runtime(row)
     return Question(
         row["id"], model, runtime, device, devices_each // layered, _precision(row, runtime, told), load,
-        prompt.mean + depth - behind, answer.mean if answer else 0, image, quantity, value, tuple(told), page,
-        _statistic(row["metric"]), dict(row), copies, workload.get("lengths") or spreads, _count(row), limits,
-        engines.version_of(row["engine"], row["source"]), offline, mode, behind, layered, chunk,
+        prompt.mean + depth - behind, answer.mean, image, quantity, value, tuple(told), page,
+        _statistic(row["metric"]), dict(row), copies, workload.get("lengths") or spreads, _count(row),
+        limits | workload.get("limits", {}), engines.version_of(row["engine"], row["source"]), offline, mode, behind,
+        layered, chunk,
     )  # fmt: skip
+
+
+def _device(row: Mapping[str, str], devices: Mapping[str, str]) -> str:
+    """The device of a row, however many of it there are."""
+    hardware = re.sub(r"\b\d{1,3}\s*[x×*]\s*(?=[a-z])", "", row["hardware"], flags=re.IGNORECASE)
+    device = next((name for pattern, name in devices.items() if re.search(pattern, hardware, re.IGNORECASE)), None)
+    if device is None:
+        raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
+    return device
+
+
+def _answer(
+    row: Mapping[str, str],
+    given: Length | None,
+    quantity: str,
+    load: Load,
+    pictured: tuple[str | None, str | None],
+    told: list[str],
+) -> Length:
+    """Tokens of the answer: as told, as of a page's text, or none where nothing hangs on them."""
+    if given is not None:
+        return given
+    image, page = pictured
+    if (image and quantity in TEXTS) or (page and quantity in (*TEXTS, "e2e", "requests")):
+        told.append(f"an answer of {names()['assumed']['answer']} tokens")
+        return Length(names()["assumed"]["answer"])
+    if not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
+        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
+    return Length(0)
 
 
 def _require_told(row: Mapping[str, str]) -> None:
