@@ -132,7 +132,7 @@ def test_a_component_is_chosen_before_its_numbers_are_changed():
     (["tower=clip"], "unknown tower 'clip', did you mean 'clip_l14'? Valid: clip_b16, clip_l14, deepencoder"),
     (["projector=[linear]"], "projector must be one value, not ['linear']"),
     (["projector=linear,mlp_gelu"], "projector=linear,mlp_gelu: only a sweep with --multirun takes several values"),
-    (["planner=crops"], "unknown planner 'crops', did you mean 'deepseek_crops'? Valid: deepseek_crops, deepseek_crops_768, fixed_1024"),
+    (["planner=crops"], "unknown planner 'crops', did you mean 'deepseek_crops'? Valid: deepseek_crops, deepseek_crops_768, dots_ocr, fixed_1024"),
     (["decoder.family=lama"], "unknown family of decoder: 'lama', did you mean 'llama'? Valid: config_json, deepseek, llama"),
     (["tower=none"], "what reads images has tower, projector and planner, not projector and planner alone"),
     (["planner=fixed_224"], "the tower's patch and the planner's must be equal, not 16 and 14"),

@@ -44,6 +44,13 @@ VARIANTS = {
     "gemma3_text by pattern": {"model_type": "gemma3_text", "head_dim": 8, "sliding_window": 12,
                                "sliding_window_pattern": 3},
     "phi with norms": {"model_type": "phi", "qk_layernorm": True, "partial_rotary_factor": 0.5, "num_key_value_heads": 6},
+    "glm": {"model_type": "glm", "head_dim": 8, "attention_bias": True},
+    "stablelm with biases": {"model_type": "stablelm", "hidden_size": 48, "use_qkv_bias": True, "partial_rotary_factor": 0.25},
+    "phimoe": {"model_type": "phimoe", "num_local_experts": 6, "num_experts_per_tok": 2, "attention_bias": True,
+               "lm_head_bias": True, "sliding_window": 12},
+    "falcon": {"model_type": "falcon", "num_kv_heads": 2, "hidden_size": 48, "new_decoder_architecture": True,
+               "parallel_attn": True, "alibi": False, "bias": False},
+    "gptj": {"model_type": "gptj", "rotary_dim": 2, "n_inner": None, "activation_function": "gelu_new"},
     "phi3 in part": {"model_type": "phi3", "partial_rotary_factor": 0.5, "sliding_window": 12, "hidden_size": 48},
     "ernie4_5 with biases": {"model_type": "ernie4_5", "head_dim": 6, "use_bias": True, "tie_word_embeddings": False},
     "ernie4_5_moe every other layer": {"model_type": "ernie4_5_moe", "moe_num_experts": 6, "moe_k": 2, "use_bias": True,
@@ -93,7 +100,7 @@ def fields_of(name):
 
 
 def short(fields):
-    return fields | {"num_hidden_layers": SHORT.get(fields["model_type"], 2)}
+    return fields | {"n_layer" if "n_layer" in fields else "num_hidden_layers": SHORT.get(fields["model_type"], 2)}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +120,10 @@ def test_parameters_are_the_public_count_and_those_of_the_module(name, torch):
 
 
 def without_heads(fields):
-    """GPT-NeoX has as many KV heads as heads, and no field for them."""
-    return {k: v for k, v in fields.items() if fields["model_type"] != "gpt_neox" or k != "num_key_value_heads"}
+    """GPT-NeoX, GPT-J and Falcon have no field of this name for KV heads, the latter two none for their MLP."""
+    other = ("num_key_value_heads", "intermediate_size")
+    without = {"gpt_neox": other[:1], "gptj": other, "falcon": other}
+    return {k: v for k, v in fields.items() if k not in without.get(fields["model_type"], ())}
 
 
 def same(fields, torch):

@@ -75,8 +75,9 @@ class VisionAttention(BaseLayer):
 
     `turned`: rotary positions of rows and columns, and the images of a call, of `kinds` sizes, behind each other and
     attended one by one, in windows if there are any (see ImageAttention); else images of one size as one batch.
-    `one_matrix`: q, k and v are one of the checkpoint; `bias`: they have one; `q_norm`, `k_norm` normalise heads, or
-    all heads as one; `wide`: the softmax runs in fp32; `kept`: the weights of all images are held (eager).
+    `one_matrix`: q, k and v are one of the checkpoint; `bias`: they have one; `out_bias`: the last matrix has;
+    `q_norm`, `k_norm` normalise heads, or all heads as one; `wide`: the softmax runs in fp32; `kept`: the weights of
+    all images are held (eager).
     Vendor: PaddleOCRVisionAttention, Qwen2_5_VLVisionAttention, InternVLVisionAttention, GlmOcrVisionAttention in
     transformers. Paper: arXiv 2307.06304 (NaViT), 2502.13923 (Qwen2.5-VL).
     Axes: b images, s patches, u x v grid, h heads, e head width, window side in patches.
@@ -98,6 +99,7 @@ class VisionAttention(BaseLayer):
     wide: bool = True
     kept: bool = True
     kinds: int = 1
+    out_bias: bool = True
     sizes = property(lambda self: kinds_of(self.kinds) if self.turned else "b s")
     inputs = property(lambda self: "x cos sin" if self.turned else "x")
 
@@ -112,7 +114,7 @@ class VisionAttention(BaseLayer):
 
     def ops(self, n: Sizes) -> Iterator[Op]:
         n = packed(n, self.kinds) if self.turned else n
-        bias = " + W_b{to}[h e]" if self.bias else ""
+        bias, out_bias = " + W_b{to}[h e]" if self.bias else "", " + W_bout[d]" if self.out_bias else ""
         kept = "qk" if self.turned and self.one_matrix else ""  # views of one tensor, which v holds
         names = {x: f"given_{x}" if x in kept else x for x in "qkv"}
         made = [matmul(f"{names[x]}[b s h e] = x[b s d] * W_{x}[d h e]{bias.format(to=x)}", n) for x in "qkv"]
@@ -125,7 +127,7 @@ class VisionAttention(BaseLayer):
         given = {"queries": "q", "keys": "k", "values": "v"}
         if not self.turned:
             yield from core.at(n, "", u=n.s, v=1, S=n.s, same=n.s, seen="o", **given)
-            yield matmul("y[b s d] = o[b s h e] * W_out[h e d] + W_bout[d]", n)
+            yield matmul("y[b s d] = o[b s h e] * W_out[h e d]" + out_bias, n)
             return
         turning = {"x": names["q"], "keys": names["k"], "cos": "cos", "sin": "sin"}
         yield from AxialRotation(n.h, n.e).at(n, "turn", y="q", z="k", **turning)
@@ -138,7 +140,7 @@ class VisionAttention(BaseLayer):
             to = {"seen": f"o{of}"} | ({"p": f"p{of}"} if self.kept else {})
             yield from core.at(n, f"image{of}", times=many, b=1, **of_kind, **given, **to)
         yield copy(f"seen[b s h e] = {' * '.join(seen)}", n)  # the images of a call behind each other
-        yield matmul("y[b s d] = seen[b s h e] * W_out[h e d] + W_bout[d]", n)
+        yield matmul("y[b s d] = seen[b s h e] * W_out[h e d]" + out_bias, n)
 
 
 def _numbered(kind: int) -> str:
@@ -193,9 +195,9 @@ class NavitBlock(ResidualBlock):
 class NavitTower(BaseLayer):
     """A vision transformer at native resolution. y = norm(blocks(patch(x) + positions)), images behind each other.
 
-    `U`: side of a stored grid of positions that is resampled to the image's; None: rotary positions alone. `norm`: the
-    one after all blocks, if any. Blocks are counted, their order is not. With windows the patches are brought in their
-    order once, and the tables with them. `kinds`: how many sizes the images have.
+    `U`: side of a stored grid of positions that is resampled to the image's; None: rotary positions alone. `first`,
+    `norm`: the ones before and behind all blocks, if any. Blocks are counted, their order is not. With windows the
+    patches are brought in their order once, and the tables with them. `kinds`: how many sizes the images have.
     Vendor: PaddleOCRVisionModel, Qwen2VisionTransformerPretrainedModel, GlmOcrVisionModel in transformers; the patches
     of the latter two come as two equal frames: six colours. Paper: arXiv 2307.06304 (NaViT). Omits: resampling the
     positions, bringing the merged tokens back. Axes: images of one size, u x v patches, U side of the stored grid.
@@ -211,6 +213,7 @@ class NavitTower(BaseLayer):
     U: Size | None = None
     windows: bool = False
     kinds: int = 1
+    first: Norm | None = None
     sizes = property(lambda self: kinds_of(self.kinds))
     buffers = "pos"
     d = property(attrgetter("patch_embedding.d"))
@@ -236,6 +239,8 @@ class NavitTower(BaseLayer):
         n = packed(n, self.kinds).bind(d=self.patch_embedding.axes["d"], e=self.rotary.axes["e"], one=1)
         entering = "y" if self.norm is None else "h"
         yield from self.patch_embedding.at(n, "vit.patch", u=n.s, v=1, x="x", y=entering)
+        if self.first is not None:
+            yield from self.first.at(n, "vit.first", x=entering, y=entering)
         if self.U is not None:
             yield pointwise(f"{entering}[b s d] = {entering}[b s d] + W_pos[U:s U:one d]", ADD, n)
         if self.windows:

@@ -16,7 +16,7 @@ from typing import Any
 from modelmeter.errors import InputError
 from modelmeter.folders import read_once
 from modelmeter.measured import engines
-from modelmeter.measured.texts import Length, Load, devices_of, length_of, load_of, number, parted, size_of
+from modelmeter.measured.texts import Length, Load, depth_of, devices_of, length_of, load_of, number, parted, size_of
 
 SHIPPED = Path(__file__).with_name("measured.csv")
 """The measurements that come with the project."""
@@ -63,6 +63,13 @@ class Question:
     """Settings that the row tells: `seats` and `tokens` of a step."""
     version: tuple[int, ...] = engines.NEWEST
     offline: bool = False
+    mode: str | None = None
+    """Of an image, for models that have several: how it is cut."""
+    depth: int = 0
+    """Tokens that stand in the cache before the prompt, where the prompt alone is measured."""
+    layered: int = 1
+    """Devices that have a part of the layers each, one behind another; a prompt goes through in chunks of `chunk`."""
+    chunk: int = 0
 
 
 def read(path: str | Path = SHIPPED) -> list[dict[str, str]]:
@@ -89,8 +96,9 @@ def names() -> dict[str, Any]:
 
 def _found(kind: str, text: str) -> Any:
     """What a text of a row is called here. Raises InputError where nothing fits."""
+    plain = re.sub(r"[\s_:]+", "-", text) if kind == "models" else text
     for pattern, meant in names()[kind].items():
-        if match := re.search(pattern, text, re.IGNORECASE):
+        if match := re.search(pattern, plain, re.IGNORECASE):
             if not meant:
                 break
             own = isinstance(meant, dict) and meant.get("weights") == r"\1"
@@ -108,34 +116,87 @@ def _runtime(row: Mapping[str, str]) -> str:
 def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     """What a row asks; `devices` maps patterns of hardware to names of the catalogue. Raises InputError: the reason."""
     told: list[str] = []
-    device = next(
-        (name for pattern, name in devices.items() if re.search(pattern, row["hardware"], re.IGNORECASE)), None
-    )
-    if device is None:
-        raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
-    model, quantity = _found("models", row["model"]), _found("metrics", row["metric"])
+    _require_told(row)
+    device, model, quantity = _device(row, devices), _found("models", row["model"]), _quantity(row)
     workload = _workload(row)
-    image, page = _image(row, told)
-    prompt, answer = _tokens(row, bool(image or page), workload, told)
+    image, page, mode = _image(row, told)
+    prompt, given = _tokens(row, bool(image or page), workload, told)
     devices_each, copies = workload.get("parallel") or devices_of(row)
     value, quantity = _value(row, quantity, devices_each * copies)
+    layered, chunk = _layered(row, devices_each)
+    depth = depth_of(row["input_tok"], row["output_tok"], row["metric"])
+    behind = depth if quantity in ("prefill_tokens", "ttft") else 0
     load = load_of(row["batch_or_conc"] or "max" * row["metric"].endswith("_max"), told)
-    if answer is None and page and quantity in ("decode_tokens", "all_tokens", "pages"):
-        answer = Length(names()["assumed"]["answer"])
-        told.append(f"an answer of {answer.mean} tokens")
-    if answer is None and not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
-        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
-    spreads = {"prompt": prompt.spread, "output": answer.spread if answer else 0.0}
+    if quantity == "e2e" and load != Load("batch", 1) and not re.search("e2e|latency|request", row["metric"].lower()):
+        raise InputError(f"{row['metric']} of many requests is not told, that of each is")
+    answer = _answer(row, given, quantity, load, (image, page), told)
+    spreads = {"prompt": prompt.spread, "output": answer.spread}
     limits = {key: found for key, pattern in LIMITS.items() if (found := _limit(pattern, row.get("note", "")))}
-    limits |= workload.get("limits", {})
     offline = bool(re.search(OFFLINE, f"{row['engine']} {row['batch_or_conc']}", re.IGNORECASE))
     runtime = _runtime(row)
     return Question(
-        row["id"], model, runtime, device, devices_each, _precision(row, runtime, told), load,
-        prompt.mean, answer.mean if answer else 0, image, quantity, value, tuple(told), page, _statistic(row["metric"]),
-        dict(row), copies, workload.get("lengths") or spreads, _count(row), limits,
-        engines.version_of(row["engine"], row["source"]), offline,
+        row["id"], model, runtime, device, devices_each // layered, _precision(row, runtime, told), load,
+        prompt.mean + depth - behind, answer.mean, image, quantity, value, tuple(told), page,
+        _statistic(row["metric"]), dict(row), copies, workload.get("lengths") or spreads, _count(row),
+        limits | workload.get("limits", {}), engines.version_of(row["engine"], row["source"]), offline, mode, behind,
+        layered, chunk,
     )  # fmt: skip
+
+
+def _device(row: Mapping[str, str], devices: Mapping[str, str]) -> str:
+    """The device of a row, however many of it there are."""
+    hardware = re.sub(r"\b\d{1,3}\s*[x×*]\s*(?=[a-z])", "", row["hardware"], flags=re.IGNORECASE)
+    device = next((name for pattern, name in devices.items() if re.search(pattern, hardware, re.IGNORECASE)), None)
+    if device is None:
+        raise InputError(f"no device of the catalogue is called {row['hardware']!r}")
+    return device
+
+
+def _answer(
+    row: Mapping[str, str],
+    given: Length | None,
+    quantity: str,
+    load: Load,
+    pictured: tuple[str | None, str | None],
+    told: list[str],
+) -> Length:
+    """Tokens of the answer: as told, as of a page's text, or none where nothing hangs on them."""
+    if given is not None:
+        return given
+    image, page = pictured
+    if (image and quantity in TEXTS) or (page and quantity in (*TEXTS, "e2e", "requests")):
+        told.append(f"an answer of {names()['assumed']['answer']} tokens")
+        return Length(names()["assumed"]["answer"])
+    if not (image or page) and quantity in ANSWERED[load.kind == "batch"]:
+        raise InputError(f"tokens of the answer are not told, and {row['metric']} hangs on them")
+    return Length(0)
+
+
+def _require_told(row: Mapping[str, str]) -> None:
+    """Raise InputError for a row that is about something else than its model on its device."""
+    text = " | ".join(row[key] for key in ("model", "quant", "engine", "hardware", "batch_or_conc"))
+    for pattern, reason in names()["refused"].items():
+        if match := re.search(pattern, text, re.IGNORECASE):
+            raise InputError(f"{reason} ({match.group(0).strip(' |')!r})")
+
+
+def _quantity(row: Mapping[str, str]) -> str:
+    """What a row measures, by the name of its metric, or by name and unit ("throughput", "pp512", "qps")."""
+    named = re.sub(r"[/ ]", "_", f"{row['metric']}_{row['unit']}")
+    known = any(re.search(pattern, row["metric"], re.IGNORECASE) for pattern in names()["metrics"])
+    try:
+        return str(_found("metrics", row["metric"] if known else named))
+    except InputError:
+        raise InputError(f"no metric of this project is called {row['metric']!r}") from None
+
+
+def _layered(row: Mapping[str, str], many: int) -> tuple[int, int]:
+    """Devices that have a part of the layers each, 1 where each matrix is shared, and the tokens of a chunk."""
+    if many == 1 or re.search(r"\btp\b|\btp\s*[=-]?\s*\d|tensor|row[- ]split|sm[- ]row", row["engine"], re.IGNORECASE):
+        return 1, 0
+    known = (int(chunk) for name, chunk in names()["layered"].items() if re.search(name, row["engine"], re.IGNORECASE))
+    chunk = next(known, None)
+    return (1, 0) if chunk is None else (many, chunk)
 
 
 ANSWERED = (
@@ -143,6 +204,8 @@ ANSWERED = (
     frozenset({"prompt_tokens", "all_tokens", "e2e", "decode", "requests", "pages"}),
 )
 """What hangs on the length of answers where many requests are served, and of one by itself."""
+TEXTS = ("decode_tokens", "all_tokens", "pages", "decode")
+"""What is of all the text of a page, where the length of an answer is not told."""
 LIMITS = {"seats": r"max_num_seqs\D{0,3}(\d+)", "tokens": r"max_(?:num_)?batched(?:_tokens)?\D{0,3}(\d+)"}
 OFFLINE = r"offline|max|\bbatch\b|\binf"
 
@@ -168,15 +231,21 @@ def _workload(row: Mapping[str, str]) -> Mapping[str, Any]:
 
 def _precision(row: Mapping[str, str], runtime: str, told: list[str]) -> dict[str, Any]:
     """Formats by role; an engine may have its own of weights, a cache to go with them; llama.cpp's are its files'."""
-    precision = dict(_found("files" if runtime.startswith("llama_cpp") else "formats", row["quant"]))
+    files = runtime.startswith("llama_cpp")
+    if not files and re.fullmatch(r"|-|none|n/?a|default|native|unquanti[sz]ed", row["quant"].lower()):
+        told.append("weights in 16 bits")
+        precision = {"weights": "bf16"}
+    else:
+        precision = dict(_found("files" if files else "formats", row["quant"]))
     own = engines.found(row["engine"])
     if own.get("weights") and precision["weights"] == "fp8_channel":
         precision["weights"] = own["weights"]
     if own.get("kv") and re.search("fp[48]", row["quant"], re.IGNORECASE):
         precision["kv"] = own["kv"]
         told.append(f"its KV cache in {own['kv']}, as the published runs have it")
-    if match := re.search(r"kv\W{0,3}(fp8|int8|bf16|fp16|q8_0|q4_0)", row["quant"], re.IGNORECASE):
-        precision["kv"] = match.group(1).lower()
+    formats = "(fp8|int8|bf16|fp16|q8_0|q4_0)"
+    if match := re.search(rf"kv\W{{0,3}}{formats}|\W{formats}\W?kv\b", row["quant"], re.IGNORECASE):
+        precision["kv"] = (match.group(1) or match.group(2)).lower()
     return precision
 
 
@@ -204,25 +273,36 @@ TURNED = {"pages": ("time",), "requests": ("time",), "tpot": ("rate", "tokens")}
 
 
 def _statistic(metric: str) -> str:
-    match = re.search(r"mean|avg|median|p\d\d", metric.lower())
+    match = re.search(r"mean|avg|median|(?<![a-z])p\d\d(?!\d)", metric.lower())
     found = match.group(0).replace("avg", "mean") if match else ""
     if re.search("itl|inter_token", metric, re.IGNORECASE) and found not in ("", "mean"):
         raise InputError(f"{metric}: percentiles of the gaps between tokens are not told, those of requests are")
     return found
 
 
-def _image(row: Mapping[str, str], told: list[str]) -> tuple[str | None, str | None]:
-    """The size of an image as WIDTHxHEIGHT, or the name of a document that stands for it."""
-    text = f"{row['image_mode']} {row['input_tok']}"
+def _image(row: Mapping[str, str], told: list[str]) -> tuple[str | None, str | None, str | None]:
+    """The size of an image as WIDTHxHEIGHT, or the name of a document that stands for it, and how it is cut."""
+    text = row["image_mode"]
+    if re.search(r"image|page|view|\dpx|\d{2} ?[x×] ?\d{2}", row["input_tok"], re.IGNORECASE):
+        text += f" {row['input_tok']}"
+    if re.search(r"text[- ]only|no[- ]images?\b|without images?", text, re.IGNORECASE):
+        return None, None, None
+    mode = _called("modes", text) or None
     if found := size_of(text):
         if not re.search(rf"{found.partition('x')[0]}\D+\d", text):
             told.append(f"an image of {text.strip()} is {found}")
-        return found, None
+        return found, None, mode
     if re.search(r"image|page|omnidocbench", text, re.IGNORECASE) or row["category"] in ("OCR", "DSOCR"):
-        page = names()["assumed"]["page"]
+        page = _called("documents", text) or names()["assumed"]["page"]
         told.append(f"a page as {page}")
-        return None, page
-    return None, None
+        return None, page, mode
+    return None, None, None
+
+
+def _called(kind: str, text: str) -> str:
+    """What a text says of an image by the table of this name, nothing where it says nothing."""
+    found = (meant for pattern, meant in names()[kind].items() if re.search(pattern, text, re.IGNORECASE))
+    return str(next(found, ""))
 
 
 def _tokens(

@@ -143,6 +143,8 @@ def _numbers(fields: Mapping[str, Any]) -> tuple[SimpleNamespace, list[str]]:
     if numbers["window"] == 0 and not numbers["use_window"]:
         numbers["window"] = None  # what transformers writes where it is not used
     numbers["kv_heads"] = numbers["heads"] if numbers["kv_heads"] is None else numbers["kv_heads"]
+    if numbers["mlp"] is None and _whole(numbers["hidden"]):
+        numbers["mlp"] = 4 * numbers["hidden"]  # n_inner null
     for number in ("qk_norm", "parallel_residual"):
         if number in reading.names:
             _require_kind(reading.names[number], numbers[number], "flag")

@@ -31,11 +31,12 @@ def share(what: str, whole: Any, by: str, parts: Any) -> Any:
 def navit(
     *, hidden: int, heads: int, mlp: int, layers: int, patch: int, frames: int, patch_bias: bool, grid: int | None,
     norm: str, activation: str, gated: bool, projections: str, window: int | None, global_layers: int, final_norm: bool,
-    weights_kept: bool, qk_norm: bool,
+    weights_kept: bool, qk_norm: bool, bias: bool = True, first_norm: bool = False,
 ) -> NavitTower:  # fmt: skip
     """A vision transformer at native resolution; with a window all layers have it but `global_layers`.
 
-    `qk_norm`: queries and keys are normalised head by head.
+    `qk_norm`: queries and keys are normalised head by head; `bias`: of attention and gated MLPs; `first_norm`: patches
+    are normalised before all blocks.
     """
     e, kind = share("tower hidden size", hidden, "heads", heads), NORMS[choose("norm", norm, NORMS)]
     merged = choose("projections", projections, ("merged", "split")) == "merged"
@@ -46,15 +47,16 @@ def navit(
 
     def blocks(many: int, side: int | None) -> tuple[nn.BaseLayer, ...]:
         attention = VisionAttention(
-            hidden, heads, e, turned=True, window=side, one_matrix=merged, q_norm=own, k_norm=own, kept=weights_kept
-        )
-        part = nn.GatedMLP(hidden, mlp, activation, True) if gated else nn.MLP(hidden, mlp, activation)
+            hidden, heads, e, turned=True, window=side, one_matrix=merged, q_norm=own, k_norm=own, kept=weights_kept,
+            bias=bias, out_bias=bias,
+        )  # fmt: skip
+        part = nn.GatedMLP(hidden, mlp, activation, bias) if gated else nn.MLP(hidden, mlp, activation)
         return (nn.Repeat(NavitBlock(attention, part, kind(hidden)), many),) if many else ()
 
     return NavitTower(
         nn.PatchEmbed(COLOURS * frames, hidden, patch, patch_bias), AxialRotary(e),
         (*blocks(near, window), *blocks(layers - near, None)), kind(hidden) if final_norm else None, grid,
-        windows=window is not None,
+        windows=window is not None, first=kind(hidden) if first_norm else None,
     )  # fmt: skip
 
 

@@ -20,8 +20,9 @@ from modelmeter.layers.base import BaseLayer
 from modelmeter.models.config_json import read_config
 from modelmeter.validate.case import MIXTURE_IO, Case, LayerAt, like
 
-WRITTEN_OUT = ("gemma2", "gpt_oss")
-"""Types whose scores are capped or have sinks, which torch's attention kernel has not: they run written out."""
+WRITTEN_OUT = ("gemma2", "gpt_oss", "gptj")
+"""Types whose scores are capped or have sinks, which torch's attention kernel has not, or that have no other code: they
+run written out."""
 transformers.logging.set_verbosity_error()  # it warns of fields that its own classes write
 MASKS = ("create_causal_mask", "create_sliding_window_causal_mask")
 """What makes masks in the code of a type."""
@@ -149,4 +150,43 @@ def call_case(fields: Mapping[str, Any], decoder: BaseLayer, batch: int, tokens:
     mixed = any("experts" in kernel.path for kernel in ours.kernels())
     label = f"{'step' if past else 'prefill'}, batch {batch}, {past + tokens} tokens"
     kind = CONFIG_MAPPING[fields["model_type"]].__name__.removesuffix("Config") + "ForCausalLM"
-    return Case("decoder", label, ours, make, (whole, whole), kind, run, skip=MIXTURE_IO if mixed else {})
+    known = KNOWN[fields["model_type"]](fields, batch, tokens, past + tokens) if fields["model_type"] in KNOWN else {}
+    skip = MIXTURE_IO if mixed else {}
+    return Case("decoder", label, ours, make, (whole, whole), kind, run, skip=skip, known=known)
+
+
+def _of_gptj(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
+    hidden, heads, layers = (
+        fields.get(short, fields.get(long))
+        for short, long in (
+            ("n_embd", "hidden_size"),
+            ("n_head", "num_attention_heads"),
+            ("n_layer", "num_hidden_layers"),
+        )
+    )
+    tables = batch * tokens * fields["rotary_dim"] * 9 // 2
+    wide = batch * heads * (hidden // heads * (tokens + context) + tokens * context)
+    return {
+        "cuda_core_flops": (-tables, "its tables of cos and sin are made once, for all positions"),
+        "kernel_io_bytes": (2 * layers * wide, "queries, keys and their scores are in 32 bits"),
+    }
+
+
+def _of_falcon(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
+    heads, layers = fields["num_attention_heads"], fields["num_hidden_layers"]
+    width, more = fields["hidden_size"] // heads, heads - fields["num_kv_heads"]
+    why = "keys and values are written out for every query head before they are rotated and kept"
+    return {
+        "cuda_core_flops": (layers * batch * tokens * more * width * 7 // 2, why),
+        "kernel_io_bytes": (layers * batch * context * more * width * 2 * 2, why),
+    }
+
+
+def _of_phimoe(fields: Mapping[str, Any], batch: int, tokens: int, context: int) -> dict[str, tuple[int, str]]:
+    each = 13 * fields["num_local_experts"] - 4
+    why = "two experts are chosen one after the other, each behind a mask of its own; the last position is asked for"
+    return {"cuda_core_flops": (batch * tokens * (fields["num_hidden_layers"] * each + 1), why)}
+
+
+KNOWN = {"gptj": _of_gptj, "falcon": _of_falcon, "phimoe": _of_phimoe}
+"""By how much the code of a type differs, and why."""

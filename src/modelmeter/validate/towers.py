@@ -239,7 +239,8 @@ def masked_bytes(tower: Any, tokens: int, batch: int = 1) -> int:
 CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "paddleocr_vl": paddleocr_cases, "qwen2_vl_7b": qwen_cases, "qwen2_5_vl_7b": qwen_cases,
     "internvl2_8b": internvl_cases, "internvl2_76b": internvl_cases, "got_ocr2": got_cases, "minimind2_v": clip_cases,
-    "nougat_base": swin_cases, "glm_ocr": glm_cases, "deepseek_ocr2": query_cases,
+    "qwen2_vl_2b": qwen_cases, "qwen2_vl_72b": qwen_cases, "qwen2_5_vl_3b": qwen_cases, "qwen2_5_vl_32b": qwen_cases,
+    "qwen2_5_vl_72b": qwen_cases, "internvl3_8b": internvl_cases, "nougat_base": swin_cases, "glm_ocr": glm_cases, "deepseek_ocr2": query_cases,
 }  # fmt: skip
 """The references of a model's vision stage, by its name: a function of model, rows and columns of patches."""
 
