@@ -6,12 +6,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from kinds import ONE_OF_EACH
 
 import modelmeter
 from modelmeter import cli
 from modelmeter import layers as mm
 from modelmeter.errors import InputError
-from modelmeter.folders import config_names
 from modelmeter.graph.forms import ADD, MUL
 from modelmeter.graph.ops import COLLECTIVES
 from modelmeter.programs.counting import Counting
@@ -24,7 +24,7 @@ WHOLE = ("W_router", "_w:32", "W_a[", "W_qa[", "W_share")
 """Weights that no engine splits: they choose experts, or make what all heads share."""
 DECODERS = [
     name
-    for name in config_names("model")
+    for name in ONE_OF_EACH
     if name[0] != "_" and name not in ("deepseek_ocr_published", "phi_4", "glm_ocr", "qwen2_5_1_5b")
 ]
 

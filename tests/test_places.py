@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import ONE_OF_EACH
 
 import modelmeter
 from modelmeter import cli
 from modelmeter.checkpoints.layout import layout_of
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits, request_of
-from modelmeter.folders import config_names
 from modelmeter.models.parts import cut, decoder_of, layers_of
 from modelmeter.placement import Place, Placement
 from modelmeter.report.split import split_text
@@ -258,7 +258,7 @@ def test_a_users_own_placement_is_a_file(tmp_path, capsys):
     assert out.startswith("deepseek_ocr, mine here: near ") and "near: vision, embedding, layers 0 to 1 " in out
 
 
-@pytest.mark.parametrize("name", config_names("model"))
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_model_can_be_split(name):
     model = modelmeter.load_model(name)
     found = split(model, request(model), halves(model))
