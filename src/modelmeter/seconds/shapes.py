@@ -58,10 +58,28 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+UNTUNED: Tiles = ((128, 16),)
+"""The first of FlashInfer's tiles for fp8 on Hopper: what it takes where nobody tuned it."""
+COPIED = {"fp8_block": 7.0}
+"""Bytes that CUTLASS's mixtures move for each element of a pick's row before the products, to put the rows of an expert
+together: read and written in the format of the activations, but block-scaled fp8 in bf16, and quantised then."""
 FEW = 64.0
 """Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
 LARGE = 128.0
 """The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
+BY_ROWS = {
+    "Ampere": ((16, 16, 64), (32, 32, 64), (64, 64, 128), (np.inf, 128, 128)),
+    "Ada": ((16, 16, 64), (32, 32, 64), (64, 64, 64), (128, 64, 128), (256, 64, 128), (np.inf, 128, 128)),
+    "Hopper": ((64, 64, 64), (128, 64, 128), (np.inf, 128, 128)),
+    "Blackwell": ((32, 32, 64), (256, 64, 64), (np.inf, 128, 128)),
+    "Blackwell datacenter": ((64, 64, 64), (np.inf, 128, 128)),
+}
+"""Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, rows x columns. Recalled; those
+of Hopper and Blackwell agree with the data."""
+BLOCKWISE: Tiles = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+"""Tiles of DeepGEMM, which takes the best ones."""
+BY_ROW = frozenset({"fp8", "int8"})
+"""Formats whose activations have a scale a row."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
 """Formats whose activations a kernel quantises first."""
 
@@ -98,10 +116,23 @@ def product_work(
     form = multiplied(device, variant)
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
     vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
-    few = np.where(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
-    least = {"fp8": few, "int8": few, "fp4": LARGE}.get(form.units, 1.0)
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "least": least}
+    name = variant.partition(".")[0]
+    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "by_row": name in BY_ROW}
+    if form.units in ("fp8", "int8", "fp4") and device.architecture in BY_ROWS:
+        known["tiles"] = product_tiles(device, name, sizes["m"])
     return {**sizes, **known, "vectors": vectors, "warm": warm}
+
+
+def product_tiles(device: Device, form: str, m: Array) -> Tiles:
+    """Rows and columns of the tiles of vLLM's CUTLASS kernels, by the rows of the product."""
+    if form in ("fp4", "nvfp4"):
+        return ((LARGE, LARGE),)
+    if form == "fp8_block":
+        return BLOCKWISE
+    *several, last = BY_ROWS[device.architecture]
+    up_to = [m <= most for most, *_ in several]
+    rows, columns = (np.select(up_to, [tile[i] for tile in several], last[i]) for i in (1, 2))
+    return ((rows, columns),)
 
 
 def attention_work(
@@ -157,14 +188,20 @@ def mixture_kernel(device: Device, variant: str) -> str:
 def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tiles:
     """Rows and columns of the tiles that a kernel may have.
 
-    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
+    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS, whose
+    kernels for fp4 have one size.
     """
+    form = variant.partition(".")[0]
     if kernel == "triton" and variant.startswith("fp8_block"):
         return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
     if kernel == "triton":
         rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
         return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
-    sizes: tuple[Array, ...] = (LARGE,) if variant.endswith(".tma") else (LARGE / 4, LARGE)
+    if variant == "fp8.tma":
+        return UNTUNED
+    if form in ("fp4", "nvfp4"):
+        return ((LARGE, LARGE), (LARGE, 2 * LARGE))
+    sizes: tuple[Array, ...] = (LARGE / 4, LARGE)
     if kernel == "marlin":
         sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
     return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
@@ -184,6 +221,8 @@ def mixture_work(
     sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
-    tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
+    tiles = mixture_tiles(kernel, mixture_variant(device, variant), tokens, picks / found.experts)
     written = found.total if kernel == "cutlass" or variant.startswith("mxfp4_wo.") else picks
-    return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}
+    copied = 0.0 if kernel != "cutlass" else COPIED.get(variant, 2 * form.left)
+    rules = {"tiles": tiles, "written": written, "copied": copied, "striped": kernel == "marlin"}
+    return {**sizes, **known, "gates": gates, "loads": found, **rules}
