@@ -12,18 +12,27 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import choose
-from modelmeter.seconds.laws import Array, Work
+from modelmeter.seconds.laws import Array, Work, whole
 from modelmeter.seconds.mixture import Loads
 
 NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
 """Architectures whose devices share constants."""
 FLASH3 = frozenset({"Hopper"})
 """Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
+TENSOR = frozenset({"Blackwell datacenter"})
+"""Architectures whose fused kernels (TensorRT-LLM's, in FlashInfer) group heads and overlap exponentials as well, and
+multiply a cache of 8 bits in 8 bits. Recalled."""
+WIDTHS = 32.0
+"""Kernels are made for heads of a multiple of so many elements; narrower ones are padded."""
+CONVERTED, LANES = 2.0, 128.0
+"""Instructions that make an element of 16 bits of one of 8 (recalled: 9 for 4 of them), and those of a cycle."""
 
 
 def cache_variant(device: Device, narrow: bool) -> str:
     """The variant of attention that an engine runs on a cache of 16 bits, or of 8."""
-    return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
+    if not narrow or device.architecture in TENSOR:
+        return "fp8" if narrow else "bf16"
+    return "fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer"
 
 
 Tiles = tuple[tuple[Array, Array], ...]
@@ -148,24 +157,44 @@ def attention_work(
     sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
     known = dict(zip(names, sizes, strict=True))
     each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
-    three = device.architecture in FLASH3
+    three, tensor = device.architecture in FLASH3, device.architecture in TENSOR
     swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
-    two = (not three) & (each >= 2)
+    two = not (three or tensor) and each >= 2
     copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
+    more = three or variant.endswith(".flashinfer") or (law == "decode" and not two)
     return {
         **known,
         "kv_bytes": each,
-        "peak": device.peak("bf16"),
+        "peak": device.peak("fp8" if tensor and each < 2 else "bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped | (not two),
         "passes": np.where(copies, 3.0, 1.0),
-        "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
+        "kernels": 2.0 + more + 2.0 * copies,
         "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
-        "together": 1.0 if three else 2.0,
-        "overlaps": three & (law != "vision"),
+        "together": 1.0 if three or tensor else 2.0,
+        "overlaps": (three | tensor) & (law != "vision"),
         "warm": warm,
+        **_blocks(known, variant.partition(".")[2]),
     }
+
+
+def _blocks(known: Work, kernel: str) -> Work:
+    """The rows of a kernel's blocks, queries of one KV head; heads as it pads them; cycles to convert an element.
+
+    FlashInfer takes rows by the queries that a sequence has, and each of the four warps of a block converts the keys
+    and values that it multiplies: all of them, but in blocks of 16 rows, where each warp has keys of its own. Triton's
+    blocks have 16 rows, or the query heads of a KV head where these are more, and heads of a power of two.
+    """
+    shared, width = known["heads"] / known["kv_heads"], known["width"]
+    padded, packed = whole(width, WIDTHS) * WIDTHS, known["s"] * shared
+    rows = np.select([packed <= 16, (packed <= 64) | (width >= 256)], [16.0, LARGE / 2], LARGE)
+    if kernel == "triton":
+        rows, padded = (2 ** np.ceil(np.log2(size)) for size in (np.maximum(shared, 16), width))
+    elif kernel != "flashinfer":
+        return {"rows": LARGE / 2, "padded": padded, "converted": 0.0}
+    each = np.where(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
+    return {"rows": rows, "block": rows, "padded": padded, "converted": CONVERTED / LANES * each}
 
 
 def mixture_variant(device: Device, variant: str) -> str:

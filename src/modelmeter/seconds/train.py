@@ -135,6 +135,7 @@ def extra_names(law: Law, variant: str) -> set[str]:
     names -= {"rate"} if law is DECODE else set()
     if form in QUANTISED and law in (PRODUCT, MIXTURE):
         names |= {"rate", "quantise"} | ({"quantised_row", "element"} if form in BY_ROW else set())
+    names |= {"turned"} if variant == "fp8.fa3" else set()
     return (names & law.extras.keys()) | (OTHERS.get(law.name, set()) if variant != "eager" else set())
 
 
