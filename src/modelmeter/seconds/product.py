@@ -30,7 +30,8 @@ from modelmeter.seconds.laws import (
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8, 16)
 PACKED = 2.0
-"""A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores."""
+"""A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores.
+Activations of as many are not quantised."""
 
 TILED = (
     Constant("launch", 2e3, 200, 6e4, "cycles of a launch"),
@@ -62,10 +63,11 @@ def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
     if "quantise" not in c:
         return 0.0
     rows, k, left = w["batch"] * w["m"], w["k"], w["left"]
-    shared = (c.get("quantised_row", 0.0) + c.get("element", 0.0) * k) * rows / device.need("multiprocessors") / cycles_per_s(device)
+    clock, units = cycles_per_s(device), device.need("multiprocessors")
+    shared = (c.get("quantised_row", 0.0) + c.get("element", 0.0) * k) * rows / units / clock
     moved = memory_seconds(c, device, (2 + left) * rows * k, w["warm"], 2.0)
-    found = c["quantise"] / cycles_per_s(device) + np.where(w["by_row"], np.maximum(shared, moved), moved)
-    return np.where(w.get("quantised", False), 0.0, found)
+    found = c["quantise"] / clock + np.where(w["by_row"], np.maximum(shared, moved), moved)
+    return np.where(w.get("quantised", False) | (left >= PACKED), 0.0, found)
 
 
 def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
@@ -91,8 +93,8 @@ def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
 def _stacked(sides: Sequence[Array], inner: tuple[int, ...]) -> Array:
     """Sides of tiles, numbers or one a kernel, along a first axis, with room for the splits behind it."""
     each = (np.asarray(side, float) for side in sides)
-    found = np.array(np.broadcast_arrays(*(side.reshape(inner[: len(inner) - side.ndim] + side.shape) for side in each)))
-    return found[:, None]
+    deep = (side.reshape(inner[: len(inner) - side.ndim] + side.shape) for side in each)
+    return np.array(np.broadcast_arrays(*deep))[:, None]
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:

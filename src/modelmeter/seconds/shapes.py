@@ -75,7 +75,7 @@ together: read and written in the format of the activations, but block-scaled fp
 FEW = 64.0
 """Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
 LARGE = 128.0
-"""The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
+"""The side of the large tiles of most kernels."""
 BY_ROWS = {
     "Ampere": ((16, 16, 64), (32, 32, 64), (64, 64, 128), (np.inf, 128, 128)),
     "Ada": ((16, 16, 64), (32, 32, 64), (64, 64, 64), (128, 64, 128), (256, 64, 128), (np.inf, 128, 128)),
@@ -83,8 +83,8 @@ BY_ROWS = {
     "Blackwell": ((32, 32, 64), (256, 64, 64), (np.inf, 128, 128)),
     "Blackwell datacenter": ((64, 64, 64), (np.inf, 128, 128)),
 }
-"""Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, rows x columns. Recalled; those
-of Hopper and Blackwell agree with the data."""
+"""Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, then rows x columns. Recalled;
+those of Hopper and Blackwell agree with the data, where a tile's cycles for each element of k tell its area."""
 BLOCKWISE: Tiles = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 """Tiles of DeepGEMM, which takes the best ones."""
 BY_ROW = frozenset({"fp8", "int8"})
@@ -126,9 +126,9 @@ def product_work(
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
     vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
     name = variant.partition(".")[0]
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "by_row": name in BY_ROW}
+    known: Work = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "by_row": name in BY_ROW}
     if form.units in ("fp8", "int8", "fp4") and device.architecture in BY_ROWS:
-        known["tiles"] = product_tiles(device, name, sizes["m"])
+        known = {**known, "tiles": product_tiles(device, name, sizes["m"])}
     return {**sizes, **known, "vectors": vectors, "warm": warm}
 
 
