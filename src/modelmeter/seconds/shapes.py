@@ -67,6 +67,8 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+EARLY = frozenset({"Ampere", "Ada"})
+"""Architectures for which CUTLASS has no grouped products in vLLM. Recalled."""
 UNTUNED: Tiles = ((128, 16),)
 """The first of FlashInfer's tiles for fp8 on Hopper: what it takes where nobody tuned it."""
 COPIED = {"fp8_block": 7.0}
@@ -204,13 +206,15 @@ def mixture_variant(device: Device, variant: str) -> str:
 
 def mixture_kernel(device: Device, variant: str) -> str:
     """The kernel of mixtures that vLLM runs: Triton, Marlin for quantised weights, CUTLASS for quantised activations
-    and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
+    (from Hopper on) and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
     """
     form, _, told = variant.partition(".")
     if told == "triton":
         return told
-    if form.endswith("_wo"):
+    if form.endswith("_wo") or (form in QUANTISED and units_of(device, form) == "bf16"):
         return "marlin"
+    if device.architecture in EARLY:
+        return "triton"
     return "cutlass" if form in QUANTISED or device.architecture.startswith("Blackwell") else "triton"
 
 
