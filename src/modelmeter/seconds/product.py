@@ -58,15 +58,18 @@ def tile_seconds(c: Constants, device: Device, peak: Array, tile: tuple[Array, A
 def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
     """Seconds of the kernel that quantises the activations first, where a variant has one.
 
-    Where a scale belongs to a row, blocks of threads look through it before they write (`by_row`); else it streams.
+    Where a scale belongs to a row, blocks of threads look through it before they write (`by_row`); an element of 8 bits
+    takes its cycles (`eight`); what is neither streams.
     """
     if "quantise" not in c:
         return 0.0
     rows, k, left = w["batch"] * w["m"], w["k"], w["left"]
     clock, units = cycles_per_s(device), device.need("multiprocessors")
-    shared = (c.get("quantised_row", 0.0) + c.get("element", 0.0) * k) * rows / units / clock
+    row = np.where(w["by_row"], c.get("quantised_row", 0.0), 0.0)
+    element = np.where(w["eight"], c.get("element", 0.0), 0.0)
+    shared = (row + element * k) * rows / units / clock
     moved = memory_seconds(c, device, (2 + left) * rows * k, w["warm"], 2.0)
-    found = c["quantise"] / clock + np.where(w["by_row"], np.maximum(shared, moved), moved)
+    found = c["quantise"] / clock + np.maximum(shared, moved)
     return np.where(w.get("quantised", False) | (left >= PACKED), 0.0, found)
 
 
@@ -74,7 +77,8 @@ def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
     """Seconds of the tiles in the best shape: with the inner loop whole, and split.
 
     Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop. Kernels
-    whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split.
+    whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split, and no
+    wave is shared.
     """
     names = ("m", "n", "k", "batch", "left", "right", "peak")
     m, n, k, batch, left, right, peak = (np.asarray(w[name], float) for name in names)
@@ -86,7 +90,8 @@ def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
     moved = (np.minimum(m, rows) * left + columns * right) * loop
     each = tile_seconds(c, device, peak * c.get("rate", 1.0), (rows, columns), loop, moved)
     waves = (batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")) * parts
-    best = (rounded(waves, c["ragged"]) * each).min(axis=0)
+    ragged = 1.0 if "tiles" in w else c["ragged"]
+    best = (rounded(waves, ragged) * each).min(axis=0)
     return best[0], best[1:].min(axis=0, initial=np.inf)
 
 
@@ -124,7 +129,7 @@ PRODUCT = Law(
         Constant("vector", 7e3, 200, 5e4, "cycles of a vector kernel before and after its loop"),
     ),
     ("multiprocessors", "clock_hz", "l2_bytes"),
-    ("m", "n", "k", "batch", "left", "right", "peak", "vectors", "by_row"),
+    ("m", "n", "k", "batch", "left", "right", "peak", "vectors", "by_row", "eight"),
     product_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "element": 0.0, "host": 0.0},
     "which tile the library takes (the best is assumed), clocks that fall under load, sizes that are no multiple of 8",

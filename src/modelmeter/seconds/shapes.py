@@ -89,8 +89,12 @@ BY_ROWS = {
 those of Hopper and Blackwell agree with the data, where a tile's cycles for each element of k tell its area."""
 BLOCKWISE: Tiles = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 """Tiles of DeepGEMM, which takes the best ones."""
+SCALED = 128.0
+"""Products that a scale of block-scaled fp8 belongs to."""
 BY_ROW = frozenset({"fp8", "int8"})
 """Formats whose activations have a scale a row."""
+EIGHT = BY_ROW | {"fp8_block"}
+"""Formats whose activations are quantised to 8 bits."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
 """Formats whose activations a kernel quantises first."""
 
@@ -128,10 +132,23 @@ def product_work(
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
     vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
     name = variant.partition(".")[0]
-    known: Work = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "by_row": name in BY_ROW}
+    peak = promoted(device) if name == "fp8_block" and form.units == "fp8" else device.peak(form.units)
+    known: Work = {
+        "left": form.left,
+        "right": form.right,
+        "peak": peak,
+        "by_row": name in BY_ROW,
+        "eight": name in EIGHT,
+    }
     if form.units in ("fp8", "int8", "fp4") and device.architecture in BY_ROWS:
         known = {**known, "tiles": product_tiles(device, name, sizes["m"])}
     return {**sizes, **known, "vectors": vectors, "warm": warm}
+
+
+def promoted(device: Device) -> float:
+    """The peak of block-scaled fp8: of each sum of 128 products CUDA cores make one multiplication and addition."""
+    lanes = 2 * SCALED * LANES * device.need("multiprocessors") * device.need("clock_hz")
+    return 1 / (1 / device.peak("fp8") + 1 / lanes)
 
 
 def product_tiles(device: Device, form: str, m: Array) -> Tiles:

@@ -20,7 +20,7 @@ from modelmeter.seconds.links import ALLREDUCE
 from modelmeter.seconds.measured import Measured
 from modelmeter.seconds.mixture import MIXTURE
 from modelmeter.seconds.product import PRODUCT
-from modelmeter.seconds.shapes import BY_ROW, NVIDIA, QUANTISED, nearest
+from modelmeter.seconds.shapes import BY_ROW, EIGHT, NVIDIA, QUANTISED, nearest
 
 TRAINED = {law.name: law for law in (PRODUCT, MIXTURE, PREFILL, VISION, DECODE, ALLREDUCE)}
 PLAIN = ("bf16", "graph")
@@ -134,7 +134,11 @@ def extra_names(law: Law, variant: str) -> set[str]:
     names = {"host"} if variant == "eager" or (law is PRODUCT and form == "fp8_block") else {"rate", "start"}
     names -= {"rate"} if law is DECODE else set()
     if form in QUANTISED and law in (PRODUCT, MIXTURE):
-        names |= {"rate", "quantise"} | ({"quantised_row", "element"} if form in BY_ROW else set())
+        names |= (
+            {"rate", "quantise"}
+            | ({"element"} if form in EIGHT else set())
+            | ({"quantised_row"} if form in BY_ROW else set())
+        )
     names |= {"turned"} if variant == "fp8.fa3" else set()
     return (names & law.extras.keys()) | (OTHERS.get(law.name, set()) if variant != "eager" else set())
 
