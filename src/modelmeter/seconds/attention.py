@@ -27,8 +27,6 @@ BLOCKS = (64.0, 128.0)
 """Rows of a block of queries: the better one is taken."""
 KEYS = 64.0
 """Keys that a block takes at a time."""
-WIDTHS = 32.0
-"""Kernels are made for heads of a multiple of so many elements; narrower ones are padded."""
 
 _CONSTANTS = (
     Constant("launch", 5.5e3, 500, 1e5, "cycles of the launch of one kernel"),
@@ -59,19 +57,21 @@ def seen(s: Array, t: Array, window: Array, block: Array, causal: Array) -> tupl
 def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of attention of s queries over t keys; see `PREFILL`.
 
-    FlashAttention 3 overlaps the exponentials of a step with products (`overlaps`), others do one after the other.
+    FlashAttention 3 overlaps the exponentials of a step with products (`overlaps`), others do one after the other. Of a
+    cache of 8 bits it turns the values around on chip (`turned`); others convert keys and values (`converted`).
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak")
     b, h, g, e, s, t, window, each, peak = (np.asarray(w[name], float) for name in names)
     grouped = w["grouped"]
     of, heads = np.where(grouped, h / g, 1.0), np.where(grouped, g, h)
-    rows = np.array(BLOCKS).reshape(-1, *(1,) * np.ndim(s + b))
+    rows = w["block"][None] if "block" in w else np.array(BLOCKS).reshape(-1, *(1,) * np.ndim(s + b))
     count = whole(of * s, rows)
     longest, mean = (whole(x, KEYS) for x in seen(s, t, window, rows / of, w["causal"]))
     clock, units = cycles_per_s(device), device.need("multiprocessors")
-    products = 4 * (whole(e, WIDTHS) * WIDTHS + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
+    products = 4 * (w["padded"] + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
     powers = 1 / (c["exp"] * clock)
     step = rows * KEYS * np.where(w["overlaps"], soft(products, powers, 2.0), products + powers)
+    step = np.maximum(step + 2 * KEYS * w["padded"] * w["converted"] / clock, KEYS * e * c.get("turned", 0.0) / clock)
     blocks = b * heads * count / units
     walked = np.maximum(longest, blocks * mean + c["tail"] * longest) * step
     compute = (walked + np.maximum(blocks, 1) * c["fill"]).min(axis=0)
@@ -87,13 +87,13 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
 
 _WORK = (
     "batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak", "causal", "grouped", "writes",
-    "kernels", "overlaps",
+    "kernels", "overlaps", "padded", "converted",
 )  # fmt: skip
 _VISION = {
     "speed": Constant("speed", 0.85, 0.3, 1.0, "share of the peak in the loop, which no mask cuts short"),
     "cached": Constant("cached", 0.1, 0.05, 4.0, "share of the L2 that holds operands from one run to the next"),
 }
-_EXTRAS = {"rate": 1.0, "start": 1.0, "host": 0.0}
+_EXTRAS = {"rate": 1.0, "start": 1.0, "turned": 0.0, "host": 0.0}
 _OMITS = "masks other than causal and a window, scores that are capped or biased, the order in which blocks start"
 
 PREFILL = Law(

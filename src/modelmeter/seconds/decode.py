@@ -22,25 +22,26 @@ from modelmeter.seconds.laws import (
 )
 
 SPLITS = (1, 2, 4, 8, 16, 32, 64, 128)
-ROWS = 64.0
-"""Query heads of one KV head that share a tile."""
 
 
 def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of attention of one query a sequence over t keys; see `DECODE`.
 
-    Keys are taken in blocks of `line`; the starts of parts that share a multiprocessor (`together`) overlap.
+    Keys are taken in blocks of `line` by tiles of so many `rows`, query heads of one KV head; the starts of parts that
+    share a multiprocessor (`together`) overlap. Elements of a cache of 8 bits are `converted` before.
     """
     names = ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak")
     b, h, g, e, t, window, each, peak = (np.asarray(w[name], float) for name in names)
     clock, units = cycles_per_s(device), device.need("multiprocessors")
     t = np.where(window > 0, np.minimum(t, window), t)
     grouped = w["grouped"]
-    tiles = whole(np.where(grouped, h / g, 1.0), ROWS)
+    rows = w["rows"]
+    tiles = whole(np.where(grouped, h / g, 1.0), rows)
     parts = np.array(SPLITS, float).reshape(-1, *(1,) * np.ndim(t + b))
     keys = whole(t / parts, w["line"]) * w["line"]
     loaded = 2 * keys * e * each / (c["load"] * clock)
-    multiplied = 4 * ROWS * keys * e * units / (peak * c["speed"] * c.get("rate", 1.0))
+    multiplied = 4 * rows * keys * w["padded"] * units / (peak * c["speed"] * c.get("rate", 1.0))
+    multiplied = multiplied + 2 * keys * w["padded"] * w["converted"] / clock
     rounds = np.maximum(b * np.where(grouped, g, h) * tiles * parts / units, 1)
     compute = rounds * np.maximum(loaded, multiplied) + np.maximum(rounds / w["together"], 1) * c["fill"]
     memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8.0)
@@ -82,6 +83,9 @@ DECODE = Law(
         "passes",
         "line",
         "together",
+        "rows",
+        "padded",
+        "converted",
     ),
     decode_parts,
     {"rate": 1.0, "start": 1.0, "host": 0.0},

@@ -69,8 +69,11 @@ EXTRAS = (
     Constant("rate", 1.0, 0.1, 4.0, "multiplies the speed of the products"),
     Constant("start", 1.0, 0.2, 8.0, "multiplies what a launch costs"),
     Constant("quantise", 2e3, 1.0, 1e5, "cycles of a kernel that quantises the activations"),
-    Constant("quantised_row", 500.0, 1.0, 1e5, "cycles that a row of it takes on a multiprocessor"),
-    Constant("passes", 4.0, 0.5, 12.0, "bytes that it moves for each element"),
+    Constant(
+        "quantised_row", 500.0, 1.0, 1e5, "cycles that a row of it takes on a multiprocessor, where a scale is its own"
+    ),
+    Constant("element", 0.7, 0.01, 10.0, "cycles that an element of it takes, of 8 bits"),
+    Constant("turned", 0.15, 0.01, 1.0, "cycles that turning an element of the values around takes"),
     Constant("host", 3e-5, 1e-6, 5e-4, "s: what the benchmark's loop waits for the host, however small the kernel"),
 )
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""

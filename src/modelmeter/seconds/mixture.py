@@ -132,15 +132,17 @@ def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: 
     """Seconds of the tiles of one grouped product in the best of the shapes that they may have, and of its memory.
 
     The loop of a tile takes no less than its loads take to arrive (`wait`), however few multiprocessors are busy.
+    Marlin deals the loops of all tiles to the multiprocessors in equal shares (`striped`): its waves are not whole.
     """
     peak, left, right = (np.asarray(w[x], float) for x in ("peak", "left", "right"))
     units, clock = device.need("multiprocessors"), cycles_per_s(device)
     each = units / (peak * c["speed"] * c.get("rate", 1.0))
     times = []
     for rows, columns in w.get("tiles", TILES):
-        waves = np.ceil(found.tiles(rows) * whole(n, columns) / units)
+        shared = found.tiles(rows) * whole(n, columns) / units
+        waves = shared if w.get("striped", False) else np.ceil(shared)
         multiplied = waves * 2 * k * (rows * columns + c["half"]) * each
-        times.append(waves * c["fill"] / clock + np.maximum(multiplied, c["wait"] * k / clock))
+        times.append(np.maximum(waves, 1) * c["fill"] / clock + np.maximum(multiplied, c["wait"] * k / clock))
     moved = found.reached * n * k * right + found.total * k * left + 2 * w.get("written", found.total) * n
     return np.min(times, axis=0), moved / (device.memory_bytes_per_s * c["stream"])
 
@@ -153,7 +155,7 @@ def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
         raise InputError("the loads of a mixture are made by `loads`")
     products = [_grouped(c, device, found, n, k, w) for n, k in ((gates * f, d), (f * 0 + d, f))]
     compute, memory = (sum(part[i] for part in products) for i in (0, 1))
-    around = 2 * (written * ((gates + 1) * f + d) + tokens * d)
+    around = 2 * (written * ((gates + 1) * f + d) + tokens * d) + w.get("copied", 0.0) * found.total * d
     beside = c["around"] * around / (device.memory_bytes_per_s * c["stream"])
     floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device)
     time = sum(soft(*part, c["sharp"]) for part in products)

@@ -9,13 +9,19 @@ import numpy as np
 
 from modelmeter.errors import InputError
 from modelmeter.seconds.score import NAMES, Score, Unseen
-from modelmeter.seconds.train import TRAINED
+from modelmeter.seconds.train import PLAIN, TRAINED
 
 MARK = "<!-- below: written by modelmeter score -->"
 AIMS = {"shapes": 0.08, "device": 0.12}
 """Median errors to reach for products and attention, by what was left out."""
 WORST = 0.25
 """No range of size is to be worse."""
+KINDS = {
+    "plain": "in bf16",
+    "others": "in other formats, or by further kernels of the engine",
+    "launched": "launched one by one from the host, whose times tell of the loop",
+}
+"""Kinds of variants that are told apart, and what they are called."""
 AIMED = ("product", "prefill", "decode", "vision")
 TITLES = {"shapes": "Shapes left out", "device": "Devices left out"}
 
@@ -45,14 +51,15 @@ def write(path: Path, text: str) -> None:
 
 
 def _answer(found: Sequence[Score], nvidia: set[str]) -> Iterator[str]:
-    """How many groups of products and attention reach the aims, plain ones and others apart."""
+    """How many groups of products and attention reach the aims, by kind."""
     for left_out, aim in AIMS.items():
-        for plain, called in ((True, "in bf16"), (False, "in other formats, or by further kernels of the engine")):
+        for kind, called in KINDS.items():
             rows = [s for s in found if s.left_out == left_out and s.law in AIMED and s.device in nvidia]
-            rows = [s for s in rows if _plain(s) == plain]
+            if not (rows := [s for s in rows if _kind(s) == kind]):
+                continue
             met = [s for s in rows if s.quantile(0.5) <= aim]
             over = [s for s in rows if any((s.median(i) or 0) > WORST for i in range(len(NAMES)))]
-            medians = [s.quantile(0.5) for s in rows] or [0.0]
+            medians = [s.quantile(0.5) for s in rows]
             yield (
                 f"- {TITLES[left_out]}, products and attention on NVIDIA devices {called}: medians of "
                 f"{_share(min(medians))} to {_share(max(medians))}; {len(met)} of {len(rows)} groups reach "
@@ -79,22 +86,24 @@ def _pooled(found: Sequence[Score], nvidia: set[str]) -> Iterator[str]:
     yield from _head(("kernels", "format", "left out", "rows"), ("median", "90th percentile", "roofline"))
     for law in TRAINED:
         for left_out in TITLES:
-            for plain in (True, False):
+            for kind in KINDS:
                 rows = [
                     s for s in found
-                    if (s.law, s.left_out) == (law, left_out) and s.device in nvidia and _plain(s) == plain
+                    if (s.law, s.left_out, _kind(s)) == (law, left_out, kind) and s.device in nvidia
                 ]  # fmt: skip
                 if rows:
                     errors, roof = (
                         np.abs(np.expm1(np.concatenate([getattr(s, x) for s in rows]))) for x in ("errors", "roofline")
                     )
                     of = (np.median(errors), np.quantile(errors, 0.9), np.median(roof))
-                    cells = (law, "plain" if plain else "others", left_out, f"{errors.size:,}", *map(_share, of))
+                    cells = (law, kind, left_out, f"{errors.size:,}", *map(_share, of))
                     yield f"| {' | '.join(cells)} |"
 
 
-def _plain(score: Score) -> bool:
-    return score.variant in ("bf16", "graph")
+def _kind(score: Score) -> str:
+    if score.variant in PLAIN:
+        return "plain"
+    return "launched" if score.launched else "others"
 
 
 def _table(rows: Sequence[Score]) -> Iterator[str]:

@@ -6,6 +6,8 @@ bytes / bandwidth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from modelmeter.device import Device
@@ -27,10 +29,9 @@ from modelmeter.seconds.laws import (
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8, 16)
-SIDE = 64
-"""Kernels whose tiles are no smaller (CUTLASS, for quantised activations) do not split the inner loop."""
 PACKED = 2.0
-"""A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores."""
+"""A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores.
+Activations of as many are not quantised."""
 
 TILED = (
     Constant("launch", 2e3, 200, 6e4, "cycles of a launch"),
@@ -54,33 +55,51 @@ def tile_seconds(c: Constants, device: Device, peak: Array, tile: tuple[Array, A
     return c["fill"] / clock + np.maximum(multiplied, moved / (c["load"] * clock))
 
 
-def quantise_seconds(c: Constants, device: Device, m: Array, k: Array) -> Array:
-    """Seconds of the kernel that quantises the activations first, where a variant has one."""
+def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
+    """Seconds of the kernel that quantises the activations first, where a variant has one.
+
+    Where a scale belongs to a row, blocks of threads look through it before they write (`by_row`); an element of 8 bits
+    takes its cycles (`eight`); what is neither streams.
+    """
     if "quantise" not in c:
         return 0.0
-    rows = c["quantised_row"] * m / device.need("multiprocessors") / cycles_per_s(device)
-    moved = c["passes"] * m * k / (device.memory_bytes_per_s * c["stream"])
-    return c["quantise"] / cycles_per_s(device) + np.maximum(rows, moved)
+    rows, k, left = w["batch"] * w["m"], w["k"], w["left"]
+    clock, units = cycles_per_s(device), device.need("multiprocessors")
+    row = np.where(w["by_row"], c.get("quantised_row", 0.0), 0.0)
+    element = np.where(w["eight"], c.get("element", 0.0), 0.0)
+    shared = (row + element * k) * rows / units / clock
+    moved = memory_seconds(c, device, (2 + left) * rows * k, w["warm"], 2.0)
+    found = c["quantise"] / clock + np.maximum(shared, moved)
+    return np.where(w.get("quantised", False) | (left >= PACKED), 0.0, found)
 
 
 def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
     """Seconds of the tiles in the best shape: with the inner loop whole, and split.
 
-    Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop.
+    Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop. Kernels
+    whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split, and no
+    wave is shared.
     """
-    names = ("m", "n", "k", "batch", "left", "right", "peak", "least")
-    m, n, k, batch, left, right, peak, least = (np.asarray(w[name], float) for name in names)
-    inner = (1,) * max(np.ndim(x) for x in (m, n, k, batch, left, right, peak, least))
-    rows, columns = (np.array([shape[i] for shape in TILES], float).reshape(-1, 1, *inner) for i in (0, 1))
-    parts = np.array(SPLITS, float).reshape(-1, *inner)
+    names = ("m", "n", "k", "batch", "left", "right", "peak")
+    m, n, k, batch, left, right, peak = (np.asarray(w[name], float) for name in names)
+    inner = (1,) * max(np.ndim(x) for x in (m, n, k, batch, left, right, peak))
+    tiles, splits = (w["tiles"], (1,)) if "tiles" in w else (TILES, SPLITS)
+    rows, columns = (_stacked([shape[i] for shape in tiles], inner) for i in (0, 1))
+    parts = np.array(splits, float).reshape(-1, *inner)
     loop = whole(k / parts, LINE) * LINE
     moved = (np.minimum(m, rows) * left + columns * right) * loop
     each = tile_seconds(c, device, peak * c.get("rate", 1.0), (rows, columns), loop, moved)
     waves = (batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")) * parts
-    allowed = (rows >= least) & (columns >= least) & ((parts == 1) | (least < SIDE))
-    found = rounded(waves, c["ragged"]) * each
-    best = (found if allowed.all() else np.where(allowed, found, np.inf)).min(axis=0)
-    return best[0], best[1:].min(axis=0)
+    ragged = 1.0 if "tiles" in w else c["ragged"]
+    best = (rounded(waves, ragged) * each).min(axis=0)
+    return best[0], best[1:].min(axis=0, initial=np.inf)
+
+
+def _stacked(sides: Sequence[Array], inner: tuple[int, ...]) -> Array:
+    """Sides of tiles, numbers or one a kernel, along a first axis, with room for the splits behind it."""
+    each = (np.asarray(side, float) for side in sides)
+    deep = (side.reshape(inner[: len(inner) - side.ndim] + side.shape) for side in each)
+    return np.array(np.broadcast_arrays(*deep))[:, None]
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:
@@ -96,7 +115,7 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
     best = np.where(w["vectors"], np.minimum(tiles, vectors), tiles)
     floor = c["launch"] * c.get("start", 1.0) / clock
-    seconds = floor + best + np.where(w.get("quantised", False), 0.0, quantise_seconds(c, device, batch * m, k))
+    seconds = floor + best + quantise_seconds(c, device, w)
     compute = np.where(w["vectors"], np.minimum(np.minimum(once, split), vector), np.minimum(once, split))
     busy = 2 * batch * m * n * k / w["peak"]
     return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory, busy)
@@ -111,8 +130,8 @@ PRODUCT = Law(
         Constant("vector", 7e3, 200, 5e4, "cycles of a vector kernel before and after its loop"),
     ),
     ("multiprocessors", "clock_hz", "l2_bytes"),
-    ("m", "n", "k", "batch", "left", "right", "peak", "least", "vectors"),
+    ("m", "n", "k", "batch", "left", "right", "peak", "vectors", "by_row", "eight"),
     product_parts,
-    {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
+    {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "element": 0.0, "host": 0.0},
     "which tile the library takes (the best is assumed), sizes that are no multiple of 8",
 )

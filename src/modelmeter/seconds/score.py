@@ -16,12 +16,10 @@ from modelmeter.seconds.constants import RANGES
 from modelmeter.seconds.measured import Measured
 from modelmeter.seconds.predict import seconds_of_work
 from modelmeter.seconds.shapes import NVIDIA
-from modelmeter.seconds.train import PLAIN, TRAINED, Trained, residuals, train
+from modelmeter.seconds.train import PLAIN, TRAINED, Trained, extra_names, residuals, train
 
 NAMES = ("below 2 us", "2 to 20 us", "20 to 200 us", "above 200 us")
 """The ranges of size, by what a plain roofline says."""
-LAUNCHED = ("fp8_block", "eager")
-"""Variants that the host launched one by one: their times tell of the loop, not of the kernel."""
 LEAST = 10
 """A range with fewer rows tells nothing."""
 
@@ -41,6 +39,11 @@ class Score:
     roofline: Any
     size: Any
     known: bool
+
+    @property
+    def launched(self) -> bool:
+        """Whether the host launched its kernels one by one: such times tell of the loop, not of the kernel."""
+        return "host" in extra_names(TRAINED[self.law], self.variant)
 
     def quantile(self, share: float) -> float:
         """The error that a share of the rows is below."""
@@ -122,7 +125,7 @@ def spread(found: Iterable[Score], nvidia: Iterable[str]) -> dict[str, list[list
     By what was left out: shapes, devices, and formats, which no other device was measured in.
     """
     names = set(nvidia)
-    own = [s for s in found if s.device in names and not s.variant.startswith(LAUNCHED)]
+    own = [s for s in found if s.device in names and not s.launched]
     devices = [s for s in own if s.left_out == "device"]
     kinds = {
         "shapes": [s for s in own if s.left_out == "shapes"],

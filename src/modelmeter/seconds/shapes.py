@@ -12,18 +12,27 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import choose
-from modelmeter.seconds.laws import Array, Work
+from modelmeter.seconds.laws import Array, Work, whole
 from modelmeter.seconds.mixture import Loads
 
 NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
 """Architectures whose devices share constants."""
 FLASH3 = frozenset({"Hopper"})
 """Architectures that run FlashAttention 3; others run FlashAttention 2, and FlashInfer on a cache of 8 bits."""
+TENSOR = frozenset({"Blackwell datacenter"})
+"""Architectures whose fused kernels (TensorRT-LLM's, in FlashInfer) group heads and overlap exponentials as well, and
+multiply a cache of 8 bits in 8 bits. Recalled."""
+WIDTHS = 32.0
+"""Kernels are made for heads of a multiple of so many elements; narrower ones are padded."""
+CONVERTED, LANES = 2.0, 128.0
+"""Instructions that make an element of 16 bits of one of 8 (recalled: 9 for 4 of them), and those of a cycle."""
 
 
 def cache_variant(device: Device, narrow: bool) -> str:
     """The variant of attention that an engine runs on a cache of 16 bits, or of 8."""
-    return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
+    if not narrow or device.architecture in TENSOR:
+        return "fp8" if narrow else "bf16"
+    return "fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer"
 
 
 Tiles = tuple[tuple[Array, Array], ...]
@@ -58,10 +67,34 @@ MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
 EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+EARLY = frozenset({"Ampere", "Ada"})
+"""Architectures for which CUTLASS has no grouped products in vLLM. Recalled."""
+UNTUNED: Tiles = ((128, 16),)
+"""The first of FlashInfer's tiles for fp8 on Hopper: what it takes where nobody tuned it."""
+COPIED = {"fp8_block": 7.0}
+"""Bytes that CUTLASS's mixtures move for each element of a pick's row before the products, to put the rows of an expert
+together: read and written in the format of the activations, but block-scaled fp8 in bf16, and quantised then."""
 FEW = 64.0
 """Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
 LARGE = 128.0
-"""The side of the tiles of CUTLASS kernels (quantised activations); fp8 and int8 halve it for few rows."""
+"""The side of the large tiles of most kernels."""
+BY_ROWS = {
+    "Ampere": ((16, 16, 64), (32, 32, 64), (64, 64, 128), (np.inf, 128, 128)),
+    "Ada": ((16, 16, 64), (32, 32, 64), (64, 64, 64), (128, 64, 128), (256, 64, 128), (np.inf, 128, 128)),
+    "Hopper": ((64, 64, 64), (128, 64, 128), (np.inf, 128, 128)),
+    "Blackwell": ((32, 32, 64), (256, 64, 64), (np.inf, 128, 128)),
+    "Blackwell datacenter": ((64, 64, 64), (np.inf, 128, 128)),
+}
+"""Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, then rows x columns. Recalled;
+those of Hopper and Blackwell agree with the data, where a tile's cycles for each element of k tell its area."""
+BLOCKWISE: Tiles = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+"""Tiles of DeepGEMM, which takes the best ones."""
+SCALED = 128.0
+"""Products that a scale of block-scaled fp8 belongs to."""
+BY_ROW = frozenset({"fp8", "int8"})
+"""Formats whose activations have a scale a row."""
+EIGHT = BY_ROW | {"fp8_block"}
+"""Formats whose activations are quantised to 8 bits."""
 QUANTISED = frozenset({"fp8", "fp8_block", "int8", "fp4", "nvfp4"})
 """Formats whose activations a kernel quantises first."""
 
@@ -99,10 +132,36 @@ def product_work(
     form = multiplied(device, variant)
     sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
     vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
-    few = np.where(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
-    least = {"fp8": few, "int8": few, "fp4": LARGE}.get(form.units, 1.0)
-    known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "least": least}
+    name = variant.partition(".")[0]
+    peak = promoted(device) if name == "fp8_block" and form.units == "fp8" else device.peak(form.units)
+    known: Work = {
+        "left": form.left,
+        "right": form.right,
+        "peak": peak,
+        "by_row": name in BY_ROW,
+        "eight": name in EIGHT,
+    }
+    if form.units in ("fp8", "int8", "fp4") and device.architecture in BY_ROWS:
+        known = {**known, "tiles": product_tiles(device, name, sizes["m"])}
     return {**sizes, **known, "vectors": vectors, "warm": warm}
+
+
+def promoted(device: Device) -> float:
+    """The peak of block-scaled fp8: of each sum of 128 products CUDA cores make one multiplication and addition."""
+    lanes = 2 * SCALED * LANES * device.need("multiprocessors") * device.need("clock_hz")
+    return 1 / (1 / device.peak("fp8") + 1 / lanes)
+
+
+def product_tiles(device: Device, form: str, m: Array) -> Tiles:
+    """Rows and columns of the tiles of vLLM's CUTLASS kernels, by the rows of the product."""
+    if form in ("fp4", "nvfp4"):
+        return ((LARGE, LARGE),)
+    if form == "fp8_block":
+        return BLOCKWISE
+    *several, last = BY_ROWS[device.architecture]
+    up_to = [m <= most for most, *_ in several]
+    rows, columns = (np.select(up_to, [tile[i] for tile in several], last[i]) for i in (1, 2))
+    return ((rows, columns),)
 
 
 def attention_work(
@@ -118,24 +177,44 @@ def attention_work(
     sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
     known = dict(zip(names, sizes, strict=True))
     each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
-    three = device.architecture in FLASH3
+    three, tensor = device.architecture in FLASH3, device.architecture in TENSOR
     swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
-    two = (not three) & (each >= 2)
+    two = not (three or tensor) and each >= 2
     copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
+    more = three or variant.endswith(".flashinfer") or (law == "decode" and not two)
     return {
         **known,
         "kv_bytes": each,
-        "peak": device.peak("bf16"),
+        "peak": device.peak("fp8" if tensor and each < 2 else "bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped | (not two),
         "passes": np.where(copies, 3.0, 1.0),
-        "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
+        "kernels": 2.0 + more + 2.0 * copies,
         "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
-        "together": 1.0 if three else 2.0,
-        "overlaps": three & (law != "vision"),
+        "together": 1.0 if three or tensor else 2.0,
+        "overlaps": (three | tensor) & (law != "vision"),
         "warm": warm,
+        **_blocks(known, variant.partition(".")[2]),
     }
+
+
+def _blocks(known: Work, kernel: str) -> Work:
+    """The rows of a kernel's blocks, queries of one KV head; heads as it pads them; cycles to convert an element.
+
+    FlashInfer takes rows by the queries that a sequence has, and each of the four warps of a block converts the keys
+    and values that it multiplies: all of them, but in blocks of 16 rows, where each warp has keys of its own. Triton's
+    blocks have 16 rows, or the query heads of a KV head where these are more, and heads of a power of two.
+    """
+    shared, width = known["heads"] / known["kv_heads"], known["width"]
+    padded, packed = whole(width, WIDTHS) * WIDTHS, known["s"] * shared
+    rows = np.select([packed <= 16, (packed <= 64) | (width >= 256)], [16.0, LARGE / 2], LARGE)
+    if kernel == "triton":
+        rows, padded = (2 ** np.ceil(np.log2(size)) for size in (np.maximum(shared, 16), width))
+    elif kernel != "flashinfer":
+        return {"rows": LARGE / 2, "padded": padded, "converted": 0.0}
+    each = np.where(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
+    return {"rows": rows, "block": rows, "padded": padded, "converted": CONVERTED / LANES * each}
 
 
 def mixture_variant(device: Device, variant: str) -> str:
@@ -145,27 +224,35 @@ def mixture_variant(device: Device, variant: str) -> str:
 
 def mixture_kernel(device: Device, variant: str) -> str:
     """The kernel of mixtures that vLLM runs: Triton, Marlin for quantised weights, CUTLASS for quantised activations
-    and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
+    (from Hopper on) and, on Blackwell, for 16 bits; a variant may tell it behind its dot.
     """
     form, _, told = variant.partition(".")
     if told == "triton":
         return told
-    if form.endswith("_wo"):
+    if form.endswith("_wo") or (form in QUANTISED and units_of(device, form) == "bf16"):
         return "marlin"
+    if device.architecture in EARLY:
+        return "triton"
     return "cutlass" if form in QUANTISED or device.architecture.startswith("Blackwell") else "triton"
 
 
 def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tiles:
     """Rows and columns of the tiles that a kernel may have.
 
-    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
+    Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS, whose
+    kernels for fp4 have one size.
     """
+    form = variant.partition(".")[0]
     if kernel == "triton" and variant.startswith("fp8_block"):
         return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
     if kernel == "triton":
         rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
         return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
-    sizes: tuple[Array, ...] = (LARGE,) if variant.endswith(".tma") else (LARGE / 4, LARGE)
+    if variant == "fp8.tma":
+        return UNTUNED
+    if form in ("fp4", "nvfp4"):
+        return ((LARGE, LARGE), (LARGE, 2 * LARGE))
+    sizes: tuple[Array, ...] = (LARGE / 4, LARGE)
     if kernel == "marlin":
         sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
     return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
@@ -186,6 +273,8 @@ def mixture_work(
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
     units = device.peak(form.units)
     known = {"left": form.left, "right": form.right, "peak": units * share, "units": units, "warm": warm}
-    tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
+    tiles = mixture_tiles(kernel, mixture_variant(device, variant), tokens, picks / found.experts)
     written = found.total if kernel == "cutlass" or variant.startswith("mxfp4_wo.") else picks
-    return {**sizes, **known, "gates": gates, "loads": found, "tiles": tiles, "written": written}
+    copied = 0.0 if kernel != "cutlass" else COPIED.get(variant, 2 * form.left)
+    rules = {"tiles": tiles, "written": written, "copied": copied, "striped": kernel == "marlin"}
+    return {**sizes, **known, "gates": gates, "loads": found, **rules}

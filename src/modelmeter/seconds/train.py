@@ -20,7 +20,7 @@ from modelmeter.seconds.links import ALLREDUCE
 from modelmeter.seconds.measured import Measured
 from modelmeter.seconds.mixture import MIXTURE
 from modelmeter.seconds.product import PRODUCT
-from modelmeter.seconds.shapes import NVIDIA, QUANTISED, nearest
+from modelmeter.seconds.shapes import BY_ROW, EIGHT, NVIDIA, QUANTISED, nearest
 
 TRAINED = {law.name: law for law in (PRODUCT, MIXTURE, PREFILL, VISION, DECODE, ALLREDUCE)}
 PLAIN = ("bf16", "graph")
@@ -32,14 +32,12 @@ OTHERS = {
     "decode": {"fill", "load", "speed", "near", "combine", "sharp"},
 }
 """Constants of a law that a variant has values of its own for: another kernel of the engine runs it."""
-CARRIED: dict[str, set[str]] = {"product": {"quantise", "quantised_row"}, "mixture": set()}
+CARRIED: dict[str, set[str]] = {"product": {"fill", "half", "quantise", "quantised_row", "element"}, "mixture": set()}
 """Extras of a law that hold on devices that were not measured in a variant; of other laws all do. The rest of what a
 variant does elsewhere is told by rules of the engine (`shapes.py`): a device's constants say nothing of another's."""
 ROWS = {"mixture": 1000, "product": 1000}
 """Rows of a group that a fit takes at most, the same ones each time; of other laws MOST."""
 MOST = 2000
-PASSES = 3.0
-"""Bytes an element that quantising moves at least: 16 bits read, 8 written."""
 Values = dict[str, float]
 
 
@@ -71,7 +69,7 @@ def train(groups: Iterable[Measured], law: Law, own: bool = True, leave: str = "
         of, names = [g for g in common if g.variant == variant], carried_names(law, variant)
         if names:
             base = {g.device.name: found.shared for g in of}
-            found.extras[variant] = _extras(law, names, of, base, {"passes": PASSES})
+            found.extras[variant] = _extras(law, names, of, base, {})
     for name in dict.fromkeys(g.device.name for g in kept if own):
         _own(found, [g for g in kept if g.device.name == name])
     return found
@@ -136,7 +134,12 @@ def extra_names(law: Law, variant: str) -> set[str]:
     names = {"host"} if variant == "eager" or (law is PRODUCT and form == "fp8_block") else {"rate", "start"}
     names -= {"rate"} if law is DECODE else set()
     if form in QUANTISED and law in (PRODUCT, MIXTURE):
-        names |= {"rate", "quantise", "quantised_row", "passes"}
+        names |= (
+            {"rate", "quantise"}
+            | ({"element"} if form in EIGHT else set())
+            | ({"quantised_row"} if form in BY_ROW else set())
+        )
+    names |= {"turned"} if variant == "fp8.fa3" else set()
     return (names & law.extras.keys()) | (OTHERS.get(law.name, set()) if variant != "eager" else set())
 
 
