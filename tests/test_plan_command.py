@@ -10,9 +10,8 @@ import pytest
 
 import modelmeter
 from modelmeter import cli, config
-from modelmeter.catalogue import load_devices, load_profiles
+from modelmeter.catalogue import load_devices, load_host, load_profiles
 from modelmeter.errors import InputError
-from modelmeter.host import Host
 from modelmeter.plan_settings import KEYS
 from modelmeter.planned import planned
 from modelmeter.plans.asked import Asked, Page, distribution
@@ -28,7 +27,7 @@ from modelmeter.stations import Stations
 from modelmeter.times import Times
 
 VALUES = config.compose("plan")
-HOST = Host.of(VALUES["host"])
+HOST = load_host()
 LENGTHS = {"mean": 900, "p99": 3000}
 
 

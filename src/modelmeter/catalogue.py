@@ -6,10 +6,10 @@ A name stands for a YAML of the package, a path for a user's own file anywhere; 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelmeter.config import chosen, read_yaml
 from modelmeter.device import Device
@@ -17,6 +17,9 @@ from modelmeter.errors import InputError, unknown
 from modelmeter.folders import comment_of, commented_yaml, config_dir, config_names
 from modelmeter.settings import Setting, entry, shown
 from modelmeter.sweep.profiles import Profile
+
+if TYPE_CHECKING:
+    from modelmeter.host import Host
 
 KINDS: dict[str, tuple[str, type[Any]]] = {"devices": ("device", Device), "profiles": ("profile", Profile)}
 """Catalogues by the key of a sweep that takes their entries: folder of configs/, class."""
@@ -33,6 +36,16 @@ def load_devices(names: Any = None) -> list[Device]:
 def load_profiles(names: Any = None) -> list[Profile]:
     """Profile objects by name of configs/profile or path of a YAML file; None: all of them. Raises InputError."""
     return load("profiles", names)
+
+
+def load_host(changed: Mapping[str, Any] | None = None) -> Host:
+    """The host of configs/host.yaml with what is `changed` there, which stands before what was measured on a device;
+    None as a value: not changed. Raises InputError."""
+    from modelmeter.host import Host  # with NumPy, which no help needs
+
+    known = read_yaml(config_dir() / "host.yaml")["host"]
+    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    return Host.of(known | given, given)
 
 
 def load(key: str, names: Any = None) -> list[Any]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from modelmeter import catalogue, config
 from modelmeter.device import Device
 from modelmeter.errors import InputError
-from modelmeter.host import Host
 from modelmeter.models.model import BaseModel
 from modelmeter.plan_settings import KEYS
 from modelmeter.plans.asked import Asked, Page
@@ -43,7 +42,7 @@ def planned(settings: Mapping[str, Any]) -> Planned:
     devices = catalogue.load_devices(None if ALL in values["devices"] else values["devices"])
     asked = asked_of(model, values)
     search = Search(
-        asked, Host.of(values["host"]), Targets(values["ttft"], values["tpot"], level=values["level"]),
+        asked, catalogue.load_host(values["host"]), Targets(values["ttft"], values["tpot"], level=values["level"]),
         _rate(asked, values), values["forms"], values["apart"], values["max_num_seqs"], values["max_batched_tokens"],
         values["host_threads"], _prices(values["price"], devices), values["count"],
     )  # fmt: skip

@@ -190,7 +190,10 @@ def residual_norms(graph: Graph) -> Graph:
     for place, (op, reads) in enumerate(zip(ops, graph.reads, strict=True)):
         named = (r._replace(name="normed", frame="") if writer in moved else r for r, writer in reads)
         ops[place] = op._replace(reads=tuple(named))
-    before = ops[behind]._replace(reads=(ops[first].reads[0], *ops[behind].reads[1:]), writes=(tensor,), kernel="")
+    at = replace(ops[behind].n, node=ops[behind].node._replace(path=ops[first].path))  # with the first block
+    before = ops[behind]._replace(
+        reads=(ops[first].reads[0], *ops[behind].reads[1:]), writes=(tensor,), n=at, kernel=""
+    )
     made, joints = [*ops[:first], before], []
     for start, end in spans:
         added, norm = ops[end - 1], ops[start]
