@@ -35,9 +35,9 @@ TOKENS, BATCHES, CONTEXTS = 48, 18, 8
 ENDS = ("low", "point", "high")
 
 
-def _grid(most: float, points: int) -> Array:
-    """Whole sizes from 1 in equal ratios."""
-    return np.unique(np.rint(np.geomspace(1, max(most, 2.0), points)))
+def _grid(most: float, points: int, *own: int) -> Array:
+    """Whole sizes from 1 in equal ratios, and those of a typical request."""
+    return np.unique(np.rint([*np.geomspace(1, max(most, 2.0), points), *own]))
 
 
 @final
@@ -118,9 +118,10 @@ class Spread:
     @cached_property
     def _sizes(self) -> tuple[Array, Array, Array]:
         """Tokens of prefills, batches and contexts of decodes that the kernels are asked at."""
-        longest = max(1.5 * self.asked.longest, 1.0)
-        tokens = _grid(max(2 * longest, 1.5 * self.max_batched_tokens + DEEPEST), TOKENS)
-        return tokens, _grid(DEEPEST, BATCHES), _grid(longest, CONTEXTS)
+        longest, work = max(1.5 * self.asked.longest, 1.0), self.work
+        tokens = _grid(max(2 * longest, 1.5 * self.max_batched_tokens + DEEPEST), TOKENS, int(work.context_tokens))
+        middle = int(work.kept_tokens) + int(work.decode_steps) // 2
+        return tokens, _grid(DEEPEST, BATCHES), _grid(longest, CONTEXTS, middle)
 
     def require(self) -> None:
         """Raise InputError for a form or steps that cannot be planned on any device."""
