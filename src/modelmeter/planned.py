@@ -48,11 +48,11 @@ def planned(settings: Mapping[str, Any]) -> Planned:
     )  # fmt: skip
     if search.rate is None and "together" in search.apart:
         search = replace(search, apart=("together",))  # stations apart are counted for a load
+    if not asked.requests.image_tokens.any() and len(search.apart) > 1:
+        search = replace(search, apart=[way for way in search.apart if way != "vision"])  # there is none
     found = search.run(devices)
     if not found.offers and not found.missed:
-        first, *others = found.refused
-        more = f"; {len(others)} more reasons: {', '.join(one.what for one in others)}" if others else ""
-        raise InputError(f"nothing can be planned: {first.reason}{more}")
+        raise InputError(f"nothing can be planned: {'; '.join(found.reasons)}")
     return Planned(search, found, devices, values)
 
 

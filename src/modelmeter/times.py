@@ -20,7 +20,7 @@ from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.seconds.processor import calibrated
-from modelmeter.seconds.shapes import plain_seconds
+from modelmeter.seconds.shapes import plain_seconds, require_units
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
 from modelmeter.seconds.unknowns import of_device, of_engine
 from modelmeter.sizes import Evaluator, Size, maximum, minimum
@@ -118,6 +118,7 @@ class Times:
     def __post_init__(self) -> None:
         if self.work.runtime.is_bound:
             raise InputError(f"runtime {self.work.execution!r} is a bound, and nothing that runs; it has no time")
+        require_units(self.on, str(self.work.precision.activations))
         measured = str(self.on.laws.get("runtimes", ""))
         if measured and self.work.runtime.name not in measured.split():
             raise InputError(

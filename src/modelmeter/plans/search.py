@@ -18,8 +18,10 @@ from modelmeter.errors import InputError
 from modelmeter.host import Host
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import ALL, TOGETHER, Form
+from modelmeter.plans.reasons import Refused, alike
 from modelmeter.plans.spread import ENDS, Spread
 from modelmeter.progress import watched
+from modelmeter.seconds.shapes import weights_alone
 from modelmeter.serving import Apart, Engine, Service
 from modelmeter.serving.plan import Candidate, Plan, answer_of, loaded, planned
 from modelmeter.serving.served import Served
@@ -37,7 +39,7 @@ LOOKED_AT = 2
 class Choice:
     """A device in a form with its stations and limits, its engines at the ends of all step times, seconds to fill its
     pipeline at these, and its bound: devices, or their money, that the load takes at least (without a load: a page a
-    second)."""
+    second). `alone` are units that the device lacks: formats of weights alone."""
 
     device: Device
     form: Form
@@ -48,6 +50,7 @@ class Choice:
     ends: Mapping[str, Engine]
     fills: Mapping[str, float]
     bound: float
+    alone: Sequence[str] = ()
 
     @property
     def fill_s(self) -> float:
@@ -131,15 +134,6 @@ def _combined(point: float, found: Sequence[float], end: str) -> float:
 
 
 @final
-@dataclass(frozen=True)
-class Refused:
-    """What was not planned, and why."""
-
-    what: str
-    reason: str
-
-
-@final
 @dataclass(frozen=True, eq=False)
 class Found:
     """The offers, the best first; those that will not do; what could not be asked; how many were not looked at."""
@@ -148,6 +142,15 @@ class Found:
     missed: list[Offer]
     refused: list[Refused]
     pruned: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why those that miss, and those that could not be asked, will not do: each reason once."""
+        missed = (
+            Refused(one.plan.reason, one.choice.device.name, str(one.choice.form), one.choice.apart, one.choice.limit)
+            for one in self.missed
+        )
+        return alike([*missed, *self.refused])
 
 
 @final
@@ -181,7 +184,7 @@ class Search:
             tried += len(families) * len(self.limits)
             offers += self._looked_at(sorted(families, key=lambda one: one.bound), refused)
         good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, round(one.load, 2)))
-        return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), tried - len(offers))
+        return Found(good, [one for one in offers if not one.plan.devices], refused, tried - len(offers))
 
     def _spreads(self, refused: list[Refused]) -> Iterator[Spread]:
         known: dict[Any, Any] = {}
@@ -192,7 +195,7 @@ class Search:
                 try:
                     spread.require()
                 except InputError as error:
-                    refused.append(Refused(str(form), str(error)))
+                    refused.append(Refused(str(error), form=str(form)))
                     break
                 yield spread
 
@@ -202,13 +205,13 @@ class Search:
             try:
                 ends = spread.ends(device)
             except InputError as error:
-                refused.append(Refused(f"{device.name} {spread.form}", str(error)))
+                refused.append(Refused(str(error), device.name, str(spread.form)))
                 continue
             for apart in self.apart:
                 try:
                     yield self._choice(device, spread, ends, apart, max(self.limits))
                 except InputError as error:
-                    refused.append(Refused(f"{device.name} {spread.form} {apart} {max(self.limits)}", str(error)))
+                    refused.append(Refused(str(error), device.name, str(spread.form), apart, max(self.limits)))
 
     def _choice(self, device: Device, spread: Spread, ends: Mapping[str, Engine], apart: str, limit: int) -> Choice:
         engine = replace(ends["point"], max_num_seqs=limit, host_threads=self.host_threads)
@@ -217,7 +220,8 @@ class Search:
         price = None if self.prices is None else self.prices.get(device.name)
         candidate = Candidate(device.name, str(spread.form), service, price)
         fills, bound = {end: spread.fill_s(one) for end, one in ends.items()}, self._bound(candidate, limit)
-        return Choice(device, spread.form, apart, spread.max_batched_tokens, limit, candidate, ends, fills, bound)
+        alone, tokens = weights_alone(device, spread.formats), spread.max_batched_tokens
+        return Choice(device, spread.form, apart, tokens, limit, candidate, ends, fills, bound, alone)
 
     def _bound(self, candidate: Candidate, limit: int) -> float:
         """Devices that the load takes at least, or their money; without a load, for a page a second."""
@@ -257,7 +261,7 @@ class Search:
                 try:
                     bound = family.bound if limit == family.limit else self._bound(family.candidate, limit)
                 except InputError as error:
-                    refused.append(Refused(f"{family.device.name} {family.form} {family.apart} {limit}", str(error)))
+                    refused.append(Refused(str(error), family.device.name, str(family.form), family.apart, limit))
                     continue
                 dear = good >= LOOKED_AT and bound > best
                 if dear and bound > larger:
@@ -295,14 +299,6 @@ class Search:
             return float("inf")
         price = plan.candidate.price_an_hour or 1.0
         return plan.devices * price / (1.0 if self.rate is not None else plan.served.pages_per_s)
-
-
-def _merged(refused: Sequence[Refused]) -> list[Refused]:
-    """Each reason once, with all that it is told of."""
-    reasons: dict[str, list[str]] = {}
-    for one in refused:
-        reasons.setdefault(one.reason, []).append(one.what)
-    return [Refused(", ".join(dict.fromkeys(what)), reason) for reason, what in reasons.items()]
 
 
 def nearest(missed: Sequence[Offer], targets: Targets) -> tuple[Offer, dict[str, float]] | None:

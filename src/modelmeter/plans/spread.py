@@ -21,7 +21,7 @@ from modelmeter.models.parts import decoder_of, layers_of
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import Form
 from modelmeter.seconds.predict import seconds_of_work
-from modelmeter.seconds.shapes import FORMATS
+from modelmeter.seconds.shapes import require_units
 from modelmeter.serving import Engine, StepTimes
 from modelmeter.serving.numbers import Array
 from modelmeter.serving.steps import Table
@@ -133,10 +133,10 @@ class Spread:
                         f"{model.name}: steps of {name} depend on more than batch and tokens (on {size}), which a "
                         "plan does not know; plan a model whose image tokens enter the decoder's sequence"
                     )
-        _ = self.rooms, self.forms
+        _ = self.rooms, self.formats
 
     @cached_property
-    def forms(self) -> set[str]:
+    def formats(self) -> set[str]:
         """Formats of all products."""
         images = ((self.asked.model, "vision", work) for work in self._images[:1])
         steps = ((*part, name) for name in ("prefill", "decode") for part in self.parts)
@@ -167,7 +167,7 @@ class Spread:
 
     def _room(self, device: Device) -> Room:
         """That of the part with the least room for tokens."""
-        self._require_formats(device)
+        require_units(device, str(self.work.precision.activations))
         room = min(self.rooms, key=lambda one: one.left(device.memory_bytes) / max(one.each, 1e-9))
         if room.left(device.memory_bytes) <= 0:
             needed = room.weights + room.activations
@@ -177,15 +177,6 @@ class Spread:
                 f"weights smaller (weights=fp8) or take a larger device"
             )
         return room
-
-    def _require_formats(self, device: Device) -> None:
-        """Raise InputError for products in a format that a device has no units for."""
-        for units in sorted(FORMATS[form].units if form in FORMATS else "bf16" for form in self.forms):
-            if units not in device.peaks and units not in ("bf16", "fp32"):
-                raise InputError(
-                    f"{device.name} multiplies no {units} (it has {', '.join({'bf16': 0, **device.peaks})}); store "
-                    "weights alone so (precision.activations=bf16) or take a device that has it"
-                )
 
     def _times(self, device: Device) -> list[StepTimes]:
         """Step times at the three ends."""
