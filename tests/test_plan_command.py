@@ -219,7 +219,10 @@ def test_multirun_makes_a_folder_of_each_job(capfd, tmp_path):
 def test_targets_that_nothing_meets_name_the_nearest_plan(capsys):
     assert run("deepseek_ocr", "devices=[a100_40gb]", "pages_per_day=1e6", "ttft=0.1") == 1
     told = capsys.readouterr().out
-    assert "no plan bears 1,000,000 pages a day within TTFT 100 ms (p90); the nearest is a100_40gb" in told and "what would help: ttft=0.2" in told
+    assert (
+        "no plan bears 1,000,000 pages a day within TTFT 100 ms (p90); the nearest is a100_40gb" in told
+        and "what would help: ttft=0.2" in told
+    )
     assert run("deepseek_ocr", "devices=[a100_40gb]", "pages_per_day=1e6", "count=1") == 1
     assert "it takes 2 devices, and count is 1" in capsys.readouterr().out
 
@@ -272,7 +275,9 @@ def told(capsys, *arguments):
 
 
 def test_all_devices_are_answered_on_one_screen_and_the_rest_is_counted(capsys):
-    status, text = told(capsys, "deepseek_ocr", "devices=all", "pages_per_day=33e6", "ttft=2", "tpot=0.05", "forms=[tp1]")
+    status, text = told(
+        capsys, "deepseek_ocr", "devices=all", "pages_per_day=33e6", "ttft=2", "tpot=0.05", "forms=[tp1]"
+    )
     lines = text.splitlines()
     assert status == 0 and len(lines) < 50 and lines[0].endswith("MI355X") and lines[1].strip().startswith("devices")
     table = lines[lines.index("") + 1 : lines.index("why:") - 2]

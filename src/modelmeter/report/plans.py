@@ -232,7 +232,9 @@ def _assumed(search: Search, found: Found) -> list[str]:
         "fast, slow: all steps of the device are at the low or at the high end of their interval, images of the host "
         "likewise and independent of them; not borne: the same devices would not bear the load then",
         "left out: the network, reading files, tokenising, prefix caches, failures, spare devices",
-        *alike(Refused(_ALONE.format(units), one.choice.device.name) for one in found.offers for units in one.choice.alone),
+        *alike(
+            Refused(_ALONE.format(units), one.choice.device.name) for one in found.offers for units in one.choice.alone
+        ),
         *asked.model.notes,
     ]
 
