@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from modelmeter import load_model
-from modelmeter.catalogue import load_devices, load_profiles, published_table
-from modelmeter.config import read_yaml
-from modelmeter.folders import config_dir
-from modelmeter.host import Host, Span
+from modelmeter.catalogue import load_devices, load_host, load_profiles, published_table
+from modelmeter.host import Span
 from modelmeter.plans.conditions import (
     Case,
     Met,
@@ -41,9 +39,8 @@ RUNTIMES = {
 def case() -> Case:
     """A4 pages at 200 dots an inch in the model's default mode, on the device of the claims, with vLLM."""
     [device], [page] = load_devices(["a100_40gb"]), load_profiles(["a4_200dpi"])
-    host = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
     model = load_model("deepseek_ocr")
-    return Case(model, device, host, page.image_size, page.prompt_tokens, page.output_tokens)
+    return Case(model, device, load_host(), page.image_size, page.prompt_tokens, page.output_tokens)
 
 
 def span(found: Span, of: Callable[[float], str]) -> str:

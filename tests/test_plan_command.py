@@ -10,9 +10,8 @@ import pytest
 
 import modelmeter
 from modelmeter import cli, config
-from modelmeter.catalogue import load_devices, load_profiles
+from modelmeter.catalogue import load_devices, load_host, load_profiles
 from modelmeter.errors import InputError
-from modelmeter.host import Host
 from modelmeter.plan_settings import KEYS
 from modelmeter.planned import planned
 from modelmeter.plans.asked import Asked, Page, distribution
@@ -28,7 +27,7 @@ from modelmeter.stations import Stations
 from modelmeter.times import Times
 
 VALUES = config.compose("plan")
-HOST = Host.of(VALUES["host"])
+HOST = load_host()
 LENGTHS = {"mean": 900, "p99": 3000}
 
 
@@ -220,7 +219,10 @@ def test_multirun_makes_a_folder_of_each_job(capfd, tmp_path):
 def test_targets_that_nothing_meets_name_the_nearest_plan(capsys):
     assert run("deepseek_ocr", "devices=[a100_40gb]", "pages_per_day=1e6", "ttft=0.1") == 1
     told = capsys.readouterr().out
-    assert "nothing here bears 1,000,000 pages a day within TTFT 100 ms" in told and "what would help: ttft=0.2" in told
+    assert (
+        "no plan bears 1,000,000 pages a day within TTFT 100 ms (p90); the nearest is a100_40gb" in told
+        and "what would help: ttft=0.2" in told
+    )
     assert run("deepseek_ocr", "devices=[a100_40gb]", "pages_per_day=1e6", "count=1") == 1
     assert "it takes 2 devices, and count is 1" in capsys.readouterr().out
 
@@ -265,3 +267,63 @@ def test_settings_in_python_are_checked_alike():
     with pytest.raises(InputError, match="level"):
         planned(VALUES | {"level": "p9"})
     assert modelmeter.load_model("deepseek_ocr").planner is not None
+
+
+def told(capsys, *arguments):
+    status = run(*arguments)
+    return status, capsys.readouterr().out
+
+
+def test_all_devices_are_answered_on_one_screen_and_the_rest_is_counted(capsys):
+    status, text = told(
+        capsys, "deepseek_ocr", "devices=all", "pages_per_day=33e6", "ttft=2", "tpot=0.05", "forms=[tp1]"
+    )
+    lines = text.splitlines()
+    assert status == 0 and len(lines) < 50 and lines[0].endswith("MI355X") and lines[1].strip().startswith("devices")
+    table = lines[lines.index("") + 1 : lines.index("why:") - 2]
+    names = [line.split()[0] for line in table[1:]]
+    assert len(names) == 12 and max(map(names.count, names)) == 2
+    assert "devices will do" in text and "more plans: rows=" in text and "out=FOLDER writes all as plans.csv" in text
+    [links] = [line for line in lines if "has no host_link_bytes_per_s" in line]
+    assert "apple_m1, apple_m1_max, apple_m1_pro, apple_m1_ultra and " in links and "decode and vision apart" in links
+
+
+def test_texts_are_requests_and_have_no_vision_to_set_apart(capsys):
+    status, text = told(capsys, "llama_3_1_8b", "prompt_tokens=500", "decode_steps=200", "load=20", "forms=[tp1]")
+    assert status == 0 and text.startswith("llama_3_1_8b, 1,728,000 requests a day, without targets: ")
+    assert "requests/s a device" in text and "page" not in text and "image" not in text.partition("fast, slow: all")[0]
+
+
+def test_what_misses_is_told_in_seconds_and_what_no_device_changes_is_said(capsys):
+    status, text = told(capsys, "deepseek_ocr", "ttft=0.05", "forms=[tp1]")
+    first = text.splitlines()[0]
+    assert status == 1 and "no plan meets TTFT 50 ms (p90); the nearest is h100_sxm tp1" in first and "%" not in first
+    assert "no device: one core takes 157.8 ms for the images" in first
+    status, text = told(capsys, "llama_3_1_8b", "prompt_tokens=500", "decode_steps=200", "tpot=1e-9", "forms=[tp1]")
+    assert status == 1 and "a faster device, a wider form" in text.splitlines()[0] and "%" not in text.splitlines()[0]
+
+
+def test_twice_the_load_takes_twice_the_devices_and_costs_as_much_a_page(pages):
+    on, prices = load_devices(["a100_40gb"]), {"a100_40gb": 1.2}
+    once, twice = (search(pages, rate, limits=(64,), prices=prices).run(on).offers[0].plan for rate in (100.0, 200.0))
+    assert 1.9 * once.devices <= twice.devices <= 2 * once.devices
+    assert twice.cost_a_million_pages == pytest.approx(once.cost_a_million_pages, rel=0.05)
+    assert once.cost_a_million_pages == pytest.approx(1.2 * once.devices / 3600 / 100.0 * 1e6)
+
+
+def test_the_cheapest_plan_and_that_of_the_fewest_devices_are_told(capsys):
+    _, text = told(capsys, "deepseek_ocr", "devices=[h100_sxm,l40s]", "pages_per_day=5e6", "forms=[tp1]",
+                   "price={h100_sxm:4,l40s:0.5}")  # fmt: skip
+    first = text.partition("\n\n")[0]
+    assert first.splitlines()[0].endswith("NVIDIA L40S") and "an hour; a million pages cost" in first
+    assert "fewest devices" in first and "NVIDIA H100 SXM (tp1)" in first
+
+
+def test_independent_ends_add_up_by_squares_and_one_alone_is_itself(pages):
+    found = search(pages).run(load_devices(["a100_40gb"])).offers[0]
+    steps, images = found.choice.at("high")
+    alone = [one.time(served, "ttft_s").mean for one, served in found.ends["high"]]
+    point, high = (found.times("ttft_s", end).mean for end in ("point", "high"))
+    assert steps.candidate.service.engine.times.host is found.choice.ends["point"].times.host
+    assert images.candidate.service.engine.times.decode is found.choice.ends["point"].times.decode
+    assert high == pytest.approx(point + math.hypot(*(one - point for one in alone)))

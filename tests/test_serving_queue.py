@@ -448,3 +448,11 @@ def test_what_is_no_load_service_or_price_is_refused_in_a_sentence(refused, told
     with pytest.raises(InputError) as error:
         refused()
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("room", [3e4, 1e9])
+def test_a_request_alone_takes_the_steps_of_one_whatever_room_there_is(room):
+    times = StepTimes(prefill=lambda new, cached: 1e-5 * new, decode=lambda batch, context: 0.01 + 0 * batch)
+    engine = Engine(times, kv_bytes=room, kv_bytes_per_token=1.0)
+    served = ClosedForm(Service(engine), Mix(prompt=Fixed(500), output=Uniform(50, 350))).at(1e-4)
+    assert served.tpot_s.mean == pytest.approx(0.01, rel=2e-3)

@@ -17,7 +17,7 @@ from modelmeter.progress import watched
 from modelmeter.report.ranked import ranked_figures
 from modelmeter.report.timeline import timeline_figures
 from modelmeter.sweep.answers import answered, verdict
-from modelmeter.timeline import by_component, timed, timeline, top
+from modelmeter.timeline import by_component, timeline, top
 from modelmeter.times import Times
 
 HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
@@ -117,7 +117,7 @@ def test_a_bound_has_no_time(model):
     with pytest.raises(InputError, match="runtimes fused, compulsory are bounds, and nothing that runs"):
         tables("vision_crops", "deepseek_ocr", "device=h100_sxm", "runtime=[fused,compulsory]")
     with pytest.raises(InputError, match="'fused' is a bound"):
-        timed(model, model.workload(grid="1x2", runtime="fused"), load_devices(["a10"])[0], HOST)
+        Times(model, model.workload(grid="1x2", runtime="fused"), load_devices(["a10"])[0], HOST)
 
 
 def test_a_device_that_lacks_a_figure_is_refused_alone_and_told_in_its_row(capsys, tmp_path):
@@ -236,7 +236,7 @@ def test_a_timeline_is_the_request_part_by_part(model_name, options):
 
 def test_the_timeline_is_drawn_for_one_to_many_devices_each_text_beside_no_other(model):
     work = model.workload(grid="2x3", runtime="vllm")
-    found = [timed(model, work, device, HOST) for device in load_devices(["h100_sxm", "l40s", "apple_m1"])]
+    found = [Times(model, work, device, HOST) for device in load_devices(["h100_sxm", "l40s", "apple_m1"])]
     for some in (found[:1], found):
         drawn = timeline_figures(some, ("svg",))["time.svg"]
         for one in some:

@@ -6,11 +6,11 @@ A name stands for a YAML of the package, a path for a user's own file anywhere; 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modelmeter.config import chosen, read_yaml
 from modelmeter.device import Device
@@ -18,6 +18,9 @@ from modelmeter.errors import InputError, unknown
 from modelmeter.folders import comment_of, commented_yaml, config_dir, config_names
 from modelmeter.settings import Setting, entry, shown
 from modelmeter.sweep.profiles import Profile
+
+if TYPE_CHECKING:
+    from modelmeter.host import Host
 
 KINDS: dict[str, tuple[str, type[Any]]] = {"devices": ("device", Device), "profiles": ("profile", Profile)}
 """Catalogues by the key of a sweep that takes their entries: folder of configs/, class."""
@@ -36,11 +39,22 @@ def load_profiles(names: Any = None) -> list[Profile]:
     return load("profiles", names)
 
 
+def load_host(changed: Mapping[str, Any] | None = None) -> Host:
+    """The host of configs/host.yaml with what is `changed` there, which stands before what was measured on a device;
+    None as a value: not changed. Raises InputError."""
+    from modelmeter.host import Host  # with NumPy, which no help needs
+
+    known = read_yaml(config_dir() / "host.yaml")["host"]
+    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    return Host.of(known | given, given)
+
+
 def load(key: str, names: Any = None) -> list[Any]:
     """The entries of a folder of configs, or of a user's files, as objects. Raises InputError."""
     group, kind = KINDS[key]
-    given = Setting(key, entry(group), "", several=True).check(config_names(group) if names is None else names)
-    found = [_entry(group, name, kind) for name in given]
+    known = config_names(group)
+    given = Setting(key, entry(group), "", several=True).check(known if names is None else names)
+    found = [_shipped(key, name) if name in known else _read(group, Path(name), name, kind) for name in given]
     for what in ("name", "title"):
         called = [getattr(entry, what) for entry in found]
         for word in (word for word in called if called.count(word) > 1):
@@ -81,13 +95,10 @@ def _sourced(node: Any, prefix: str, above: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", shown(value), source
 
 
-def _entry(group: str, name: str, kind: type[Any]) -> Any:
-    """An entry by name of the catalogue, read once, or of a user's file, read each time."""
-    return _shipped(group, name, kind) if name in config_names(group) else _read(group, Path(name), name, kind)
-
-
 @cache
-def _shipped(group: str, name: str, kind: type[Any]) -> Any:
+def _shipped(key: str, name: str) -> Any:
+    """An entry of the package, read once."""
+    group, kind = KINDS[key]
     return _read(group, config_dir() / group / f"{name}.yaml", name, kind)
 
 

@@ -66,7 +66,7 @@ def _line(left: str, right: str) -> str:
     return f"  {left:30} {right}"
 
 
-def _keys(settings: Iterable[Setting], *files: str) -> list[str]:
+def _keys(settings: Sequence[Setting], *files: str) -> list[str]:
     """The keys of a command: defaults from its YAML files, help from the declarations."""
     from modelmeter.settings import CHOICES, IN_YAML, shown
 
@@ -75,7 +75,9 @@ def _keys(settings: Iterable[Setting], *files: str) -> list[str]:
         values = commented_yaml("", file)
         defaults |= {key: values[stored] for key, stored in IN_YAML.items() if stored in values}
         for key, value in values.items():
-            defaults |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+            parts = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+            declared = {s.name for s in settings}.isdisjoint(parts)
+            defaults |= {key: f"{{{', '.join(value)}}}"} if declared and isinstance(value, dict) else parts
     lines = [_line(f"{s.name}={shown(defaults[s.name])}", s.help) for s in settings if s.name in defaults]
     return ["", "keys (any value of the configuration can be overridden as key=value):", *lines]
 

@@ -12,9 +12,9 @@ from modelmeter.settings import (
     COUNTING,
     FITS,
     FOLDER,
+    HOST,
     REQUEST,
     SIZES,
-    TIME,
     Kind,
     Setting,
     joined,
@@ -87,7 +87,7 @@ PLAN = (
     Setting("trace", of_type(str, "the path of a CSV file"), "a CSV of requests in the place of a mix", nullable=True),
     Setting("rows", whole(), "plans that are shown"),
     Setting("out", FOLDER, "folder of plan.txt and plans.csv; null: none is written", nullable=True),
-    TIME[1],
+    HOST,
     *(replace(setting, nullable=True, help=f"{setting.help}; null: as the profile has it") for setting in SIZES[1:]),
 )  # fmt: skip
 """What a plan takes, beside what a request takes."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from modelmeter import catalogue, config
 from modelmeter.device import Device
 from modelmeter.errors import InputError
-from modelmeter.host import Host
 from modelmeter.models.model import BaseModel
 from modelmeter.plan_settings import KEYS
 from modelmeter.plans.asked import Asked, Page
@@ -43,17 +42,17 @@ def planned(settings: Mapping[str, Any]) -> Planned:
     devices = catalogue.load_devices(None if ALL in values["devices"] else values["devices"])
     asked = asked_of(model, values)
     search = Search(
-        asked, Host.of(values["host"]), Targets(values["ttft"], values["tpot"], level=values["level"]),
+        asked, catalogue.load_host(values["host"]), Targets(values["ttft"], values["tpot"], level=values["level"]),
         _rate(asked, values), values["forms"], values["apart"], values["max_num_seqs"], values["max_batched_tokens"],
         values["host_threads"], _prices(values["price"], devices), values["count"],
     )  # fmt: skip
     if search.rate is None and "together" in search.apart:
         search = replace(search, apart=("together",))  # stations apart are counted for a load
+    if not asked.requests.image_tokens.any() and len(search.apart) > 1:
+        search = replace(search, apart=[way for way in search.apart if way != "vision"])  # there is none
     found = search.run(devices)
     if not found.offers and not found.missed:
-        first, *others = found.refused
-        more = f"; {len(others)} more reasons: {', '.join(one.what for one in others)}" if others else ""
-        raise InputError(f"nothing can be planned: {first.reason}{more}")
+        raise InputError(f"nothing can be planned: {'; '.join(found.reasons)}")
     return Planned(search, found, devices, values)
 
 

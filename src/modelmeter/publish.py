@@ -59,15 +59,13 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
 
 def time_page(name: str, overrides: Sequence[str]) -> str:
     """What a request to a model takes on devices, and its timeline drawn where a folder is given. Raises InputError."""
-    from modelmeter.host import Host
     from modelmeter.report.files import writable, write_all
     from modelmeter.report.times import times_text
-    from modelmeter.timeline import timed
+    from modelmeter.times import Times
 
     values, model, work = _asked("time", name, overrides, TIME)
-    given = [key.removeprefix("host.") for key in (override.partition("=")[0] for override in overrides)]
-    host, folder = Host.of(values["host"], given), values["out"]
-    found = [timed(model, work, device, host) for device in catalogue.load_devices(values["device"])]
+    host, folder = catalogue.load_host(values["host"]), values["out"]
+    found = [Times(model, work, device, host) for device in catalogue.load_devices(values["device"])]
     if folder is None:
         return times_text(found)
     from modelmeter.report.timeline import timeline_figures
@@ -80,7 +78,6 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
 
 def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
     """A profiler's record of a model beside its prediction; writes files where `out` says so. Raises InputError."""
-    from modelmeter.host import Host
     from modelmeter.profiled.beside import laid
     from modelmeter.profiled.read import read
     from modelmeter.report import profiled
@@ -88,7 +85,7 @@ def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
 
     values, model, work = _asked("profile", name, overrides, PROFILE)
     recorded, [device] = read(file), catalogue.load_devices([values["device"]])
-    times = Times(model, work, device, Host.of(values["host"]))
+    times = Times(model, work, device, catalogue.load_host(values["host"]))
     found, told = laid(recorded, times, values["stage"])
     written = profiled.written(found, values["out"]) if values["out"] else ""
     return profiled.profile_text(found, times, recorded, told) + written
@@ -172,17 +169,13 @@ def _with_clock(settings: dict[str, Any]) -> dict[str, Any]:
     names, changed = settings.pop("device"), settings.pop("host")
     if names is None:
         return settings
-    from modelmeter.host import Host
-
     named = settings.get("devices")
     if ALL in names and named and [device.name for device in named] != catalogue.FEATURED:
         devices = named
     else:
         devices = catalogue.load_devices(None if ALL in names else names)
-    known = config.read_yaml(config_dir() / "host.yaml")["host"]
-    host = Host.of(known | {key: value for key, value in changed.items() if value is not None})
     overhead = config.read_yaml(config_dir() / "fits.yaml")["overhead"]
-    return settings | {"device": devices, "host": host, "overhead": overhead}
+    return settings | {"device": devices, "host": catalogue.load_host(changed), "overhead": overhead}
 
 
 def references() -> ModuleType:

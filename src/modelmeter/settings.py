@@ -134,9 +134,11 @@ def _parallel(key: str, value: Any) -> Any:
 
 
 def _host(key: str, value: Any) -> Any:
+    """What replaces some of the host's seconds; those that are null stay."""
     from modelmeter.host import Host  # with NumPy, which no help needs
 
-    Host.of(value)
+    given = value if isinstance(value, Mapping) else {"": value}
+    Host.of({name: [0, 0, 0] if one is None else one for name, one in given.items()})
     return value
 
 
@@ -217,22 +219,13 @@ FITS = (
 """What decides whether a request fits."""
 
 
-def _host_changes(key: str, value: Any) -> Any:
-    """What replaces some of the host's seconds; those that are null stay."""
-    given = value if isinstance(value, Mapping) else {"": value}
-    _host(key, {name: [0, 0, 0] if one is None else one for name, one in given.items()})
-    return value
-
-
 TIMED = Setting("device", _DEVICE, "predict seconds too, on these of configs/device or YAML files, several as A,B; "
                 "null: counts alone", several=True, nullable=True)  # fmt: skip
 ON_ALL = replace(FITS[0], help="devices whose seconds are predicted, of configs/device or YAML files, several as A,B; "
                  "all: the whole catalogue; null: none", nullable=True)  # fmt: skip
-TIMING = (
-    TIMED,
-    Setting("host", Kind(_host_changes, lists=True),
-            "seconds of the host, each [low, point, high] or null: as configs/host.yaml has it; host.step=[0,0,0]"),
-)  # fmt: skip
+HOST = Setting("host", Kind(_host, lists=True), "seconds of the host, each [low, point, high], such as "
+               "host.step=[0,0,0]; null: as measured on the device, or else as configs/host.yaml has it")  # fmt: skip
+TIMING = (TIMED, HOST)
 """What the seconds of a sweep depend on."""
 
 
@@ -256,7 +249,7 @@ SPLIT = (
 
 TIME = (
     Setting("device", _DEVICE, "of configs/device or YAML files, several as A,B", several=True),
-    Setting("host", Kind(_host, lists=True), "seconds of the host, each [low, point, high]; host.step=[0,0,0]"),
+    HOST,
     Setting("out", FOLDER, "folder of the figure of the timeline; null: none is drawn", nullable=True),
     PNG,
 )

@@ -131,12 +131,12 @@ class Split:
         """What is received within a stage."""
         for to, part in self.parts.items():
             program = part.program(stage.name, self.works[to])
-            for op in (op for op in program.graph.ops if op.kind == RECEIVED):
-                for w in op.writes:
-                    once = self._bytes(w, program)
-                    of_all = summed(once, *program.steps) if program.steps else once
-                    (crossing,) = Evaluator(program.names, [of_all])(stage.values(self.work, program.names))
-                    yield Crossing(stage.name, _shown(op, w), self.homes(op), to, self._runs(stage), crossing)
+            received = ((op, w) for op in program.graph.ops if op.kind == RECEIVED for w in op.writes)
+            for op, w in {(_once(w), self.homes(op)): (op, w) for op, w in received}.values():
+                once = self._bytes(w, program)
+                of_all = summed(once, *program.steps) if program.steps else once
+                (crossing,) = Evaluator(program.names, [of_all])(stage.values(self.work, program.names))
+                yield Crossing(stage.name, _shown(op, w), self.homes(op), to, self._runs(stage), crossing)
 
     def _given(self, stage: Stage) -> Iterator[Crossing]:
         """Image tokens, from where vision makes them to where the decoder reads them."""
@@ -174,8 +174,15 @@ class Split:
 
 def _shown(op: Op, r: Ref) -> str:
     """A tensor by its name, with its axes."""
-    tensor = next(t for t in op.equation.outputs if op.n.resolve(t.name)[1] == r.name)
-    return f"{r.name.rpartition('.')[2]}[{' '.join(tensor.stored)}]"
+    name = _once(r).rpartition(".")[2].partition("~")[0]
+    stored = [t.stored for t in op.equation.outputs if op.n.resolve(t.name)[1].rpartition(".")[2] == name]
+    stored = stored or [t.stored for t in op.equation.outputs if r.stored == op.n.elements(t.stored)]  # renamed
+    return f"{name}[{' '.join(stored[0])}]" if stored else name
+
+
+def _once(r: Ref) -> str:
+    """The name of a tensor; a compiler's kernels that make it anew for themselves (NAME^KERNEL) are given the same."""
+    return r.name.partition("^")[0]
 
 
 def _reads(graph: Graph, name: str) -> bool:

@@ -84,16 +84,9 @@ class Stations:
 
     def _seconds(self, name: str, batch: Array, size: Array) -> Array:
         """Seconds of a step, the host's with them, at arrays of batches and of tokens or contexts."""
-        times, work = self.times, self.times.work
         batch, size = np.broadcast_arrays(np.round(batch), np.round(size))
-        device, many = times.busy(name, {"b": batch, times.model.stage(name).grows or "s": size})
-        host = times.host.launches(work, name, many)
-        step = times.host.beside(work).seconds
-        if times.on.is_host:
-            return np.asarray(device.seconds + host.seconds + step)
-        if times.overlaps:
-            return np.asarray(np.maximum(device.seconds, host.seconds + step))
-        return np.asarray(np.maximum(device.seconds, host.seconds) + step)
+        grows = self.times.model.stage(name).grows or "s"
+        return np.asarray(self.times.run(name, **{"b": batch, grows: size}).seconds)
 
 
 def behind(whole: Callable[[Array], Array], new: Array, cached: Array) -> Array:

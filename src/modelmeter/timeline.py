@@ -9,15 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
-from modelmeter.device import Device
-from modelmeter.errors import InputError
-from modelmeter.host import Host, Span
-from modelmeter.models.model import BaseModel
+from modelmeter.host import Span
 from modelmeter.programs.kernels import Kernel
-from modelmeter.runtimes.passes import ride, whole_stage
-from modelmeter.runtimes.runtime import Runtime
 from modelmeter.times import StageTime, Times, binds, busy
-from modelmeter.workload import Workload
 
 DECODER, REST = "decoder", "norms and sums"
 COMPONENTS = {
@@ -47,23 +41,6 @@ class Part:
     def all(self) -> Span:
         """Seconds of all runs."""
         return self.each * self.runs
-
-
-def is_bound(runtime: Runtime) -> bool:
-    """Whether a runtime is none that runs: a stage as one kernel, or whatever can ride along riding along."""
-    return whole_stage in runtime.passes or ride in runtime.passes
-
-
-def require_time(work: Workload) -> Workload:
-    """A workload whose runtime is one that runs. Raises InputError for a bound."""
-    if is_bound(work.runtime):
-        raise InputError(f"runtime {work.execution!r} is a bound, and nothing that runs; it has no time")
-    return work
-
-
-def timed(model: BaseModel, work: Workload, on: Device, host: Host) -> Times:
-    """The Times of a workload on a device. Raises InputError for a runtime that is a bound, and as laws do."""
-    return Times(model, require_time(work), on, host)
 
 
 def top(kernel: Kernel) -> str:

@@ -18,10 +18,9 @@ from modelmeter.errors import InputError
 from modelmeter.host import NONE, Host, Span, plain
 from modelmeter.models.model import BaseModel
 from modelmeter.programs.kernels import Kernel
-from modelmeter.runtimes.passes import whole_stage
 from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.seconds.processor import calibrated
-from modelmeter.seconds.shapes import plain_seconds
+from modelmeter.seconds.shapes import plain_seconds, require_units
 from modelmeter.seconds.timer import AtSizes, Sums, Timer, sums_of
 from modelmeter.seconds.unknowns import of_device, of_engine
 from modelmeter.sizes import Evaluator, Size, maximum, minimum
@@ -120,8 +119,9 @@ class Times:
     overlaps: bool = False
 
     def __post_init__(self) -> None:
-        if whole_stage in self.work.runtime.passes:
-            raise InputError(f"runtime {self.work.runtime.name!r} is a bound, and nothing that runs; it has no time")
+        if self.work.runtime.is_bound:
+            raise InputError(f"runtime {self.work.execution!r} is a bound, and nothing that runs; it has no time")
+        require_units(self.on, str(self.work.precision.activations))
         measured = str(self.on.laws.get("runtimes", ""))
         if measured and self.work.runtime.name not in measured.split():
             raise InputError(
@@ -140,28 +140,29 @@ class Times:
         present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
         asked = [(name, *self._sizes(name)) for name in present]
         found = zip(asked, self._sums(asked), strict=True)
-        return {one[0]: self._stage(one[0], *self._busy(one[0], sums, self._least(*one))) for one, sums in found}
+        return {one[0]: self._stage(one[0], sums, self._least(*one)) for one, sums in found}
 
-    def _stage(self, name: str, device: Span, runs: Any) -> StageTime:
-        launches = self.host.launches(self.work, name, runs)
-        return StageTime(name, device, launches, NONE if name == "vision" else self.host.beside(self.work), runs, self)
+    def _stage(self, name: str, sums: Sums, least: Any) -> StageTime:
+        device, launches = self._busy(name, sums, least), self.host.launches(self.work, name, sums.runs)
+        beside = NONE if name == "vision" else self.host.beside(self.work)
+        return StageTime(name, device, launches, beside, sums.runs, self)
 
-    def busy(self, name: str, sizes: Mapping[str, Any]) -> tuple[Span, Any]:
-        """Seconds that the kernels of a stage keep the device busy, and how many run, at its sizes, or arrays of them.
+    def run(self, name: str, **sizes: Any) -> Span:
+        """Seconds of one run of a stage, the host's with them, at its sizes, or arrays of them.
 
         Sizes that are not given are those of the workload; of a stage in steps it is one step.
         """
         asked = (name, {**self.model.stage(name).sizes(self.work), **sizes}, None)
         [found] = self._sums([asked])
-        return self._busy(name, found, self._least(*asked))
+        return self._stage(name, found, self._least(*asked)).span
 
-    def _busy(self, name: str, sums: Sums, least: Any) -> tuple[Span, Any]:
+    def _busy(self, name: str, sums: Sums, least: Any) -> Span:
         """The kernels of all laws, with what engine and device leave open, no less than the datasheet allows."""
         open_about = of_device(self.on, heated=self.model.stage(name).steps is None)
         known = of_engine(self.engine or self.work.runtime.name)
         spans = (Span(*ends).widened([known[law]] if law in known else []) for law, ends in sums.laws.items())
         low, seconds, high = sum(spans, start=NONE).widened(open_about)
-        return Span(maximum(low, minimum(seconds, least)), seconds, high), sums.runs
+        return Span(maximum(low, minimum(seconds, least)), seconds, high)
 
     def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:
         """The sums of stages at sizes; with weights, their means over steps. Processors' laws take kernel by kernel."""

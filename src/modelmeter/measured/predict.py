@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from modelmeter.catalogue import load_devices, load_profiles
-from modelmeter.config import load_model, read_yaml
+from modelmeter.catalogue import load_devices, load_host, load_profiles
+from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
-from modelmeter.folders import config_dir
 from modelmeter.host import NONE, Host, Span
 from modelmeter.measured.engines import Policy, policy_of
 from modelmeter.measured.process import memory_of
@@ -26,7 +25,7 @@ LEAST_STEPS = 2
 
 def host() -> Host:
     """The host of configs/host.yaml."""
-    return Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+    return load_host()
 
 
 def predicted(asked: Question) -> Span:

@@ -97,6 +97,11 @@ class Asked:
         return cls(model, requests, _different(images), told)
 
     @property
+    def unit(self) -> str:
+        """What is counted: pages, or requests of a model that sees none."""
+        return "pages" if self.model.planner is not None or np.any(self.requests.pages != 1) else "requests"
+
+    @property
     def typical(self) -> Workload:
         """A request of mean lengths, with the image whose tokens are nearest to the mean."""
         mean = float(self.requests.image_tokens.mean())

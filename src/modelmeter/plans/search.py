@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil, hypot
 from typing import Any, final
 
 from modelmeter.device import Device
@@ -17,8 +18,10 @@ from modelmeter.errors import InputError
 from modelmeter.host import Host
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import ALL, TOGETHER, Form
-from modelmeter.plans.spread import Spread
+from modelmeter.plans.reasons import Refused, alike
+from modelmeter.plans.spread import ENDS, Spread
 from modelmeter.progress import watched
+from modelmeter.seconds.shapes import weights_alone
 from modelmeter.serving import Apart, Engine, Service
 from modelmeter.serving.plan import Candidate, Plan, answer_of, loaded, planned
 from modelmeter.serving.served import Served
@@ -34,8 +37,9 @@ LOOKED_AT = 2
 @final
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """A device in a form with its stations and limits, its engines at the ends of all step times, and its bound:
-    devices, or their money, that the load takes at least (without a load: a page a second)."""
+    """A device in a form with its stations and limits, its engines at the ends of all step times, seconds to fill its
+    pipeline at these, and its bound: devices, or their money, that the load takes at least (without a load: a page a
+    second). `alone` are units that the device lacks: formats of weights alone."""
 
     device: Device
     form: Form
@@ -44,8 +48,30 @@ class Choice:
     limit: int
     candidate: Candidate
     ends: Mapping[str, Engine]
-    fill_s: float
+    fills: Mapping[str, float]
     bound: float
+    alone: Sequence[str] = ()
+
+    @property
+    def fill_s(self) -> float:
+        """Seconds to fill the pipeline."""
+        return self.fills["point"]
+
+    def at(self, end: str) -> list[Choice]:
+        """The choice with the steps of the device at an end, and with the images of the host there: their errors are
+        independent, as in `Times`."""
+        usual, there, one = self.ends["point"].times, self.ends[end].times, self.candidate
+        steps, images = replace(there, host=usual.host), replace(usual, host=there.host)
+        engines = (replace(one.service.engine, times=times) for times in (steps, images))
+        found = [replace(one, service=replace(one.service, engine=engine)) for engine in engines]
+        filled = {**self.fills, "point": self.fills[end]}
+        return [replace(self, candidate=found[0], fills=filled), replace(self, candidate=found[1])]
+
+    def time(self, served: Served, name: str) -> Times:
+        """TTFT or TPOT (ttft_s, tpot_s), what a pipeline takes to fill included."""
+        found: Times = getattr(served, name)
+        fill = self.fill_s if name == "ttft_s" else 0.0
+        return Times(*(getattr(found, level) + fill for level in ("mean", "p50", "p90", "p99")))
 
 
 @final
@@ -59,16 +85,16 @@ class Offer:
     search: Search
 
     @cached_property
-    def ends(self) -> dict[str, Served]:
-        """What the same devices do at the same load where all step times are at their low and their high end."""
+    def ends(self) -> dict[str, list[tuple[Choice, Served]]]:
+        """What the same devices do at the same load where the steps, or the images, are at their low or high end."""
         assert self.plan.served
-        service, rate = self.plan.candidate.service, self.plan.served.requests_per_s / self.plan.replicas
-        found = {}
-        for end, engine in self.choice.ends.items():
-            timed = replace(service, engine=replace(service.engine, times=engine.times))
-            candidate = replace(self.plan.candidate, service=timed)
-            answer = answer_of(candidate, self.plan.batch_limit, self.search.asked.requests)
-            found[end] = answer.at(rate)
+        rate, apart = self.plan.served.requests_per_s / self.plan.replicas, self.plan.candidate.service.apart
+        found: dict[str, list[tuple[Choice, Served]]] = {}
+        for end in ENDS[::2]:
+            for one in self.choice.at(end):
+                candidate = replace(one.candidate, service=replace(one.candidate.service, apart=apart))
+                answer = answer_of(candidate, self.plan.batch_limit, self.search.asked.requests)
+                found.setdefault(end, []).append((one, answer.at(rate)))
         return found
 
     @cached_property
@@ -79,26 +105,32 @@ class Offer:
         return self.plan.served.requests_per_s / self.plan.replicas / answer.greatest
 
     def devices(self, end: str) -> int:
-        """How many devices it would take where all step times are at an end; 0 where no number will do."""
-        candidate, engine = self.choice.candidate, self.choice.ends[end]
-        timed = replace(candidate.service, engine=replace(candidate.service.engine, times=engine.times))
-        return self.search.plan(replace(self.choice, candidate=replace(candidate, service=timed))).devices
+        """How many devices it would take at an end; 0 where no number will do."""
+        counts = [self.search.plan(one).devices for one in self.choice.at(end)]
+        if not all(counts):
+            return 0
+        each = 1 if self.choice.candidate.service.apart else self.choice.form.devices
+        return each * ceil(_combined(self.plan.devices, counts, end) / each)
 
     def times(self, name: str, end: str = "point") -> Times:
-        """TTFT or TPOT (ttft_s, tpot_s), what a pipeline takes to fill included."""
-        served = self.plan.served if end == "point" else self.ends[end]
-        found: Times = getattr(served, name)
-        fill = self.choice.fill_s if name == "ttft_s" else 0.0
-        return Times(*(getattr(found, level) + fill for level in ("mean", "p50", "p90", "p99")))
+        """TTFT or TPOT (ttft_s, tpot_s), what a pipeline takes to fill included, at an end of the interval."""
+        assert self.plan.served
+        point = self.choice.time(self.plan.served, name)
+        if end == "point":
+            return point
+        found = [one.time(served, name) for one, served in self.ends[end]]
+        levels = ("mean", "p50", "p90", "p99")
+        return Times(*(_combined(getattr(point, at), [getattr(one, at) for one in found], end) for at in levels))
 
 
-@final
-@dataclass(frozen=True)
-class Refused:
-    """What was not planned, and why."""
+def _combined(point: float, found: Sequence[float], end: str) -> float:
+    """An end where independent causes, each alone, make a point these: their distances add up by squares.
 
-    what: str
-    reason: str
+    >>> _combined(5.0, [8.0, 9.0], "high"), _combined(5.0, [2.0, 5.0], "low")
+    (10.0, 2.0)
+    """
+    sign = 1 if end == "high" else -1
+    return point + sign * hypot(*(max(sign * (one - point), 0.0) for one in found))
 
 
 @final
@@ -110,6 +142,15 @@ class Found:
     missed: list[Offer]
     refused: list[Refused]
     pruned: int
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why those that miss, and those that could not be asked, will not do: each reason once."""
+        missed = (
+            Refused(one.plan.reason, one.choice.device.name, str(one.choice.form), one.choice.apart, one.choice.limit)
+            for one in self.missed
+        )
+        return alike([*missed, *self.refused])
 
 
 @final
@@ -143,7 +184,7 @@ class Search:
             tried += len(families) * len(self.limits)
             offers += self._looked_at(sorted(families, key=lambda one: one.bound), refused)
         good = sorted((one for one in offers if one.plan.devices), key=lambda one: (one.value, round(one.load, 2)))
-        return Found(good, [one for one in offers if not one.plan.devices], _merged(refused), tried - len(offers))
+        return Found(good, [one for one in offers if not one.plan.devices], refused, tried - len(offers))
 
     def _spreads(self, refused: list[Refused]) -> Iterator[Spread]:
         known: dict[Any, Any] = {}
@@ -152,9 +193,9 @@ class Search:
             for batched in self.batched:
                 spread = Spread(self.asked, form, self.host, batched, known)
                 try:
-                    _ = spread.kernels, spread.rooms
+                    spread.require()
                 except InputError as error:
-                    refused.append(Refused(str(form), str(error)))
+                    refused.append(Refused(str(error), form=str(form)))
                     break
                 yield spread
 
@@ -164,22 +205,23 @@ class Search:
             try:
                 ends = spread.ends(device)
             except InputError as error:
-                refused.append(Refused(f"{device.name} {spread.form}", str(error)))
+                refused.append(Refused(str(error), device.name, str(spread.form)))
                 continue
             for apart in self.apart:
                 try:
                     yield self._choice(device, spread, ends, apart, max(self.limits))
                 except InputError as error:
-                    refused.append(Refused(f"{device.name} {spread.form} {apart} {max(self.limits)}", str(error)))
+                    refused.append(Refused(str(error), device.name, str(spread.form), apart, max(self.limits)))
 
     def _choice(self, device: Device, spread: Spread, ends: Mapping[str, Engine], apart: str, limit: int) -> Choice:
         engine = replace(ends["point"], max_num_seqs=limit, host_threads=self.host_threads)
         stations = self._stations(apart, device, spread)
         service = Service(engine, devices_a_replica=spread.form.devices, apart=stations)
         price = None if self.prices is None else self.prices.get(device.name)
-        candidate, fill = Candidate(device.name, str(spread.form), service, price), spread.fill_s(ends["point"])
-        bound = self._bound(candidate, limit)
-        return Choice(device, spread.form, apart, spread.max_batched_tokens, limit, candidate, ends, fill, bound)
+        candidate = Candidate(device.name, str(spread.form), service, price)
+        fills, bound = {end: spread.fill_s(one) for end, one in ends.items()}, self._bound(candidate, limit)
+        alone, tokens = weights_alone(device, spread.formats), spread.max_batched_tokens
+        return Choice(device, spread.form, apart, tokens, limit, candidate, ends, fills, bound, alone)
 
     def _bound(self, candidate: Candidate, limit: int) -> float:
         """Devices that the load takes at least, or their money; without a load, for a page a second."""
@@ -219,7 +261,7 @@ class Search:
                 try:
                     bound = family.bound if limit == family.limit else self._bound(family.candidate, limit)
                 except InputError as error:
-                    refused.append(Refused(f"{family.device.name} {family.form} {family.apart} {limit}", str(error)))
+                    refused.append(Refused(str(error), family.device.name, str(family.form), family.apart, limit))
                     continue
                 dear = good >= LOOKED_AT and bound > best
                 if dear and bound > larger:
@@ -257,14 +299,6 @@ class Search:
             return float("inf")
         price = plan.candidate.price_an_hour or 1.0
         return plan.devices * price / (1.0 if self.rate is not None else plan.served.pages_per_s)
-
-
-def _merged(refused: Sequence[Refused]) -> list[Refused]:
-    """Each reason once, with all that it is told of."""
-    reasons: dict[str, list[str]] = {}
-    for one in refused:
-        reasons.setdefault(one.reason, []).append(one.what)
-    return [Refused(", ".join(dict.fromkeys(what)), reason) for reason, what in reasons.items()]
 
 
 def nearest(missed: Sequence[Offer], targets: Targets) -> tuple[Offer, dict[str, float]] | None:

@@ -1,14 +1,13 @@
-"""A model in one parallel form: its kernels at a grid of steps, which no device is in, and from these its engines.
+"""A model in one parallel form: its steps at a grid of sizes, and from these its engines on a device.
 
-Kernels are evaluated once for all devices, each device's laws once for all batch limits; tables tell the rest. A prompt
-behind cached tokens takes what the whole takes less what these took.
+Seconds are those of `Times`, asked at the grid once for each device and all batch limits; tables tell the rest. A
+prompt behind cached tokens takes what the whole takes less what these took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Any, final
 
 import numpy as np
@@ -16,19 +15,19 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
-from modelmeter.host import NONE, Host, Span
+from modelmeter.host import Host, Span
 from modelmeter.models.model import BaseModel
 from modelmeter.models.parts import decoder_of, layers_of
 from modelmeter.plans.asked import Asked
 from modelmeter.plans.forms import Form
-from modelmeter.programs.kernels import Kernel
-from modelmeter.seconds.predict import seconds_of, seconds_of_work
-from modelmeter.seconds.shapes import FORMATS
+from modelmeter.seconds.predict import seconds_of_work
+from modelmeter.seconds.shapes import require_units
 from modelmeter.serving import Engine, StepTimes
 from modelmeter.serving.numbers import Array
 from modelmeter.serving.steps import Table
 from modelmeter.splits import Split, split
 from modelmeter.stations import DEEPEST, SHARE, behind
+from modelmeter.times import Times
 from modelmeter.workload import Workload
 
 TOKENS, BATCHES, CONTEXTS = 48, 18, 8
@@ -36,9 +35,9 @@ TOKENS, BATCHES, CONTEXTS = 48, 18, 8
 ENDS = ("low", "point", "high")
 
 
-def _grid(most: float, points: int) -> Array:
-    """Whole sizes from 1 in equal ratios."""
-    return np.unique(np.rint(np.geomspace(1, max(most, 2.0), points)))
+def _grid(most: float, points: int, *own: int) -> Array:
+    """Whole sizes from 1 in equal ratios, and those of a typical request."""
+    return np.unique(np.rint([*np.geomspace(1, max(most, 2.0), points), *own]))
 
 
 @final
@@ -85,24 +84,22 @@ class Spread:
     @cached_property
     def _split(self) -> Split:
         """The layers of a pipeline, shared evenly."""
-        return self._split_of(self.work)
-
-    def _split_of(self, work: Workload) -> Split:
         model, many = self.asked.model, self.form.pipeline
         layers = layers_of(decoder_of(model))
         if layers < many:
             raise InputError(f"form {self.form}: {model.name} has {layers} layers, too few for a pipeline of {many}")
         counts = (str(layers // many + (i < layers % many)) for i in range(many))
-        return split(model, work, f"layers:{'+'.join(counts)}")
+        return split(model, self.work, f"layers:{'+'.join(counts)}")
 
     @cached_property
     def _sent(self) -> float:
         """Bytes of a token that one device of a pipeline sends to the next."""
         if self.form.pipeline == 1:
             return 0.0
-        plain = self._split_of(replace(self.work, runtime="flash"))  # where no pass renames what crosses
-        passed = [float(c.bytes) for c in plain.crossings if c.stage == "decode" and c.tensor != "next token"]
-        return max(passed, default=0.0) / float(self.work.decode_steps)
+        passed: dict[str, float] = {}
+        for c in (c for c in self._split.crossings if c.stage == "decode" and c.tensor != "next token"):
+            passed[c.to] = passed.get(c.to, 0.0) + float(c.bytes)
+        return max(passed.values(), default=0.0) / float(self.work.decode_steps)
 
     @cached_property
     def rooms(self) -> list[Room]:
@@ -121,24 +118,36 @@ class Spread:
     @cached_property
     def _sizes(self) -> tuple[Array, Array, Array]:
         """Tokens of prefills, batches and contexts of decodes that the kernels are asked at."""
-        longest = max(1.5 * self.asked.longest, 1.0)
-        tokens = _grid(max(2 * longest, 1.5 * self.max_batched_tokens + DEEPEST), TOKENS)
-        return tokens, _grid(DEEPEST, BATCHES), _grid(longest, CONTEXTS)
+        longest, work = max(1.5 * self.asked.longest, 1.0), self.work
+        tokens = _grid(max(2 * longest, 1.5 * self.max_batched_tokens + DEEPEST), TOKENS, int(work.context_tokens))
+        middle = int(work.kept_tokens) + int(work.decode_steps) // 2
+        return tokens, _grid(DEEPEST, BATCHES), _grid(longest, CONTEXTS, middle)
+
+    def require(self) -> None:
+        """Raise InputError for a form or steps that cannot be planned on any device."""
+        for name in ("prefill", "decode"):
+            for model, work in self.parts:
+                known = {"b", _grows(model, name)}
+                for size in (size for size in model.program(name, work).kernel_names if size not in known):
+                    raise InputError(
+                        f"{model.name}: steps of {name} depend on more than batch and tokens (on {size}), which a "
+                        "plan does not know; plan a model whose image tokens enter the decoder's sequence"
+                    )
+        _ = self.rooms, self.formats
 
     @cached_property
-    def kernels(self) -> dict[str, list[list[Kernel]]]:
-        """The kernels of prefills and decodes at the grid, and of the vision of each image, by part."""
-        tokens, batch, context = self._sizes
-        groups, way = self.form.data, self.form.pipeline
-        shape = np.broadcast_to(np.ceil(batch / way)[:, None], (len(batch), len(context)))
-        depth = np.broadcast_to(context, shape.shape)
-        prompts = np.concatenate([np.ceil(tokens / groups), np.ceil(tokens / groups / way)])
-        found = {
-            "prefill": [_at(*part, "prefill", np.full(len(prompts), float(groups)), prompts) for part in self.parts],
-            "decode": [_at(*part, "decode", shape.ravel(), depth.ravel()) for part in self.parts],
-        }
-        images = (replace(work, parallel=self.form.parallel) for work in self.asked.images if work.image.views)
-        return found | {"vision": [self.asked.model.kernels("vision", work) for work in images]}
+    def formats(self) -> set[str]:
+        """Formats of all products."""
+        images = ((self.asked.model, "vision", work) for work in self._images[:1])
+        steps = ((*part, name) for name in ("prefill", "decode") for part in self.parts)
+        asked = [*images, *((model, name, work) for model, work, name in steps)]
+        programs = (model.program(name, work) for model, name, work in asked)
+        return {form for program in programs for kernel in program.formal_kernels for form in kernel.tensor_flops}
+
+    @cached_property
+    def _images(self) -> list[Workload]:
+        """A request with each image in this form."""
+        return [replace(work, parallel=self.form.parallel) for work in self.asked.images if work.image.views]
 
     def ends(self, device: Device) -> dict[str, Engine]:
         """Engines of a device at the low, the likely and the high end of all step times.
@@ -158,7 +167,7 @@ class Spread:
 
     def _room(self, device: Device) -> Room:
         """That of the part with the least room for tokens."""
-        self._require_formats(device)
+        require_units(device, str(self.work.precision.activations))
         room = min(self.rooms, key=lambda one: one.left(device.memory_bytes) / max(one.each, 1e-9))
         if room.left(device.memory_bytes) <= 0:
             needed = room.weights + room.activations
@@ -169,27 +178,16 @@ class Spread:
             )
         return room
 
-    def _require_formats(self, device: Device) -> None:
-        """Raise InputError for products in a format that a device has no units for."""
-        for kernel in (kernel for stage in self.kernels.values() for part in stage for kernel in part):
-            for form in kernel.tensor_flops:
-                units = FORMATS[form].units if form in FORMATS else "bf16"
-                if units not in device.peaks and units not in ("bf16", "fp32"):
-                    raise InputError(
-                        f"{device.name} multiplies no {units} (it has bf16, {', '.join(device.peaks)}); store "
-                        "weights alone so (precision.activations=bf16) or take a device that has it"
-                    )
-
     def _times(self, device: Device) -> list[StepTimes]:
         """Step times at the three ends."""
         tokens, batch, context = self._sizes
-        way, many = self.form.pipeline, len(tokens)
-        prefill = self._slowest("prefill", device, np.concatenate([tokens, tokens / way]))
-        whole = np.maximum(prefill[:, :many], way * prefill[:, many:])
-        decode = self._slowest("decode", device, np.repeat(np.ceil(batch / way), len(context)))
-        decode = way * decode.reshape(3, len(batch), len(context))
+        way, groups = self.form.pipeline, float(self.form.data)
+        prefill = self._slowest("prefill", device, groups, np.concatenate([tokens, tokens / way]))
+        whole = np.maximum(prefill[:, : len(tokens)], way * prefill[:, len(tokens) :])
+        several, deep = (side.ravel() for side in np.meshgrid(np.ceil(batch / way), context, indexing="ij"))
+        decode = way * self._slowest("decode", device, several, deep).reshape(3, len(batch), len(context))
         vision = self._vision(device)
-        images = [self.host.images(work) for work in self.asked.images]
+        images = [self.host.on(device).images(work) for work in self.asked.images]
         return [
             StepTimes(
                 _prefill(tokens, whole[end]), Table(batch, context, decode[end]),
@@ -204,22 +202,20 @@ class Spread:
         whole = any(stage.name == "vision" and stage.replicated for stage in self.asked.model.stages)
         key = device, self.form.data if whole else self.form.parallel
         if key not in self.known:
-            found = [_ends(one, device, self._launch("vision"), NONE)[:, 0] for one in self.kernels["vision"]]
-            self.known[key] = np.array(found)
+            times = (Times(self.asked.model, work, device, self.host) for work in self._images)
+            self.known[key] = np.array([one.run("vision") for one in times])
         return np.asarray(self.known[key])
 
-    def _slowest(self, stage: str, device: Device, tokens: Array) -> Array:
-        """Seconds of the part that takes longest, and of sending on so many tokens."""
-        launch, step = self._launch(stage), self.host.step
-        parts = [_ends(one, device, launch, step) for one in self.kernels[stage]]
+    def _slowest(self, stage: str, device: Device, batch: Any, sizes: Array) -> Array:
+        """Seconds (3, N) of the part that takes longest, and of sending on what it makes; in a prefill `sizes` are
+        tokens of all groups."""
+        asked = {"b": batch, _grows(self.asked.model, stage): np.ceil(sizes / batch) if stage == "prefill" else sizes}
+        parts = [Times(*part, device, self.host).run(stage, **asked) for part in self.parts]
         if len(parts) == 1:
-            return parts[0]
-        work = {"bytes": self._sent * tokens, "peer": True}
+            return _stacked(parts[0], sizes)
+        work = {"bytes": self._sent * (sizes if stage == "prefill" else batch), "peer": True}
         sent = seconds_of_work("transfer", "bf16", work, device)
-        return _stacked(Span(*np.max(parts, axis=0)) + Span(sent.low, sent.seconds, sent.high))
-
-    def _launch(self, stage: str) -> Span:
-        return self.host.launches(self.work, stage, 1.0)
+        return _stacked(reduce(Span.beside, parts) + Span(sent.low, sent.seconds, sent.high), sizes)
 
     @cached_property
     def embedding_bytes(self) -> float:
@@ -239,33 +235,13 @@ class Spread:
         return float(engine.times.prefill(tokens, 0 * tokens)[0]) * (self.form.pipeline - 1)
 
 
-def _at(model: BaseModel, work: Workload, stage: str, batch: Array, size: Array) -> list[Kernel]:
-    """The kernels of a stage at batches and tokens or contexts. Raises InputError for a stage of other sizes."""
-    program, axis = model.program(stage, work), model.stage(stage).grows or "s"
-    try:
-        return program.kernels(b=batch, **{axis: size})
-    except InputError as error:
-        raise InputError(
-            f"{model.name}: steps of {stage} depend on more than batch and tokens ({error}), which a "
-            "plan does not know; plan a model whose image tokens enter the decoder's sequence"
-        ) from None
+def _grows(model: BaseModel, stage: str) -> str:
+    """The axis of a stage's tokens, or of the context of its steps."""
+    return model.stage(stage).grows or "s"
 
 
-def _ends(kernels: Sequence[Kernel], device: Device, launch: Span, step: Span) -> Array:
-    """Seconds (3, N) of steps at their low, likely and high end: the busier of device and host, and the step.
-
-    Errors of one law are one, those of several laws and of the host are independent, as in `times.Span`.
-    """
-    laws: dict[str, Span] = {}
-    for kernel, one in zip(kernels, seconds_of(kernels, device), strict=True):
-        own: Span = Span(one.low, one.seconds, one.high) * np.atleast_1d(np.asarray(kernel.runs, float))
-        laws[one.law] = laws.get(one.law, NONE).along(own)
-    many = sum(np.atleast_1d(np.asarray(kernel.runs, float)) for kernel in kernels)
-    return _stacked(sum(laws.values(), start=NONE).beside(launch * many) + step)
-
-
-def _stacked(span: Span) -> Array:
-    return np.stack(np.broadcast_arrays(*span))
+def _stacked(span: Span, like: Array) -> Array:
+    return np.stack([np.broadcast_to(end, like.shape) for end in span])
 
 
 def _prefill(tokens: Array, whole: Array) -> Any:

@@ -9,10 +9,12 @@ import numpy as np
 from modelmeter.host import Span
 from modelmeter.report.tables import align
 from modelmeter.seconds.predict import Estimate
+from modelmeter.seconds.shapes import weights_alone
 from modelmeter.timeline import by_component, top
 from modelmeter.times import Times, mean
 
 DEAREST = 10
+ALONE = "{} multiplies no {}: weights alone are stored so, products are in bf16"
 UNITS = ((1e-3, 1e6, "us"), (1.0, 1e3, "ms"), (float("inf"), 1.0, "s"))
 """Below how many seconds which unit is used."""
 
@@ -38,9 +40,11 @@ def times_text(found: Sequence[Times]) -> str:
     tables = [_stages(one), _components(one), _kernels(one)]
     own = [f"{one.on.title}, confidence {one.on.confidence}"] if len(found) > 1 else []
     derived = sorted({estimate.derived for stage in one.stages.values() for _, estimate in stage.kernels} - {""})
+    formats = {form for stage in one.stages.values() for kernel, _ in stage.kernels for form in kernel.tensor_flops}
+    alone = [ALONE.format(one.on.name, units) for units in weights_alone(one.on, formats)]
     left_out = "left out: reading and decoding image files, the network, other requests, a cache of prefixes"
     head = [*map(_answer, found), "", request_line(one), model.basis(work), told, left_out]
-    return "\n".join([*head, *derived, *own, *(part for table in tables for part in ("", table)), *model.notes])
+    return "\n".join([*head, *alone, *derived, *own, *(part for table in tables for part in ("", table)), *model.notes])
 
 
 def request_line(found: Times) -> str:

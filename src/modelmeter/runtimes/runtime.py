@@ -84,6 +84,11 @@ class Runtime:
         return ggml in self.passes
 
     @cached_property
+    def is_bound(self) -> bool:
+        """Whether it is none that runs: a stage as one kernel, or whatever can ride along riding along."""
+        return whole_stage in self.passes or ride in self.passes
+
+    @cached_property
     def fixed(self) -> dict[str, str]:
         """The options of a count that its passes fix."""
         return {name: value for given in self.passes for name, value in FIXED.get(given, {}).items()}

@@ -190,7 +190,7 @@ def residual_norms(graph: Graph) -> Graph:
     for place, (op, reads) in enumerate(zip(ops, graph.reads, strict=True)):
         named = (r._replace(name="normed", frame="") if writer in moved else r for r, writer in reads)
         ops[place] = op._replace(reads=tuple(named))
-    before = ops[behind]._replace(reads=(ops[first].reads[0], *ops[behind].reads[1:]), writes=(tensor,), kernel="")
+    before = _before(ops[first], ops[behind], tensor)
     made, joints = [*ops[:first], before], []
     for start, end in spans:
         added, norm = ops[end - 1], ops[start]
@@ -201,6 +201,12 @@ def residual_norms(graph: Graph) -> Graph:
     for place, residual in joints:  # it is written for the block behind, which in a loop knows it by another name
         made[place] = made[place]._replace(reads=(*made[place].reads, residual))
     return graph.with_ops(made)
+
+
+def _before(first: Op, behind: Op, normed: Ref) -> Op:
+    """The norm behind the last block as the one before the first, which stands where that block does."""
+    at = replace(behind.n, node=behind.node._replace(path=first.path))
+    return behind._replace(reads=(first.reads[0], *behind.reads[1:]), writes=(normed,), n=at, kernel="")
 
 
 def _together(added: Op, norm: Op) -> tuple[Op, Op]:

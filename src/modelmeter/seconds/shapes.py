@@ -5,13 +5,13 @@ A format that a device has no units for is stored as it is and multiplied in bf1
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from modelmeter.device import Device
-from modelmeter.errors import choose
+from modelmeter.errors import InputError, choose
 from modelmeter.seconds.laws import Array, Work, whole
 from modelmeter.seconds.mixture import Loads
 
@@ -111,6 +111,20 @@ def units_of(device: Device, form: str) -> str:
     """The units that multiply a format on a device: bf16 where it has none of them, or where several are mixed."""
     name = FORMATS[form].units if form in FORMATS else "bf16"
     return name if name in device.peaks or name in ("bf16", "fp32") else "bf16"
+
+
+def require_units(device: Device, form: str) -> None:
+    """Raise InputError for activations in a format that a device has no units for."""
+    if form in FORMATS and (lacking := FORMATS[form].units) != units_of(device, form):
+        raise InputError(
+            f"{device.name} multiplies no {lacking} (it has {', '.join({'bf16': 0, **device.peaks})}); store weights "
+            "alone so (precision.activations=bf16) or take a device that has it"
+        )
+
+
+def weights_alone(device: Device, forms: Iterable[str]) -> list[str]:
+    """Of formats of products, units that a device lacks: weights are stored so, and multiplied in bf16."""
+    return sorted({FORMATS[form].units for form in forms if form in FORMATS} - {*device.peaks, "bf16", "fp32"})
 
 
 def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:

@@ -68,8 +68,10 @@ class ApartLoad:
         before = {name: station.most for name, station in self.stations.items()}
         return before | {"decode": float(self.decode_rates[-1]) * self.apart.decode}
 
-    def chain(self, rate: float, burstiness: float) -> tuple[Chain, float]:
-        """The decodes of one device, and how many wait for it."""
-        of = self.demand
-        chain = Chain.of(rate, self.decode_rates, float(self.decode_rates[-1]), 1 + of.held_variation)
-        return chain, chain.waiting * (burstiness + of.work_variation) / 2
+    def chain(self, rate: float, burstiness: float) -> tuple[Chain, float, float]:
+        """The decodes of one device, the share of the time with somebody waiting for it, and how many do."""
+        of, most = self.demand, float(self.decode_rates[-1])
+        held = of.held_variation if self.seats < of.engine.max_num_seqs else 0.0
+        crowd = Chain.of(rate, self.decode_rates, most, 1 + held)
+        waiting = crowd.waiting * (burstiness + of.work_variation) / 2
+        return Chain.of(rate, self.decode_rates, most), crowd.queues, waiting

@@ -161,12 +161,12 @@ class ClosedForm:
         decoding = rate / self.service.apart.decode * float((steps > 0).mean())
         if not decoding:
             return self._served(rate, self._times(first, float(first.mean()), 0 * first, 0.0), 0.0)
-        chain, waiting = self.apart.chain(decoding, burstiness)
+        chain, queues, waiting = self.apart.chain(decoding, burstiness)
         token = chain.served / (rate / self.service.apart.decode) / self.demand.steps
         step = float(np.interp(chain.served, np.arange(1, self.apart.seats + 1), self.apart.token_s))
         begins = (
             reached["to decode"]
-            + likely.wait(waiting / decoding, chain.queues)
+            + likely.wait(waiting / decoding, queues)
             + step * likely.level() * (1 - chain.share[0])
         )
         some = steps > 0

@@ -40,11 +40,13 @@ class Users:
 class Arrivals:
     """An engine with random arrivals: the chain of its decodes, and what a request meets in each of its states.
 
-    `waiting` requests wait for admission, `wait_s` each on average. `busy` is the share of the time with a step,
-    `prefilling` that with a prompt in it.
+    `crowd` is the chain of who waits for admission: wider where requests take unlike room of a KV cache that limits.
+    `waiting` requests wait for it, `wait_s` each on average. `busy` is the share of the time with a step, `prefilling`
+    that with a prompt in it.
     """
 
     chain: Chain
+    crowd: Chain
     states: States
     waiting: float
     wait_s: float
@@ -122,6 +124,13 @@ class EngineLoad:
         return _between(table, np.maximum.accumulate(full), np.ones(1))
 
     @cached_property
+    def _held(self) -> bool:
+        """Whether the room for KV is what limits: neither the seats nor the tokens of a step."""
+        of, limit = self.demand, self.at_limit
+        seated = limit.count[0] >= 0.98 * of.engine.max_num_seqs or limit.batch[0] >= 0.98 * self._brought
+        return bool(of.steps and not seated and np.isfinite(of.engine.kv_bytes))
+
+    @cached_property
     def most(self) -> Users:
         """The engine when requests always wait: the greatest rate (one row).
 
@@ -129,8 +138,7 @@ class EngineLoad:
         taken from a request that is prefilled anew: so many tokens more are prefilled a request as it decodes.
         """
         of, limit = self.demand, self.at_limit
-        full = limit.count[0] < 0.98 * of.engine.max_num_seqs and limit.batch[0] < 0.98 * self._brought
-        if not (of.steps and full and of.engine.keeping == "grow" and np.isfinite(of.engine.kv_bytes)):
+        if not (self._held and of.engine.keeping == "grow"):
             return limit
         again = np.interp(limit.batch, self.filling.batch, self.filling.another_s) * of.steps / of.tokens
         rate = 1 / (1 / limit.rate + again)
@@ -187,28 +195,27 @@ class EngineLoad:
         count = np.arange(max(1, round(float(self.at_limit.batch[0]))) + 1, dtype=np.float64)
         states = states_of(self.filling, rate, burstiness).at(batch, count)
         leaving = count[1:] / (max(of.steps, 1e-9) * states.token_s[1:])
-        chain = Chain.of(rate, leaving, float(self.most.rate[0]), self._clusters(rate, leaving))
+        most, clusters = float(self.most.rate[0]), self._clusters(rate, leaving)
+        chain = Chain.of(rate, leaving, most, clusters)
+        crowd = Chain.of(rate, leaving, most, clusters + of.held_variation) if self._held else chain
         admits = of.steps > 0 and self.at_limit.batch[0] < 0.98 * self._brought
         heavy = (burstiness + of.work_variation) / 2
-        waiting = chain.waiting * heavy if admits else 0.0  # else prompts wait for full steps, which `queue_s` tells
+        waiting = crowd.waiting * heavy if admits else 0.0  # else prompts wait for full steps, which `queue_s` tells
         idle = float(chain.share[0]) * max(0.0, 1 - rate * float(states.first_s[0]))
         prefilling = rate * float(np.interp(chain.served, count, states.first_s))
-        return Arrivals(chain, states, waiting, waiting / rate, 1 - idle, min(prefilling, 1.0))
+        return Arrivals(chain, crowd, states, waiting, waiting / rate, 1 - idle, min(prefilling, 1.0))
 
     def _clusters(self, rate: float, leaving: Array) -> float:
         """How much more the number of decodes varies than if each came alone.
 
-        A prompt halts the decodes while others come: seen by the decodes, requests come in clusters. Where KV limits,
-        the room that requests take varies besides.
+        A prompt halts the decodes while others come: seen by the decodes, requests come in clusters.
         """
         of, filling = self.demand, self.filling
         usual = float(np.searchsorted(leaving, rate)) + 1
         mean, square = (float(np.interp(usual, filling.batch, column)) for column in filling.added)
         load = min(rate * mean, 0.95)
         cluster = 1 + 2 * load / (1 - load) + rate**2 * square / (1 - load) ** 2
-        return min(
-            1 + (cluster - 1) * of.overlap + of.held_variation, 1 + usual / 8
-        )  # else many a share below none is cut off
+        return min(1 + (cluster - 1) * of.overlap, 1 + usual / 8)  # else many a share below none is cut off
 
 
 def _rows(users: Users, which: slice) -> Users:

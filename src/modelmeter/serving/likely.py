@@ -48,7 +48,7 @@ class Likely:
         queue = there.mean(there.states.queue_s)
         rest = min(queue, there.mean(there.states.token_s) / 2 * there.busy)
         among = self.wait(queue - rest, there.prefilling) + 2 * rest * self.level()
-        return np.asarray(own + among + self.wait(there.wait_s, there.chain.queues))
+        return np.asarray(own + among + self.wait(there.wait_s, there.crowd.queues))
 
     def token_s(self, of: Demand, there: Arrivals, mean: float) -> Array:
         """Seconds a further token, of each request: what all have, and what it loses to prompts after its own.

@@ -43,10 +43,10 @@ def device_rows(
 
 def _predicted(model: BaseModel, work: Workload, device: Device, host: Host) -> dict[str, Any]:
     """What is predicted, or the sentence why nothing is."""
-    from modelmeter.timeline import timed
+    from modelmeter.times import Times
 
     try:
-        found = timed(model, work, device, host)
+        found = Times(model, work, device, host)
         asked = of_request(found)
     except InputError as error:
         return {"note": str(error)}

@@ -45,12 +45,10 @@ def run(model: BaseModel, settings: Mapping[str, Any]) -> list[Table]:
 
 def answer_table(model: BaseModel, settings: Mapping[str, Any]) -> Table:
     """Each device against each pair of targets at the user's page, or else at the largest: predicted, ranked."""
-    from modelmeter.timeline import is_bound  # with NumPy, which no help needs
-
     image, rows = largest_page(model, settings), list[Row]()
     for kind in settings["runtime"]:
         work = Workload(image, **options_of(settings, kind, *SIZES))
-        if not is_bound(work.runtime) or len(settings["runtime"]) == 1:
+        if not work.runtime.is_bound or len(settings["runtime"]) == 1:
             found = device_rows(model, work, settings["device"], settings["host"], settings["overhead"])
             rows += answered(found, settings["ttft"], settings["tpot"])
     title = f"{model.name}: which of {len(settings['device'])} devices meet the targets; {asked_of(work)}"

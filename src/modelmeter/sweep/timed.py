@@ -44,23 +44,20 @@ class Clock:
         if not settings.get("device"):
             return cls()
         from modelmeter.runtimes.runtime import Runtime
-        from modelmeter.timeline import is_bound
 
         kinds = settings["runtime"]
-        if all(is_bound(Runtime.of(kind)) for kind in kinds):
+        if all(Runtime.of(kind).is_bound for kind in kinds):
             several = f"runtimes {', '.join(kinds)} are bounds" if len(kinds) > 1 else f"runtime {kinds[0]} is a bound"
             raise InputError(f"{several}, and nothing that runs, so device= has no time to predict; vllm, flash have")
         return cls(settings["device"], settings["host"])
 
     def times(self, model: BaseModel, work: Workload) -> list[Times]:
         """A workload on each device; on none where the runtime is a bound. Raises InputError as laws do."""
-        if self.host is None:
+        if self.host is None or work.runtime.is_bound:
             return []
-        from modelmeter.timeline import is_bound, timed
+        from modelmeter.times import Times
 
-        if is_bound(work.runtime):
-            return []
-        return [timed(model, work, device, self.host) for device in self.devices]
+        return [Times(model, work, device, self.host) for device in self.devices]
 
     def columns(self, model: BaseModel, work: Workload, asked: Callable[[Times], Asked]) -> dict[str, Any]:
         """The columns of a row at a workload."""
