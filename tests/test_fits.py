@@ -76,6 +76,13 @@ REFUSED = {
     ("nougat_base", "openvino"): "on a cache of another sequence, is not modelled",
     ("nougat_small", "openvino"): "on a cache of another sequence, is not modelled",
     ("got_ocr2", "compile"): "it is not certain that what it takes grows with batch",  # copies of one page alone
+    **{(name, "llama"): "side by side is not known here" for name in ("command_r_35b", "dolly_v2_3b", "phi_2")},
+    **{
+        (name, "llama"): "attention in windows is known here in llama.cpp of"
+        for name in ("phi_3_5_mini", "phi_3_5_moe", "starcoder2_15b")
+    },
+    ("deepseek_v2", "llama"): "llama.cpp judges a group of experts by its two best",
+    ("command_r_35b", "openvino"): "how OpenVINO runs this norm, as several primitives, is not modelled",
     ("vary_7b", "compile"): "it is not certain that what it takes grows with batch",
 }
 """What runtimes do not run, by model and engine."""
