@@ -18,17 +18,21 @@ from modelmeter.seconds.laws import (
     Parts,
     Work,
     cycles_per_s,
+    either,
     memory_seconds,
     rounded,
     soft,
     timed,
     whole,
 )
+from modelmeter.sizes import anywhere
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8, 16)
 SIDE = 64
 """Kernels whose tiles are no smaller (CUTLASS, for quantised activations) do not split the inner loop."""
+FEW = 2048
+"""Tiles of kernels that are so few are asked with all splits at once."""
 PACKED = 2.0
 """A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores."""
 
@@ -47,11 +51,10 @@ TILED = (
 """Constants of kernels made of tiles."""
 
 
-def tile_seconds(c: Constants, device: Device, peak: Array, tile: tuple[Array, Array], k: Array, moved: Array) -> Array:
-    """Seconds of one tile, rows x columns, with an inner loop of k and so many bytes of operands."""
-    area, clock = tile[0] * tile[1], cycles_per_s(device)
-    multiplied = 2 * k * (area + c["half"]) * device.need("multiprocessors") / (peak * c["speed"])
-    return c["fill"] / clock + np.maximum(multiplied, moved / (c["load"] * clock))
+def loop_seconds(c: Constants, device: Device, peak: Array, area: Array, moved: Array) -> Array:
+    """Seconds of an element of the inner loop of one tile, of so many outputs, with so many bytes of operands."""
+    multiplied = 2 * (area + c["half"]) * device.need("multiprocessors") / (peak * c["speed"])
+    return np.maximum(multiplied, moved / (c["load"] * cycles_per_s(device)))
 
 
 def quantise_seconds(c: Constants, device: Device, m: Array, k: Array) -> Array:
@@ -63,42 +66,53 @@ def quantise_seconds(c: Constants, device: Device, m: Array, k: Array) -> Array:
     return c["quantise"] / cycles_per_s(device) + np.maximum(rows, moved)
 
 
-def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
-    """Seconds of the tiles in the best shape: with the inner loop whole, and split.
+_TILED_BY = ("m", "n", "k", "batch", "left", "right", "peak", "least")
+_ROWS, _COLUMNS = np.array(TILES, float).T
+_PARTS = np.array(SPLITS, float)
 
-    Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop.
+
+def _tiled(c: Constants, device: Device, w: Work) -> Array:
+    """Seconds of the tiles in the best shape: with the inner loop whole, and split, a first axis of two.
+
+    Splits and shapes are the first two axes, so that kernels, of which there are more, are the inner loop; all splits
+    are taken at once where kernels are few.
     """
-    names = ("m", "n", "k", "batch", "left", "right", "peak", "least")
-    m, n, k, batch, left, right, peak, least = (np.asarray(w[name], float) for name in names)
-    inner = (1,) * max(np.ndim(x) for x in (m, n, k, batch, left, right, peak, least))
-    rows, columns = (np.array([shape[i] for shape in TILES], float).reshape(-1, 1, *inner) for i in (0, 1))
-    parts = np.array(SPLITS, float).reshape(-1, *inner)
-    loop = whole(k / parts, LINE) * LINE
-    moved = (np.minimum(m, rows) * left + columns * right) * loop
-    each = tile_seconds(c, device, peak * c.get("rate", 1.0), (rows, columns), loop, moved)
-    waves = (batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")) * parts
-    allowed = (rows >= least) & (columns >= least) & ((parts == 1) | (least < SIDE))
-    found = rounded(waves, c["ragged"]) * each
-    best = (found if allowed.all() else np.where(allowed, found, np.inf)).min(axis=0)
-    return best[0], best[1:].min(axis=0)
+    m, n, k, batch, left, right, peak, least = sizes = [w[x] for x in _TILED_BY]
+    inner = (1,) * max(map(np.ndim, sizes))
+    rows, columns = _ROWS.reshape(-1, *inner), _COLUMNS.reshape(-1, *inner)
+    moved = np.minimum(m, rows) * left + columns * right
+    each = loop_seconds(c, device, peak * c.get("rate", 1.0), rows * columns, moved)
+    waves = batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")
+    fill, parts = c["fill"] / cycles_per_s(device), _PARTS.reshape(-1, 1, *inner)
+    best: list[Array] = []
+    for split in [parts] if waves.size < FEW else parts:
+        found = rounded(waves * split, c["ragged"]) * (fill + whole(k / split, LINE) * LINE * each)
+        if anywhere(least > 1):
+            allowed = (rows >= least) & (columns >= least) & ((split == 1) | (least < SIDE))
+            found = np.where(allowed, found, np.inf)
+        best.append(found.min(axis=-1 - len(inner)))
+    best = best[0] if len(best) == 1 else best
+    return np.minimum.reduceat(best, (0, 1), axis=0)
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m x k with k x n, `batch` of them; see `PRODUCT`."""
-    m, n, k, batch, left, right = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "left", "right"))
-    once, split = _tiled(c, device, w)
+    m, n, k, batch, left, right = (w[x] for x in ("m", "n", "k", "batch", "left", "right"))
+    compute = _tiled(c, device, w)
     moved = w["moved"] if "moved" in w else batch * (m * k * left + n * k * right + 2 * m * n)
-    memory = memory_seconds(c, device, moved, w["warm"], 2.0)
+    memory = memory_seconds(c, device, moved, w["warm"], 2)
     clock = cycles_per_s(device)
-    tiles = np.minimum(soft(once, memory, c["sharp"]), soft(split, memory, c["sharp"]) + c["split"] / clock)
-    lanes = np.minimum(device.cuda_flops_per_s * np.where(left > PACKED, 1, PACKED), w["peak"])
-    vector = 2 * batch * m * n * k / lanes
-    vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
-    best = np.where(w["vectors"], np.minimum(tiles, vectors), tiles)
+    once, split = soft(compute, memory, c["sharp"])
+    best, compute = np.minimum(once, split + c["split"] / clock), np.minimum(*compute)
+    if anywhere(w["vectors"]):
+        lanes = np.minimum(device.cuda_flops_per_s * either(left > PACKED, 1.0, PACKED), w["peak"])
+        vector = 2 * batch * m * n * k / lanes
+        vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
+        best = either(w["vectors"], np.minimum(best, vectors), best)
+        compute = either(w["vectors"], np.minimum(compute, vector), compute)
     floor = c["launch"] * c.get("start", 1.0) / clock
-    seconds = floor + best + np.where(w.get("quantised", False), 0.0, quantise_seconds(c, device, batch * m, k))
-    compute = np.where(w["vectors"], np.minimum(np.minimum(once, split), vector), np.minimum(once, split))
-    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory)
+    seconds = floor + best + either(w.get("quantised", False), 0.0, quantise_seconds(c, device, batch * m, k))
+    return Parts(timed(c, w["warm"], seconds), compute, memory, floor)
 
 
 PRODUCT = Law(
@@ -114,4 +128,5 @@ PRODUCT = Law(
     product_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "passes": 0.0, "host": 0.0},
     "which tile the library takes (the best is assumed), clocks that fall under load, sizes that are no multiple of 8",
+    len(TILES),
 )

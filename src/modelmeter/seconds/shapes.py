@@ -12,7 +12,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import choose
-from modelmeter.seconds.laws import Array, Work
+from modelmeter.seconds.laws import Array, Work, either, real
 from modelmeter.seconds.mixture import Loads
 
 NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
@@ -26,8 +26,8 @@ def cache_variant(device: Device, narrow: bool) -> str:
     return ("fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer") if narrow else "bf16"
 
 
-Tiles = tuple[tuple[Array, Array], ...]
-"""Shapes that a tile may have, each its rows and columns."""
+Tiles = tuple[tuple[Array, ...], tuple[Array, ...]]
+"""Rows that a tile may have, and columns."""
 
 
 class Multiplied(NamedTuple):
@@ -82,7 +82,8 @@ def units_of(device: Device, form: str) -> str:
 
 def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
     """Seconds of FLOPs by format at the peaks of their units."""
-    return sum((work / device.peak(units_of(device, form)) for form, work in flops.items()), start=0.0)
+    first, *others = [work / device.peak(units_of(device, form)) for form, work in flops.items()] or [0.0]
+    return sum(others, start=first)
 
 
 def nearest(variant: str) -> str:
@@ -96,10 +97,11 @@ def product_work(
 ) -> Work:
     """The work of products of m x k with k x n."""
     form = multiplied(device, variant)
-    sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
-    vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
-    few = np.where(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
-    least = {"fp8": few, "int8": few, "fp4": LARGE}.get(form.units, 1.0)
+    sizes = {name: real(size) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
+    vectors = form.units in ("bf16", "fp32") and form.left == form.right and sizes["m"] <= FEW
+    least: Array = LARGE if form.units == "fp4" else 1.0
+    if form.units in ("fp8", "int8"):
+        least = either(sizes["m"] <= (LARGE if device.architecture in FLASH3 else 2 * LARGE), LARGE / 2, LARGE)
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units), "least": least}
     return {**sizes, **known, "vectors": vectors, "warm": warm}
 
@@ -114,27 +116,32 @@ def attention_work(
     window, and splits a sequence only then; with several sequences and KV heads, two kernels copy queries and outputs.
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
-    sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
+    sizes = map(real, (batch, heads, kv_heads, width, s, t, window))
     known = dict(zip(names, sizes, strict=True))
     each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
     three = device.architecture in FLASH3
-    swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
-    two = (not three) & (each >= 2)
-    copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
+    two = not three and each >= 2
+    swapped = two and (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
+    copies = swapped & (known["batch"] > 1) & (known["kv_heads"] > 1) if two else False
     return {
         **known,
         "kv_bytes": each,
         "peak": device.peak("bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
-        "grouped": swapped | (not two),
-        "passes": np.where(copies, 3.0, 1.0),
-        "kernels": 2.0 + (three | ((law == "decode") & (not two))) + 2.0 * copies,
-        "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
+        "grouped": swapped if two else True,
+        "passes": either(copies, 3.0, 1.0),
+        "kernels": 2.0 + (three or (law == "decode" and not two)) + 2.0 * copies,
+        "line": _line(known["width"]) if two else LARGE,
         "together": 1.0 if three else 2.0,
-        "overlaps": three & (law != "vision"),
+        "overlaps": three and law != "vision",
         "warm": warm,
     }
+
+
+def _line(width: Array) -> Array:
+    """Keys that FlashAttention 2 takes at a time, by the width of a head."""
+    return either(width <= 64, 256.0, either(width <= 128, LARGE, LARGE / 2))
 
 
 def mixture_variant(device: Device, variant: str) -> str:
@@ -160,14 +167,14 @@ def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tile
     Triton's by the tokens (vLLM's default), Marlin's rows by the mean rows of an expert, few or many of CUTLASS.
     """
     if kernel == "triton" and variant.startswith("fp8_block"):
-        return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
+        return (either(tokens <= 64, 16.0, 64.0),), (LARGE,)
     if kernel == "triton":
         rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
-        return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
+        return (rows,), (either(tokens <= 64, LARGE / 2, LARGE),)
     sizes: tuple[Array, ...] = (LARGE,) if variant.endswith(".tma") else (LARGE / 4, LARGE)
     if kernel == "marlin":
         sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
-    return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
+    return sizes, (LARGE / 2, LARGE, 2 * LARGE)
 
 
 def mixture_work(
@@ -179,9 +186,9 @@ def mixture_work(
     vLLM's Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
     """
     form, kernel = multiplied(device, variant), mixture_kernel(device, variant)
-    tokens = np.asarray(tokens, float)
+    tokens = real(tokens)
     picks = tokens * active
-    sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
+    sizes = {"hidden": real(hidden), "inner": real(inner), "tokens": tokens}
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
     known = {"left": form.left, "right": form.right, "peak": device.peak(form.units) * share, "warm": warm}
     tiles = mixture_tiles(kernel, variant, tokens, picks / found.experts)
