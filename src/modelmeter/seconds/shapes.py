@@ -116,8 +116,7 @@ def attention_work(
     window, and splits a sequence only then; with several sequences and KV heads, two kernels copy queries and outputs.
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
-    sizes = map(real, (batch, heads, kv_heads, width, s, t, window))
-    known = dict(zip(names, sizes, strict=True))
+    known = dict(zip(names, map(real, (batch, heads, kv_heads, width, s, t, window)), strict=True))
     each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
     three = device.architecture in FLASH3
     two = not three and each >= 2
