@@ -92,7 +92,9 @@ def test_all_that_multiplies_meets_the_limit():
     flops["mixture"] = 3 * 2 * 4096 * 14336 * 8192 * 2
     for law, work in works.items():
         limited, other = (float(seconds_of_work(law, "bf16", work, one).seconds) for one in (device, free))
-        assert limited > flops[law] / rate and (limited > other or law == "mixture" and limited == other)  # slow anyway
+        assert limited > flops[law] / rate and (
+            limited > other or (law == "mixture" and limited == other)
+        )  # slow anyway
         assert law == "mixture" or limited > 1.2 * other
 
 

@@ -13,6 +13,7 @@ from modelmeter.errors import InputError
 from modelmeter.folders import config_dir
 from modelmeter.host import Host
 from modelmeter.seconds import seconds_of
+from modelmeter.seconds.timer import Timer
 from modelmeter.stations import Stations
 from modelmeter.times import Times, mean
 
@@ -111,6 +112,15 @@ def test_a_thousand_workloads_take_no_longer_than_sixty_alone():
     asked = iter(each)
     alone = seconds_taken(lambda: Times(model, next(asked), device, HOST).request, repeats=15)
     assert seconds_taken(lambda: Times(model, many, device, HOST).request) < 60 * alone
+
+
+def test_kernels_are_asked_once_for_each_number_of_tokens():
+    model, _, [one] = workloads("llama_3_2_1b", 1, runtime="vllm")
+    kernels = Timer(model.program("prefill", one).formal_kernels)
+    tokens, attention, head = (("b", "s"),), (("b",), ("s",)), (("b",),)
+    assert {block.variables for block in kernels.blocks} == {tokens, attention, head}
+    [of_tokens] = (block for block in kernels.blocks if block.variables == tokens)
+    assert len(kernels.entries) - 2 > sum(len(part.runs) for part in of_tokens.parts([64])) > len(kernels.entries) / 2
 
 
 def test_a_grid_costs_less_than_as_many_workloads_at_random():

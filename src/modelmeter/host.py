@@ -94,6 +94,8 @@ class Host:
 
     def on(self, device: Device) -> Host:
         """That of a device: what was measured there stands before this, but not before what is `given`."""
+        if not device.host:
+            return self
         own = {key: _three(key, value) for key, value in device.host.items() if key not in self.given}
         for key in own:
             if key not in SECONDS:

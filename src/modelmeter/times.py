@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from typing import Any, cast, final
 
 import numpy as np
@@ -16,8 +16,9 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.host import NONE, Host, Span, plain
-from modelmeter.models.model import BaseModel
+from modelmeter.models.model import BaseModel, Stage
 from modelmeter.programs.kernels import Kernel
+from modelmeter.seconds.laws import real
 from modelmeter.seconds.predict import Estimate, seconds_of
 from modelmeter.seconds.processor import calibrated
 from modelmeter.seconds.shapes import plain_seconds, require_units
@@ -102,6 +103,34 @@ def trapezoid(places: Any, points: Any) -> Any:
     return np.where(places < points, np.where(inner | (points == 1), 1.0, 0.5), 0.0) / np.maximum(points - 1, 1)
 
 
+@cache
+def _trapezoid(points: int) -> Any:
+    return trapezoid(np.arange(points), points)
+
+
+@final
+class Looked:
+    """A stage as a runtime runs it, looked at once for all workloads of a structure: its program, kernels, least work.
+
+    The least are bytes and FLOPs by format (`forms`) of sizes by `names`: of pairs that a mask leaves and logits that
+    the runtime computes.
+    """
+
+    def __init__(self, model: BaseModel, stage: Stage, work: Workload) -> None:
+        self.stage, self.program = stage, model.program(stage.name, work)
+        self._dequantised = work.runtime.products == "dequantised"
+        logits = work.runtime.fixed.get("logits", work.logits)
+        least = model.program(stage.name, replace(work, runtime="compulsory", causal="exact", logits=logits))
+        [kernel] = least.formal_kernels
+        self.forms, self.names = tuple(kernel.tensor_flops), least.kernel_names
+        self.least = Evaluator(self.names, [kernel.io_bytes, *kernel.tensor_flops.values()]).rounded
+
+    @cached_property
+    def timer(self) -> Timer:
+        """Its kernels."""
+        return Timer(self.program.formal_kernels, self.stage.grows, self._dequantised)
+
+
 @final
 @dataclass(frozen=True)
 class Times:
@@ -137,10 +166,20 @@ class Times:
     @cached_property
     def stages(self) -> dict[str, StageTime]:
         """The stages of the workload, by name."""
-        present = [stage.name for stage in self.model.stages if stage.structure(self.work) != ()]
-        asked = [(name, *self._sizes(name)) for name in present]
+        asked = [(name, *self._sizes(name)) for name in self._looked]
         found = zip(asked, self._sums(asked), strict=True)
         return {one[0]: self._stage(one[0], sums, self._least(*one)) for one, sums in found}
+
+    @cached_property
+    def _looked(self) -> dict[str, Looked]:
+        """What is known of the stages that the workload has."""
+        found = [(stage, structure) for stage in self.model.stages if (structure := stage.structure(self.work)) != ()]
+
+        def made() -> dict[str, Looked]:
+            return {stage.name: Looked(self.model, stage, self.work) for stage, _ in found}
+
+        key = ("times", self.work.key, *(structure for _, structure in found))
+        return cast("dict[str, Looked]", self.model.once(key, made))
 
     def _stage(self, name: str, sums: Sums, least: Any) -> StageTime:
         device, launches = self._busy(name, sums, least), self.host.launches(self.work, name, sums.runs)
@@ -167,9 +206,9 @@ class Times:
     def _sums(self, asked: Sequence[tuple[str, Mapping[str, Any], Any]]) -> list[Sums]:
         """The sums of stages at sizes; with weights, their means over steps. Processors' laws take kernel by kernel."""
         for name, sizes, _ in asked:
-            self.model.program(name, self.work).require(sizes)
+            self._looked[name].program.require(sizes)
         if not calibrated(self.on):
-            return sums_of([AtSizes(self._timer(name), self.on, sizes, weights) for name, sizes, weights in asked])
+            return sums_of([AtSizes(self._looked[name].timer, self.on, *of) for name, *of in asked])
         return [self._one_by_one(*one) for one in asked]
 
     def _one_by_one(self, name: str, sizes: Mapping[str, Any], weights: Any) -> Sums:
@@ -186,15 +225,6 @@ class Times:
             runs = runs + over(kernel.runs)
         return Sums({law: [plain(end) for end in ends] for law, ends in laws.items()}, plain(runs))
 
-    def _timer(self, name: str) -> Timer:
-        stage = self.model.stage(name)
-        dequantised = self.work.runtime.products == "dequantised"
-        made = self.model.once(
-            ("timer", name, stage.structure(self.work), self.work.key),
-            lambda: Timer(self.model.program(name, self.work).formal_kernels, stage.grows, dequantised),
-        )
-        return cast(Timer, made)
-
     def _sizes(self, name: str) -> tuple[dict[str, Any], Any]:
         """The sizes of a stage; where it runs in steps, of several of these, with their weights in a mean."""
         stage = self.model.stage(name)
@@ -205,10 +235,9 @@ class Times:
         points = minimum(POINTS, many)
         places = np.arange(float(POINTS if isinstance(points, np.ndarray) else points))
         places = places.reshape(-1, *(1,) * np.ndim(first + many))
-        last = first + many - 1
-        between = np.round(places * ((many - 1) / maximum(points - 1, 1)) + first)
-        sizes[stage.grows] = np.minimum(between, last)
-        return sizes, trapezoid(places, points)
+        between = np.rint(places * ((many - 1) / maximum(points - 1, 1)) + first)
+        sizes[stage.grows] = np.minimum(between, first + many - 1)
+        return sizes, trapezoid(places, points) if np.ndim(points) else _trapezoid(points)
 
     def kernels(self, name: str) -> Timed:
         """The kernels of one run of a stage, each with its estimate. Raises InputError for several workloads."""
@@ -217,8 +246,9 @@ class Times:
         if any(np.ndim(size) for axis, size in sizes.items() if axis != step):
             raise InputError("kernels are told of one workload, not of arrays of them")
         kernels = self._kernels(name, self.work, sizes)
-        known = seconds_of(kernels, self.on) if calibrated(self.on) else self._timer(name).estimates(self.on, sizes)
-        return tuple(zip(kernels, known, strict=True))
+        if calibrated(self.on):
+            return tuple(zip(kernels, seconds_of(kernels, self.on), strict=True))
+        return tuple(zip(kernels, self._looked[name].timer.estimates(self.on, sizes), strict=True))
 
     def ends(self, name: str) -> list[dict[str, Size]]:
         """The sizes of a stage's kernels at its first and at its last step; one for a stage without steps."""
@@ -238,21 +268,11 @@ class Times:
         return self._least(name, *self._sizes(name))
 
     def _least(self, name: str, sizes: Mapping[str, Any], weights: Any) -> Any:
-        """The same at sizes, of pairs that a mask leaves and logits that the runtime computes; a mean with weights."""
-        logits = self.work.runtime.fixed.get("logits", self.work.logits)
-        work = replace(self.work, runtime="compulsory", causal="exact", logits=logits)
-
-        def made() -> tuple[tuple[str, ...], tuple[str, ...], Any]:
-            program = self.model.program(name, work)
-            [kernel] = program.formal_kernels
-            flops, names = kernel.tensor_flops, program.kernel_names
-            return tuple(flops), names, Evaluator(names, [kernel.io_bytes, *flops.values()]).rounded
-
-        structure = self.model.stage(name).structure(work)
-        forms, names, evaluate = self.model.once(("least", name, structure, work.key), made)
-        moved, *flops = (np.asarray(size, float) for size in evaluate(*(sizes[axis] for axis in names)))
+        """The same at sizes; a mean with weights."""
+        looked = self._looked[name]
+        moved, *flops = map(real, looked.least(*[sizes[axis] for axis in looked.names]))
         memory = moved / self.on.memory_bytes_per_s
-        least = np.maximum(plain_seconds(dict(zip(forms, flops, strict=True)), self.on), memory)
+        least = maximum(plain_seconds(dict(zip(looked.forms, flops, strict=True)), self.on), memory)
         return plain((least * weights).sum(axis=0) if weights is not None else least)
 
     @cached_property

@@ -15,7 +15,7 @@ from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.blocks import blocks_work, stored_in_blocks
-from modelmeter.seconds.laws import Array, Work
+from modelmeter.seconds.laws import Array, Work, either, real
 from modelmeter.seconds.shapes import (
     FORMATS,
     QUANTISED,
@@ -28,6 +28,8 @@ from modelmeter.sizes import Expr, Size, anywhere, evaluated, maximum, ratio
 
 TYPICAL = 256
 """A value of every size, where a quotient is asked that does not depend on them but for padding."""
+EXACT = 1e6
+"""Parts of a column that a quotient is rounded to."""
 
 
 class Kind(NamedTuple):
@@ -142,11 +144,11 @@ def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool =
 
 def roofline_of(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Array:
     """Seconds by the datasheet: the units of each format one after the other, or the memory."""
-    work = {form: np.asarray(sizes[f"flops {form}"], float) for form in kind.forms}
+    work = {form: real(sizes[f"flops {form}"]) for form in kind.forms}
     if kind.law == "prefill":  # however pairs are counted, a kernel skips what the mask hides
         seen = 4 * sizes["batch"] * sizes["heads"] * sizes["width"] * _pairs(*(sizes[x] for x in ("s", "t", "window")))
         work = {form: np.minimum(flops, seen) for form, flops in work.items()}
-    return np.maximum(plain_seconds(work, device), np.asarray(sizes["moved"], float) / device.memory_bytes_per_s)
+    return np.maximum(plain_seconds(work, device), real(sizes["moved"]) / device.memory_bytes_per_s)
 
 
 def _pairs(s: Array, t: Array, window: Array) -> Array:
@@ -155,18 +157,21 @@ def _pairs(s: Array, t: Array, window: Array) -> Array:
     >>> float(_pairs(3, 5, 0)), float(_pairs(3, 5, 2))
     (12.0, 6.0)
     """
-    first, last = (np.minimum(np.where(window > 0, window, np.inf), seen) for seen in (t - s, t))
-    return (last * (last + 1) - first * (first + 1)) / 2 + np.where(window > 0, (s - (last - first)) * window, 0.0)
+    most = np.where(window > 0, window, np.inf)
+    first, last = np.minimum(most, t - s), np.minimum(most, t)
+    return (last * (last + 1) - first * (first + 1)) / 2 + (s - (last - first)) * window
 
 
 def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) -> dict[str, Any]:
     if kind.law == "stream":
-        return {"bytes": sizes["moved"], "operations": sizes["operations"], "warm": warm}
+        return {"bytes": real(sizes["moved"]), "operations": real(sizes["operations"]), "warm": warm}
     if kind.law in ("product", "grouped"):
         m, n, k, batch = (sizes[x] for x in ("m", "n", "k", "batch"))
-        known = product_work(device, kind.format, m, np.round(n, 6), k, batch, warm)  # a quotient's rounding is no tile
-        right = np.where(sizes["stored"] > 0, sizes["stored"], known["right"])
-        return {**known, "right": right, "moved": sizes["moved"], "quantised": kind.static}
+        n = np.rint(n * EXACT) / EXACT  # a quotient's rounding is no tile
+        known = product_work(device, kind.format, m, n, k, batch, warm)
+        stored = real(sizes["stored"])
+        right = either(stored > 0, stored, known["right"])
+        return {**known, "right": right, "moved": real(sizes["moved"]), "quantised": kind.static}
     if kind.law == "blocks":
         return {**blocks_work(kind.stored, sizes), "warm": warm}
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")

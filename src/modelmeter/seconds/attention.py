@@ -17,6 +17,7 @@ from modelmeter.seconds.laws import (
     Parts,
     Work,
     cycles_per_s,
+    either,
     memory_seconds,
     soft,
     timed,
@@ -42,16 +43,17 @@ _CONSTANTS = (
 )
 
 
-def seen(s: Array, t: Array, window: Array, block: Array, causal: Array) -> tuple[Array, Array]:
+def seen(s: Array, t: Array, window: Array, block: Array, causal: bool) -> tuple[Array, Array]:
     """Keys that a block of queries walks over: the most, and the mean over the blocks.
 
     The queries are the last s of t positions; a block spans so many of them.
     """
+    if not causal:
+        return t, t
     reach = np.minimum(np.where(window > 0, window, np.inf) + block, t)
     first = np.minimum(t - s + np.minimum(block, s), t)
-    flat = np.clip((t - reach) / np.maximum(t - first, 1e-9), 0, 1)
-    mean = flat * reach + (1 - flat) * (np.minimum(first, reach) + reach) / 2
-    return np.where(causal, reach, t), np.where(causal, mean, t)
+    flat = np.minimum((t - reach) / np.maximum(t - first, 1e-9), 1)
+    return reach, flat * reach + (1 - flat) * (np.minimum(first, reach) + reach) / 2
 
 
 def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
@@ -61,28 +63,30 @@ def attention_parts(c: Constants, device: Device, w: Work) -> Parts:
     cache of 8 bits it turns the values around on chip (`turned`); others convert keys and values (`converted`).
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window", "kv_bytes", "peak")
-    b, h, g, e, s, t, window, each, peak = (np.asarray(w[name], float) for name in names)
-    grouped = w["grouped"]
-    of, heads = np.where(grouped, h / g, 1.0), np.where(grouped, g, h)
-    rows = w["block"][None] if "block" in w else np.array(BLOCKS).reshape(-1, *(1,) * np.ndim(s + b))
+    b, h, g, e, s, t, window, each, peak = sizes = [w[name] for name in names]
+    of, heads = either(w["grouped"], h / g, 1.0), either(w["grouped"], g, h)
+    inner = max(map(np.ndim, sizes))
+    rows = np.asarray(w["block"])[None] if "block" in w else np.array(BLOCKS).reshape(-1, *(1,) * inner)
     count = whole(of * s, rows)
     longest, mean = (whole(x, KEYS) for x in seen(s, t, window, rows / of, w["causal"]))
     clock, units = cycles_per_s(device), device.need("multiprocessors")
     products = 4 * (w["padded"] + c["head"]) * units / (peak * c["speed"] * c.get("rate", 1.0))
     powers = 1 / (c["exp"] * clock)
-    step = rows * KEYS * np.where(w["overlaps"], soft(products, powers, 2.0), products + powers)
+    step = rows * KEYS * (soft(products, powers, 2.0) if w["overlaps"] else products + powers)
     step = np.maximum(step + 2 * KEYS * w["padded"] * w["converted"] / clock, KEYS * e * c.get("turned", 0.0) / clock)
     blocks = b * heads * count / units
     walked = np.maximum(longest, blocks * mean + c["tail"] * longest) * step
     compute = (walked + np.maximum(blocks, 1) * c["fill"]).min(axis=0)
     busy = (4 * e * rows * KEYS * b * heads * count * mean / peak).min(axis=0)
-    written = np.where(w["writes"], 2 * b * s * g * e * (2 + each), 0.0)
     moved = 4 * b * s * h * e + 2 * b * t * g * e * each
-    each_byte = memory_seconds(c, device, moved + written, w["warm"], 2.0) / (moved + written)
-    memory, kept = moved * each_byte, written * each_byte * c.get("keep", 0.0)
+    written = 2 * b * s * g * e * (2 + each) if w["writes"] else 0.0
+    memory, kept = memory_seconds(c, device, moved + written, w["warm"], 2), 0.0
+    if w["writes"]:
+        share = written / (moved + written)
+        memory, kept = memory * (1 - share), memory * share * c.get("keep", 0.0)
     floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + soft(compute, memory, c["sharp"]) + kept
-    return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor + 0 * memory, busy)
+    return Parts(timed(c, w["warm"], seconds), compute, memory + kept, floor, busy)
 
 
 _WORK = (
@@ -105,6 +109,7 @@ PREFILL = Law(
     attention_parts,
     _EXTRAS,
     _OMITS,
+    len(BLOCKS),
 )
 VISION = Law(
     "vision",
@@ -115,4 +120,5 @@ VISION = Law(
     attention_parts,
     _EXTRAS,
     _OMITS,
+    len(BLOCKS),
 )

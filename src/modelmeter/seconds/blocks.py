@@ -14,7 +14,7 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
-from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, soft, whole
+from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, either, real, soft, whole
 
 BLOCK = 32.0
 """Products that share a scale."""
@@ -41,28 +41,28 @@ def stored_in_blocks(kernel: Kernel) -> str:
 def blocks_work(stored: str, sizes: Mapping[str, Array]) -> dict[str, Any]:
     """The work of a product with weights in blocks of a format, or of a few rows with weights of 16 bits ("")."""
     return {
-        **{x: np.asarray(sizes[x], float) for x in ("m", "n", "k", "batch")},
+        **{x: real(sizes[x]) for x in ("m", "n", "k", "batch")},
         "quantised": float(bool(stored)),
         "fine": float(bool(stored) and format_of("weights", stored).block > BLOCK),
-        "stored": sizes["stored"] * sizes["batch"] * sizes["n"] * sizes["k"],
-        "moved": np.asarray(sizes["moved"], float),
+        "stored": real(sizes["stored"]) * sizes["batch"] * sizes["n"] * sizes["k"],
+        "moved": real(sizes["moved"]),
     }
 
 
 def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m rows with n x k weights, `batch` of them; see `BLOCKS`."""
-    m, n, k, batch, fine = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "fine"))
+    m, n, k, batch, fine = (w[x] for x in ("m", "n", "k", "batch", "fine"))
     weights, lanes = batch * n * k, device.cuda_flops_per_s / 2
     bandwidth = device.memory_bytes_per_s * (c["stream"] if device.memory_bytes_per_s < WIDE else c["wide"])
-    once = np.asarray(w["moved"], float) / bandwidth
-    apart = np.where(fine, c["apart_fine"], c["apart"])
+    once = w["moved"] / bandwidth
+    apart = either(fine, c["apart_fine"], c["apart"])
     dots = weights * (apart + c["dot"] * m) / lanes
     rounds = np.maximum(whole(m, UBATCH), 1.0)
     rows = np.where(m > TILE, whole(m, TILE) * TILE, whole(m, FRAGMENT) * FRAGMENT)
     tiles, again = _tiles(c, device, w, rows, weights)
     memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
     compute = np.where(m <= VECTOR, dots, tiles)
-    floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"] + 0 * memory
+    floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"]
     busy = np.where(m <= VECTOR, 0.0, compute)
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
 
@@ -73,10 +73,10 @@ def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -
     With units for int8: these, then the CUDA cores for each block. Without: weights are taken apart to 16 bits, on
     chip or (`expanded`) through memory.
     """
-    scaled = np.where(w["fine"], c["scale_fine"], c["scale"]) / BLOCK / (device.cuda_flops_per_s / 2)
+    scaled = either(w["fine"], c["scale_fine"], c["scale"]) / BLOCK / (device.cuda_flops_per_s / 2)
     if "int8" in device.peaks and c["integers"] >= 1:
         return rows * weights * (2 / (device.peak("int8") * c["speed"]) + scaled), 0 * weights
-    apart = np.where(w["fine"], c["slower_fine"], c["slower"])
+    apart = either(w["fine"], c["slower_fine"], c["slower"])
     return 2 * rows * weights * apart / (device.peak("bf16") * c["speed"]), c["expanded"] * weights
 
 

@@ -1,19 +1,28 @@
-"""Columns: kernels whose sizes depend on the same names, as columns of sizes that laws take. Next: `timer.py`."""
+"""Columns: kernels whose sizes depend on the same variables, as columns of sizes that laws take at many points.
+
+Next: `timer.py`; the same at one point: `rows.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.seconds.asked import Kind
+from modelmeter.seconds.constants import law_of
 from modelmeter.seconds.laws import Array
-from modelmeter.seconds.predict import Lasting, lasting_of
-from modelmeter.sizes import Evaluator, Expr, Size
+from modelmeter.seconds.predict import lasting_of
+from modelmeter.sizes import Evaluator, Expr, Size, substituted
 
 RUNS = "runs"
+
+
+Product = tuple[str, ...]
+"""Names of sizes that are multiplied."""
 
 
 class Entry(NamedTuple):
@@ -29,86 +38,87 @@ class Entry(NamedTuple):
         every = (*self.sizes.values(), self.runs)
         return frozenset(name for size in every if isinstance(size, Expr) for name in size.names)
 
+    @property
+    def variables(self) -> tuple[Product, ...]:
+        """What its own sizes depend on: one product of named sizes, as tokens are, where that is all; else each."""
+        found = set[Product]().union(*map(_products, (*self.sizes.values(), self.runs)))
+        if len(found) == 1 and all(len(set(product)) == len(product) for product in found):
+            return tuple(found)
+        return tuple((name,) for name in sorted(self.names))
+
+    def of_variables(self) -> Entry:
+        """The same where each variable is its first name: the others of a product are 1."""
+        ones = [name for product in self.variables for name in product[1:]]
+
+        def alone(size: Size) -> Size:
+            return reduce(lambda one, name: substituted(one, name, 1), ones, size)
+
+        return Entry(self.kind, {name: alone(size) for name, size in self.sizes.items()}, alone(self.runs))
+
+
+def _products(size: Size) -> set[Product]:
+    """The products of named sizes in a size, those inside functions too."""
+    terms = [monomial for monomial, _ in size.terms] if isinstance(size, Expr) else []
+    named = (tuple(name for atom in m if not atom.arguments for name in atom.names) for m in terms)
+    inside = (_products(argument) for m in terms for atom in m for argument in atom.arguments)
+    return {product for product in named if product}.union(*inside)
+
+
+def by_kind(entries: Mapping[Any, Entry]) -> Iterator[tuple[Kind, tuple[str, ...], list[Any]]]:
+    """Kernels that ask the same sizes of the same kind: the kind, the names of the sizes, the keys of the kernels."""
+    kinds: dict[tuple[Any, ...], list[Any]] = {}
+    for key, entry in entries.items():
+        kinds.setdefault((entry.kind, *entry.sizes), []).append(key)
+    for (kind, *names), keys in kinds.items():
+        yield kind, tuple(names), keys
+
 
 class Part(NamedTuple):
-    """Kernels of a block that ask the same kind, by index, at some points: sizes and runs, (kernels, points).
+    """Kernels of a block that ask the same kind at some points: sizes and runs, (kernels, points).
 
     There is one point where these do not differ.
     """
 
     kind: Kind
-    indices: tuple[int, ...]
     sizes: dict[str, Array]
     runs: Array
 
-    def lasting(self, device: Device) -> Lasting:
-        """Seconds of one run of each."""
-        return lasting_of(self.kind, self.sizes, device)
+    def totals(self, device: Device) -> list[Array]:
+        """The low end, the point and the high end of what its kernels take together, and their runs, by points."""
+        lasts = lasting_of(self.kind, self.sizes, device)
+        ends = (self.runs * end for end in (lasts.low, lasts.parts.seconds, lasts.high))
+        return [found.sum(axis=0) for found in (*ends, self.runs)]
 
 
 class Block:
-    """Kernels whose sizes depend on the same `names`; those that ask the same kind of a law are a part."""
+    """Kernels whose sizes depend on the same `variables`; those that ask the same kind of a law are a part.
+
+    `width` is how many numbers a point is of the largest array that a law makes on the way.
+    """
 
     def __init__(self, kernels: Mapping[int, Entry]) -> None:
-        self.names = tuple(sorted(frozenset().union(*(entry.names for entry in kernels.values()))))
-        self.many = len(kernels)
-        kinds: dict[tuple[Any, ...], list[int]] = {}
-        for index, entry in kernels.items():
-            kinds.setdefault((entry.kind, *entry.sizes), []).append(index)
+        self.variables = next(iter(kernels.values())).variables
+        kernels, self.width = {index: entry.of_variables() for index, entry in kernels.items()}, 1
         outputs: list[Size] = []
-        self._parts: list[tuple[Kind, tuple[int, ...], dict[str, Array | slice]]] = []
-        for (kind, *names), indices in kinds.items():
+        self._parts: list[tuple[Kind, dict[str, Array | slice]]] = []
+        for kind, names, indices in by_kind(kernels):
+            self.width = max(self.width, len(indices) * law_of(kind.law).tried)
             columns: dict[str, Array | slice] = {}
             for name in (*names, RUNS):
                 values = [kernels[i].runs if name == RUNS else kernels[i].sizes[name] for i in indices]
-                columns[name] = np.array(values, float)[:, None] if not _varies(values) else slice(
-                    len(outputs), len(outputs) + len(values)
-                )  # fmt: skip
-                outputs += values if _varies(values) else []
-            self._parts.append((kind, tuple(indices), columns))
-        self._evaluate = Evaluator(self.names, outputs).rounded
+                if any(isinstance(value, Expr) for value in values):
+                    columns[name] = slice(len(outputs), len(outputs) + len(values))
+                    outputs += values
+                else:
+                    columns[name] = np.array(values, float)[:, None]
+            self._parts.append((kind, columns))
+        self._evaluate, self._many = Evaluator([first for first, *_ in self.variables], outputs).rounded, len(outputs)
 
     def parts(self, values: Sequence[Any]) -> Iterator[Part]:
-        """Its parts at values of its names, numbers or arrays of points."""
-        found = self._evaluate(*values)
-        for kind, indices, columns in self._parts:
-            sizes = {k: _column(found[v]) if isinstance(v, slice) else v for k, v in columns.items()}
-            runs = sizes.pop(RUNS)
-            yield Part(kind, indices, sizes, runs)
-
-
-def _varies(values: Sequence[Size]) -> bool:
-    return any(isinstance(value, Expr) for value in values)
-
-
-def _column(values: Sequence[Any]) -> Array:
-    points = max((len(value) for value in values if isinstance(value, np.ndarray)), default=0)
-    if not points:
-        return np.array(values, float)[:, None]
-    found = np.empty((len(values), points))
-    for row, value in zip(found, values, strict=True):
-        row[:] = value
-    return found
-
-
-def totals(parts: Sequence[Part], device: Device) -> list[list[Array]]:
-    """Of each part the low end, the point and the high end of what its kernels take, and their runs, by points.
-
-    Parts of one kind and one point, of whatever stages, are computed in one call.
-    """
-    calls: dict[tuple[Any, ...], list[int]] = {}
-    for index, part in enumerate(parts):
-        one = all(size.shape[1] == 1 for size in part.sizes.values())
-        calls.setdefault((part.kind, *part.sizes, -1 if one else index), []).append(index)
-    found: dict[int, list[Array]] = {}
-    for indices in calls.values():
-        own = [parts[i] for i in indices]
-        joined = own[0]
-        if len(own) > 1:
-            joined = own[0]._replace(sizes={n: np.concatenate([part.sizes[n] for part in own]) for n in own[0].sizes})
-        lasts, start = joined.lasting(device), 0
-        for index, part in zip(indices, own, strict=True):
-            rows = slice(start, start + len(part.indices))
-            ends = [(part.runs * end[rows]).sum(axis=0) for end in (lasts.low, lasts.parts.seconds, lasts.high)]
-            found[index], start = [*ends, part.runs.sum(axis=0)], rows.stop
-    return [found[index] for index in range(len(parts))]
+        """Its parts at values of its variables, numbers or arrays of points."""
+        found = np.empty((self._many, max((len(value) for value in values if np.ndim(value)), default=1)))
+        for row, value in zip(found, self._evaluate(*values), strict=True):
+            row[:] = value
+        for kind, columns in self._parts:
+            sizes = {name: found[of] if isinstance(of, slice) else of for name, of in columns.items()}
+            yield Part(kind, sizes, sizes.pop(RUNS))

@@ -34,6 +34,7 @@ BORROWED = {"stream": "product", "grouped": "mixture"}
 """Laws without constants of their own, and whose they take, but where a device was measured for them."""
 RANGES = (2e-6, 2e-5, 2e-4)
 """Bounds of the ranges of size, by what a plain roofline says, in seconds."""
+_BOUNDS = np.array(RANGES)
 WIDE = (0.5, 2.0)
 """The interval of what nothing was measured for: half to twice."""
 NEAR = {"blocks": (0.7, 1.4)}
@@ -88,12 +89,23 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
 
 
 class Known(NamedTuple):
-    """A law in a variant on a device: its constants, the factors of the interval by range of size, low and high."""
+    """A law in a variant on a device: its constants, the factors of the interval by range of size, low and high.
+
+    Factors that are the same for all sizes are two numbers.
+    """
 
     law: Law
     constants: dict[str, float]
-    spread: Array
+    spread: tuple[Array, Array]
     derived: str
+
+    def factors(self, roofline: Array) -> tuple[Array, Array]:
+        """Those of the interval, by what a plain roofline says."""
+        low, high = self.spread
+        if not np.ndim(low):
+            return low, high
+        size = _BOUNDS.searchsorted(roofline, side="right")
+        return low.take(size), high.take(size)
 
 
 @lru_cache(maxsize=4096)
@@ -101,8 +113,9 @@ def known_of(name: str, device: Device, variant: str) -> Known:
     """All that no size changes of a law, by name, looked up once. Raises InputError as `constants_of` does."""
     law = law_of(name)
     found = constants_of(law, device, variant)
-    spread = np.array([spread_of(law, size, found.like) for size in range(len(RANGES) + 1)]).T
-    return Known(law, found.constants, spread, found.derived)
+    sizes = [spread_of(law, size, found.like) for size in range(len(RANGES) + 1)]
+    low, high = sizes[0] if len(set(sizes)) == 1 else np.array(sizes).T
+    return Known(law, found.constants, (low, high), found.derived)
 
 
 def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mapping[str, Any], str, str]:

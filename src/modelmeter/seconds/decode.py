@@ -15,6 +15,7 @@ from modelmeter.seconds.laws import (
     Parts,
     Work,
     cycles_per_s,
+    either,
     memory_seconds,
     soft,
     timed,
@@ -31,26 +32,24 @@ def decode_parts(c: Constants, device: Device, w: Work) -> Parts:
     share a multiprocessor (`together`) overlap. Elements of a cache of 8 bits are `converted` before.
     """
     names = ("batch", "heads", "kv_heads", "width", "t", "window", "kv_bytes", "peak")
-    b, h, g, e, t, window, each, peak = (np.asarray(w[name], float) for name in names)
+    b, h, g, e, t, window, each, peak = sizes = [w[name] for name in names]
     clock, units = cycles_per_s(device), device.need("multiprocessors")
-    t = np.where(window > 0, np.minimum(t, window), t)
-    grouped = w["grouped"]
-    rows = w["rows"]
-    tiles = whole(np.where(grouped, h / g, 1.0), rows)
-    parts = np.array(SPLITS, float).reshape(-1, *(1,) * np.ndim(t + b))
+    t, grouped, rows = np.minimum(t, np.where(window > 0, window, np.inf)), w["grouped"], w["rows"]
+    tiles = whole(either(grouped, h / g, 1.0), rows)
+    parts = np.array(SPLITS, float).reshape(-1, *(1,) * max(map(np.ndim, sizes)))
     keys = whole(t / parts, w["line"]) * w["line"]
     loaded = 2 * keys * e * each / (c["load"] * clock)
     multiplied = 4 * rows * keys * w["padded"] * units / (peak * c["speed"] * c.get("rate", 1.0))
     multiplied = multiplied + 2 * keys * w["padded"] * w["converted"] / clock
-    rounds = np.maximum(b * np.where(grouped, g, h) * tiles * parts / units, 1)
+    rounds = np.maximum(b * either(grouped, g, h) * tiles * parts / units, 1)
     compute = rounds * np.maximum(loaded, multiplied) + np.maximum(rounds / w["together"], 1) * c["fill"]
-    memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8.0)
+    memory = memory_seconds(c, device, 2 * b * g * t * e * each, w["warm"], 8)
     queries = 4 * b * h * e * w["passes"] / (device.memory_bytes_per_s * c["stream"])
-    added = c["combine"] + 8 * parts * b * h * e / device.memory_bytes_per_s
-    found = soft(compute, memory, c["sharp"]) + np.where(parts > 1, np.where(grouped, added, np.inf), 0)
+    added = either(grouped, c["combine"] + parts * (8 * b * h * e / device.memory_bytes_per_s), np.inf)
+    found = soft(compute, memory, c["sharp"]) + np.where(parts > 1, added, 0)
     floor = w["kernels"] * c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + found.min(axis=0) + queries + c["sequence"] * b
-    return Parts(timed(c, w["warm"], seconds), compute.min(axis=0), memory + queries, floor + 0 * memory)
+    return Parts(timed(c, w["warm"], seconds), compute.min(axis=0), memory + queries, floor)
 
 
 DECODE = Law(
@@ -90,4 +89,5 @@ DECODE = Law(
     decode_parts,
     {"rate": 1.0, "start": 1.0, "host": 0.0},
     "how many parts the engine takes (the best is assumed), the layout of pages, sequences of unequal length",
+    len(SPLITS),
 )

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from modelmeter.device import Device
+from modelmeter.sizes import anywhere
 
 Array = Any
-"""A NumPy array of floats, one element a kernel; or a number."""
+"""A NumPy array of floats, one element a kernel; or a float, where it is one for all."""
 Constants = Mapping[str, float]
 Work = Mapping[str, Array]
 LINE = 64.0
@@ -52,7 +53,7 @@ class Law(NamedTuple):
     """A law by name: its constants, the fields of a device and the arrays of work that it needs, the law itself.
 
     `extras` are constants of a variant (another format, another kernel of the engine) beside those of the plain one,
-    by the value that leaves the law as it is.
+    by the value that leaves the law as it is. Of each kernel so many shapes are `tried` at once; the best one counts.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Law(NamedTuple):
     parts: Callable[[Constants, Device, Work], Parts]
     extras: Mapping[str, float] = {}
     omits: str = ""
+    tried: int = 1
 
 
 EXTRAS = (
@@ -79,9 +81,28 @@ EXTRAS = (
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""
 
 
+LITTLE = 1e-300
+"""What stands for 0 in a logarithm or below a fraction."""
+
+
+def real(size: Any) -> Array:
+    """A size in floats."""
+    return np.asarray(size, float) if np.ndim(size) else float(size)
+
+
+def either(condition: Array, a: Array, b: Array) -> Array:
+    """One where a condition holds, else the other; without an array where it is one for all."""
+    return np.where(condition, a, b) if np.ndim(condition) else a if condition else b
+
+
 def soft(a: Array, b: Array, sharp: float) -> Array:
-    """The larger of two that overlap: their sum for `sharp` = 1, their maximum for a large one."""
-    return (a**sharp + b**sharp) ** (1 / sharp)
+    """The larger of two that overlap: their sum for `sharp` = 1, their maximum for a large one.
+
+    It is (a^sharp + b^sharp)^(1/sharp), in logarithms, as exponentials take far less time than powers.
+    """
+    larger = np.maximum(a, b)
+    share = np.maximum(np.minimum(a, b) / np.maximum(larger, LITTLE), LITTLE)
+    return larger * np.exp(np.log(1 + np.exp(sharp * np.log(share))) / sharp)
 
 
 def rounded(waves: Array, ragged: float) -> Array:
@@ -94,17 +115,21 @@ def whole(size: Array, tile: Array) -> Array:
     return np.ceil(size / tile)
 
 
-def memory_seconds(c: Constants, device: Device, moved: Array, warm: Array, steep: float) -> Array:
+def memory_seconds(c: Constants, device: Device, moved: Array, warm: Array, steep: int) -> Array:
     """Seconds to move bytes: from DRAM, or from the L2 where a benchmark's loop (`warm`) finds them again.
 
     `cached` is the share of the L2 that holds them, `near` the bytes a cycle of one multiprocessor from it. A kernel in
-    a model (not warm) reads DRAM, and small operands no faster than the L2 would give them.
+    a model (not warm) reads DRAM, and small operands no faster than the L2 would give them. The share that is found
+    falls as a power of the bytes, `steep`, itself a power of two.
     """
-    streamed = moved / (device.memory_bytes_per_s * c["stream"])
-    near = moved / (c["near"] * cycles_per_s(device) * device.need("multiprocessors"))
-    hit = 1 / (1 + (moved / (c["cached"] * device.need("l2_bytes"))) ** steep)
-    again = streamed + hit * (near - streamed)
-    return np.where(warm, again, np.maximum(again, streamed))
+    streamed = 1 / (device.memory_bytes_per_s * c["stream"])
+    near = 1 / (c["near"] * cycles_per_s(device) * device.need("multiprocessors"))
+    if not anywhere(warm) and near <= streamed:
+        return moved * streamed
+    full = moved / (c["cached"] * device.need("l2_bytes"))
+    for _ in range(steep.bit_length() - 1):
+        full = full * full
+    return moved * (streamed + either(warm, near - streamed, max(near - streamed, 0.0)) / (1 + full))
 
 
 def cycles_per_s(device: Device) -> float:
@@ -114,4 +139,4 @@ def cycles_per_s(device: Device) -> float:
 
 def timed(c: Constants, warm: Array, seconds: Array) -> Array:
     """Seconds as a loop on the host sees them: no less than it takes to launch."""
-    return np.where(warm, np.maximum(seconds, c.get("host", 0.0)), seconds)
+    return either(warm, np.maximum(seconds, c.get("host", 0.0)), seconds) if anywhere(warm) else seconds

@@ -188,7 +188,7 @@ def _mixture(chip: Device, variant: str, c: Columns) -> tuple[Work, Any]:
     gates = np.where(~early & ((k == NEMOTRON[0]) | (d == NEMOTRON[1])), 1.0, 2.0)
     work = mixture_work(chip, variant, d, inner, tokens, k, found, gates, warm=True)
     if early.all():
-        work = {**work, "tiles": ((np.where(tokens <= found.experts, 16.0, 64.0), 64.0),)}
+        work = {**work, "tiles": ((np.where(tokens <= found.experts, 16.0, 64.0),), (64.0,))}
     weights = (gates + 1) * d * inner
     compute = 2 * weights * found.total / chip.peak(multiplied(chip, variant).units)
     return work, _roof(chip, compute, weights * found.reached * work["right"] + 4 * found.total * d)

@@ -7,6 +7,7 @@ has is a rule of the engine (`shapes.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -27,8 +28,8 @@ from modelmeter.seconds.laws import (
 )
 from modelmeter.seconds.product import TILED
 
-TILES = tuple((rows, columns) for rows in (16.0, 32.0, 64.0, 128.0) for columns in (64.0, 128.0, 256.0))
-"""Rows and columns of a tile where no engine's rule tells them: the best ones are taken."""
+TILES = ((16.0, 32.0, 64.0, 128.0), (64.0, 128.0, 256.0))
+"""Rows and columns that a tile may have where no engine's rule tells them: the best ones are taken."""
 PLACES = 6.0
 """Kernels that a measured mixture is: sorting (two), two products, the activation between them, the sum."""
 STEPS = 64
@@ -38,7 +39,10 @@ DEALS = 5
 
 
 class Loads:
-    """Rows of the experts of one device, `weights` experts for each of the quantiles `rows`."""
+    """Rows of the experts of one device, `weights` experts for each of the quantiles `rows`, which are the first axis.
+
+    Where experts have equal loads there is one quantile.
+    """
 
     def __init__(self, rows: Array, weights: Array) -> None:
         self.rows, self.weights = rows, weights
@@ -46,27 +50,32 @@ class Loads:
 
     def where(self, kept: Array) -> Loads:
         """The loads of the kernels that a mask keeps."""
-        return Loads(self.rows[kept], np.broadcast_to(self.weights, self.rows.shape)[kept])
+        return Loads(self.rows[:, kept], self.weights[:, kept])
 
     @property
     def total(self) -> Array:
         """Rows of all experts."""
-        return (self.rows * self.weights).sum(axis=-1)
+        return _summed(self.rows * self.weights)
 
     @property
     def reached(self) -> Array:
         """Experts that have rows, expected."""
-        return (self.some * self.weights).sum(axis=-1)
+        return _summed(self.some * self.weights)
 
     @property
     def experts(self) -> Array:
         """Experts that the device has."""
-        return np.broadcast_to(self.weights, self.rows.shape).sum(axis=-1)
+        return _summed(self.weights)
 
     def tiles(self, rows: Array) -> Array:
-        """Tiles of so many rows, expected."""
-        full = np.ceil(self.rows / np.asarray(rows, float)[..., None]) * (self.rows >= 1)
-        return (np.maximum(self.some, full) * self.weights).sum(axis=-1)
+        """Tiles of so many rows, expected; rows may have axes before those of the kernels."""
+        further = (1,) * (np.ndim(rows) - np.ndim(self.rows) + 1)
+        own, some, weights = (x.reshape(len(x), *further, *x.shape[1:]) for x in (self.rows, self.some, self.weights))
+        return _summed(np.maximum(some, np.ceil(own / rows) * (own >= 1)) * weights)
+
+
+def _summed(quantiles: Array) -> Array:
+    return quantiles.sum(axis=0) if len(quantiles) > 1 else quantiles[0]
 
 
 def loads(tokens: Array, active: Array, experts: Array, devices: Array, alpha: Array) -> Loads:
@@ -82,8 +91,7 @@ def loads(tokens: Array, active: Array, experts: Array, devices: Array, alpha: A
     shapes = np.stack(np.broadcast_arrays(tokens, active, experts, devices, alpha), axis=-1).astype(float)
     different, index = np.unique(shapes.reshape(-1, 5), axis=0, return_inverse=True)
     known = np.array([_quantiles(*shape) for shape in different.tolist()])[index.reshape(-1)]
-    rows, weights = (known[:, i].reshape(*shapes.shape[:-1], STEPS) for i in (0, 1))
-    return Loads(rows, weights)
+    return Loads(*(known[:, i].T.reshape(STEPS, *shapes.shape[:-1]) for i in (0, 1)))
 
 
 def _heaviest(tokens: float, active: float, experts: float, devices: float, alpha: float) -> Array:
@@ -134,22 +142,28 @@ def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: 
     The loop of a tile takes no less than its loads take to arrive (`wait`), however few multiprocessors are busy.
     Marlin deals the loops of all tiles to the multiprocessors in equal shares (`striped`): its waves are not whole.
     """
-    peak, left, right = (np.asarray(w[x], float) for x in ("peak", "left", "right"))
-    units, clock = device.need("multiprocessors"), cycles_per_s(device)
+    peak, left, right = (w[x] for x in ("peak", "left", "right"))
+    units, clock, total = device.need("multiprocessors"), cycles_per_s(device), found.total
     each = units / (peak * c["speed"] * c.get("rate", 1.0))
-    times = []
-    for rows, columns in w.get("tiles", TILES):
-        shared = found.tiles(rows) * whole(n, columns) / units
-        waves = shared if w.get("striped", False) else np.ceil(shared)
-        multiplied = waves * 2 * k * (rows * columns + c["half"]) * each
-        times.append(np.maximum(waves, 1) * c["fill"] / clock + np.maximum(multiplied, c["wait"] * k / clock))
-    moved = found.reached * n * k * right + found.total * k * left + 2 * w.get("written", found.total) * n
-    return np.min(times, axis=0), moved / (device.memory_bytes_per_s * c["stream"])
+    inner = np.ndim(total)
+    rows, columns = (_choices(of, inner) for of in w.get("tiles", TILES))
+    rows = rows[:, None]
+    shared = found.tiles(rows) * whole(n, columns) / units
+    waves = shared if w.get("striped", False) else np.ceil(shared)
+    multiplied = waves * (2 * k * (rows * columns + c["half"]) * each)
+    times = np.maximum(waves, 1) * (c["fill"] / clock) + np.maximum(multiplied, c["wait"] * k / clock)
+    moved = found.reached * n * k * right + total * k * left + 2 * w.get("written", total) * n
+    return times.min(axis=(0, 1)), moved / (device.memory_bytes_per_s * c["stream"])
+
+
+def _choices(sizes: Sequence[Array], inner: int) -> Array:
+    """What a side of a tile may be as an axis before those of the kernels."""
+    return np.array([np.reshape(size, (1,) * (inner - np.ndim(size)) + np.shape(size)) for size in sizes])
 
 
 def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of the experts of a layer; see `MIXTURE`."""
-    d, f, tokens, gates, written = (np.asarray(w[x], float) for x in ("hidden", "inner", "tokens", "gates", "written"))
+    d, f, tokens, gates, written = (w[x] for x in ("hidden", "inner", "tokens", "gates", "written"))
     found = w["loads"]
     if not isinstance(found, Loads):
         raise InputError("the loads of a mixture are made by `loads`")
@@ -160,15 +174,14 @@ def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device)
     time = sum(soft(*part, c["sharp"]) for part in products)
     busy = 2 * found.total * (gates + 1) * f * d / w.get("units", w["peak"])
-    return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor + 0 * memory, busy)
+    return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor, busy)
 
 
 def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of one grouped product alone, m rows for each of `batch` experts; see `GROUPED`."""
-    m, n, k, batch = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch"))
-    m, batch = np.broadcast_arrays(m, batch)
-    compute, memory = _grouped(c, device, Loads(m[..., None], batch[..., None]), n, k, w)
-    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device) / PLACES + 0 * memory
+    m, n, k, batch = (w[x] for x in ("m", "n", "k", "batch"))
+    compute, memory = _grouped(c, device, Loads(np.asarray(m)[None], np.asarray(batch)[None]), n, k, w)
+    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device) / PLACES
     busy = 2 * m * n * k * batch / w["peak"]
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
 
@@ -201,4 +214,5 @@ GROUPED = Law(
     ("m", "n", "k", "batch", "left", "right", "peak"),
     grouped_parts,
     omits="loads other than equal ones; measured was the mixture as a whole, and of its launches this has a sixth",
+    tried=len(TILES[0]) * len(TILES[1]),
 )

@@ -16,7 +16,7 @@ from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds import processor
 from modelmeter.seconds.asked import Asked, Kind, asked_of, roofline_of, work_of
 from modelmeter.seconds.blocks import UBATCH, VECTOR
-from modelmeter.seconds.constants import RANGES, known_of
+from modelmeter.seconds.constants import known_of
 from modelmeter.seconds.laws import Array, Parts, Work, whole
 from modelmeter.seconds.power import pace_of, paced
 
@@ -36,9 +36,6 @@ class Estimate:
     roofline: Array
     binds: Array
     derived: str
-
-
-_BOUNDS = np.array(RANGES)
 
 
 class Lasting(NamedTuple):
@@ -64,8 +61,7 @@ def lasting(law: str, variant: str, work: Work, device: Device) -> Lasting:
         parts = paced(law, device, known.constants["sharp"], parts)
     if "roofline" in work:
         parts = parts if work["warm"] else parts._replace(seconds=np.maximum(parts.seconds, roofline))
-    size = _BOUNDS.searchsorted(roofline, side="right")
-    low, high = (parts.seconds * factors[size] for factors in known.spread)
+    low, high = (parts.seconds * factor for factor in known.factors(roofline))
     derived = "; ".join(filter(None, (known.derived, pace_of(device).told)))
     return Lasting(variant, parts, low, high, roofline, derived)
 

@@ -6,8 +6,6 @@ bytes / bandwidth.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from modelmeter.device import Device
@@ -20,15 +18,19 @@ from modelmeter.seconds.laws import (
     Parts,
     Work,
     cycles_per_s,
+    either,
     memory_seconds,
     rounded,
     soft,
     timed,
     whole,
 )
+from modelmeter.sizes import anywhere
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8, 16)
+FEW = 2048
+"""Tiles of kernels that are so few are asked with all splits at once."""
 PACKED = 2.0
 """A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores.
 Activations of as many are not quantised."""
@@ -48,11 +50,10 @@ TILED = (
 """Constants of kernels made of tiles."""
 
 
-def tile_seconds(c: Constants, device: Device, peak: Array, tile: tuple[Array, Array], k: Array, moved: Array) -> Array:
-    """Seconds of one tile, rows x columns, with an inner loop of k and so many bytes of operands."""
-    area, clock = tile[0] * tile[1], cycles_per_s(device)
-    multiplied = 2 * k * (area + c["half"]) * device.need("multiprocessors") / (peak * c["speed"])
-    return c["fill"] / clock + np.maximum(multiplied, moved / (c["load"] * clock))
+def loop_seconds(c: Constants, device: Device, peak: Array, area: Array, moved: Array) -> Array:
+    """Seconds of an element of the inner loop of one tile, of so many outputs, with so many bytes of operands."""
+    multiplied = 2 * (area + c["half"]) * device.need("multiprocessors") / (peak * c["speed"])
+    return np.maximum(multiplied, moved / (c["load"] * cycles_per_s(device)))
 
 
 def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
@@ -65,60 +66,69 @@ def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
         return 0.0
     rows, k, left = w["batch"] * w["m"], w["k"], w["left"]
     clock, units = cycles_per_s(device), device.need("multiprocessors")
-    row = np.where(w["by_row"], c.get("quantised_row", 0.0), 0.0)
-    element = np.where(w["eight"], c.get("element", 0.0), 0.0)
+    row = either(w["by_row"], c.get("quantised_row", 0.0), 0.0)
+    element = either(w["eight"], c.get("element", 0.0), 0.0)
     shared = (row + element * k) * rows / units / clock
-    moved = memory_seconds(c, device, (2 + left) * rows * k, w["warm"], 2.0)
+    moved = memory_seconds(c, device, (2 + left) * rows * k, w["warm"], 2)
     found = c["quantise"] / clock + np.maximum(shared, moved)
-    return np.where(w.get("quantised", False) | (left >= PACKED), 0.0, found)
+    return either(w.get("quantised", False) | (left >= PACKED), 0.0, found)
 
 
-def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
-    """Seconds of the tiles in the best shape: with the inner loop whole, and split.
+_TILED_BY = ("m", "n", "k", "batch", "left", "right", "peak")
+_ROWS, _COLUMNS = np.array(TILES, float).T
+_PARTS = np.array(SPLITS, float)
 
-    Shapes and splits are the first two axes, so that kernels, of which there are more, are the inner loop. Kernels
-    whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split, and no
-    wave is shared.
+
+def _shapes(w: Work, inner: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """Rows and columns of the tiles that are tried, along a first axis, and the splits, along one before it.
+
+    Kernels whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split.
     """
-    names = ("m", "n", "k", "batch", "left", "right", "peak")
-    m, n, k, batch, left, right, peak = (np.asarray(w[name], float) for name in names)
-    inner = (1,) * max(np.ndim(x) for x in (m, n, k, batch, left, right, peak))
-    tiles, splits = (w["tiles"], (1,)) if "tiles" in w else (TILES, SPLITS)
-    rows, columns = (_stacked([shape[i] for shape in tiles], inner) for i in (0, 1))
-    parts = np.array(splits, float).reshape(-1, *inner)
-    loop = whole(k / parts, LINE) * LINE
-    moved = (np.minimum(m, rows) * left + columns * right) * loop
-    each = tile_seconds(c, device, peak * c.get("rate", 1.0), (rows, columns), loop, moved)
-    waves = (batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")) * parts
-    ragged = 1.0 if "tiles" in w else c["ragged"]
-    best = (rounded(waves, ragged) * each).min(axis=0)
-    return best[0], best[1:].min(axis=0, initial=np.inf)
+    rows, columns = w.get("tiles", (_ROWS, _COLUMNS))
+    deep = [[np.reshape(x, inner[np.ndim(x) :] + np.shape(x)) for x in side] for side in (rows, columns)]
+    parts = _PARTS[:1] if "tiles" in w else _PARTS
+    return np.array(deep[0]), np.array(deep[1]), parts.reshape(-1, 1, *inner)
 
 
-def _stacked(sides: Sequence[Array], inner: tuple[int, ...]) -> Array:
-    """Sides of tiles, numbers or one a kernel, along a first axis, with room for the splits behind it."""
-    each = (np.asarray(side, float) for side in sides)
-    deep = (side.reshape(inner[: len(inner) - side.ndim] + side.shape) for side in each)
-    return np.array(np.broadcast_arrays(*deep))[:, None]
+def _tiled(c: Constants, device: Device, w: Work) -> Array:
+    """Seconds of the tiles in the best shape: with the inner loop whole, and split where kernels are, on a first axis.
+
+    Splits and shapes are the first two axes, so that kernels, of which there are more, are the inner loop; all splits
+    are taken at once where kernels are few. No wave is shared where a rule of the engine tells the shapes.
+    """
+    m, n, k, batch, left, right, peak = sizes = [w[x] for x in _TILED_BY]
+    inner = (1,) * max(map(np.ndim, sizes))
+    rows, columns, parts = _shapes(w, inner)
+    moved = np.minimum(m, rows) * left + columns * right
+    each = loop_seconds(c, device, peak * c.get("rate", 1.0), rows * columns, moved)
+    waves = batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")
+    fill, ragged = c["fill"] / cycles_per_s(device), 1.0 if "tiles" in w else c["ragged"]
+    few, best = waves.size < FEW, list[Array]()
+    for split in [parts] if few else parts:
+        found = rounded(waves * split, ragged) * (fill + whole(k / split, LINE) * LINE * each)
+        best.append(found.min(axis=-1 - len(inner)))
+    return np.minimum.reduceat(best[0] if few else best, (0, 1)[: len(parts)], axis=0)
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m x k with k x n, `batch` of them; see `PRODUCT`."""
-    m, n, k, batch, left, right = (np.asarray(w[x], float) for x in ("m", "n", "k", "batch", "left", "right"))
-    once, split = _tiled(c, device, w)
+    m, n, k, batch, left, right = (w[x] for x in ("m", "n", "k", "batch", "left", "right"))
+    compute = _tiled(c, device, w)
     moved = w["moved"] if "moved" in w else batch * (m * k * left + n * k * right + 2 * m * n)
-    memory = memory_seconds(c, device, moved, w["warm"], 2.0)
+    memory = memory_seconds(c, device, moved, w["warm"], 2)
     clock = cycles_per_s(device)
-    tiles = np.minimum(soft(once, memory, c["sharp"]), soft(split, memory, c["sharp"]) + c["split"] / clock)
-    lanes = np.minimum(device.cuda_flops_per_s * np.where(left > PACKED, 1, PACKED), w["peak"])
-    vector = 2 * batch * m * n * k / lanes
-    vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
-    best = np.where(w["vectors"], np.minimum(tiles, vectors), tiles)
+    once, *split = soft(compute, memory, c["sharp"])
+    best, compute = np.minimum(once, split[0] + c["split"] / clock) if split else once, compute.min(axis=0)
+    if anywhere(w["vectors"]):
+        lanes = np.minimum(device.cuda_flops_per_s * either(left > PACKED, 1.0, PACKED), w["peak"])
+        vector = 2 * batch * m * n * k / lanes
+        vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
+        best = either(w["vectors"], np.minimum(best, vectors), best)
+        compute = either(w["vectors"], np.minimum(compute, vector), compute)
     floor = c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + best + quantise_seconds(c, device, w)
-    compute = np.where(w["vectors"], np.minimum(np.minimum(once, split), vector), np.minimum(once, split))
     busy = 2 * batch * m * n * k / w["peak"]
-    return Parts(timed(c, w["warm"], seconds), compute, memory, floor + 0 * memory, busy)
+    return Parts(timed(c, w["warm"], seconds), compute, memory, floor, busy)
 
 
 PRODUCT = Law(
@@ -134,4 +144,5 @@ PRODUCT = Law(
     product_parts,
     {"rate": 1.0, "start": 1.0, "quantise": 0.0, "quantised_row": 0.0, "element": 0.0, "host": 0.0},
     "which tile the library takes (the best is assumed), sizes that are no multiple of 8",
+    len(TILES),
 )

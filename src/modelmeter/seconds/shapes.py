@@ -12,7 +12,7 @@ import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.errors import InputError, choose
-from modelmeter.seconds.laws import Array, Work, whole
+from modelmeter.seconds.laws import Array, Work, either, real, whole
 from modelmeter.seconds.mixture import Loads
 
 NVIDIA = frozenset({"Ampere", "Ada", "Hopper", "Blackwell", "Blackwell datacenter"})
@@ -35,8 +35,8 @@ def cache_variant(device: Device, narrow: bool) -> str:
     return "fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer"
 
 
-Tiles = tuple[tuple[Array, Array], ...]
-"""Shapes that a tile may have, each its rows and columns."""
+Tiles = tuple[tuple[Array, ...], tuple[Array, ...]]
+"""Rows that a tile may have, and columns."""
 
 
 class Multiplied(NamedTuple):
@@ -69,7 +69,7 @@ EARLIER = {"Hopper": 0.63}
 """Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
 EARLY = frozenset({"Ampere", "Ada"})
 """Architectures for which CUTLASS has no grouped products in vLLM. Recalled."""
-UNTUNED: Tiles = ((128, 16),)
+UNTUNED: Tiles = ((128,), (16,))
 """The first of FlashInfer's tiles for fp8 on Hopper: what it takes where nobody tuned it."""
 COPIED = {"fp8_block": 7.0}
 """Bytes that CUTLASS's mixtures move for each element of a pick's row before the products, to put the rows of an expert
@@ -87,7 +87,7 @@ BY_ROWS = {
 }
 """Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, then rows x columns. Recalled;
 those of Hopper and Blackwell agree with the data, where a tile's cycles for each element of k tell its area."""
-BLOCKWISE: Tiles = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+BLOCKWISE: Tiles = ((64, 64, 128, 128, 128), (64, 128, 64, 128, 256))
 """Tiles of DeepGEMM, which takes the best ones."""
 SCALED = 128.0
 """Products that a scale of block-scaled fp8 belongs to."""
@@ -130,7 +130,10 @@ def weights_alone(device: Device, forms: Iterable[str]) -> list[str]:
 def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
     """Seconds of FLOPs by format at the peaks of their units, and at the clock that the device was seen at above its
     datasheet's."""
-    return sum((work / (device.above * device.peak(units_of(device, form))) for form, work in flops.items()), start=0.0)
+    first, *others = [work / (device.above * device.peak(units_of(device, form))) for form, work in flops.items()] or [
+        0.0
+    ]
+    return sum(others, start=first)
 
 
 def nearest(variant: str) -> str:
@@ -144,8 +147,8 @@ def product_work(
 ) -> Work:
     """The work of products of m x k with k x n."""
     form = multiplied(device, variant)
-    sizes = {name: np.asarray(size, float) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
-    vectors = (form.units in ("bf16", "fp32") and form.left == form.right) & (sizes["m"] <= FEW)
+    sizes = {name: real(size) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
+    vectors = form.units in ("bf16", "fp32") and form.left == form.right and sizes["m"] <= FEW
     name = variant.partition(".")[0]
     peak = promoted(device) if name == "fp8_block" and form.units == "fp8" else device.peak(form.units)
     known: Work = {
@@ -169,13 +172,13 @@ def promoted(device: Device) -> float:
 def product_tiles(device: Device, form: str, m: Array) -> Tiles:
     """Rows and columns of the tiles of vLLM's CUTLASS kernels, by the rows of the product."""
     if form in ("fp4", "nvfp4"):
-        return ((LARGE, LARGE),)
+        return (LARGE,), (LARGE,)
     if form == "fp8_block":
         return BLOCKWISE
     *several, last = BY_ROWS[device.architecture]
     up_to = [m <= most for most, *_ in several]
     rows, columns = (np.select(up_to, [tile[i] for tile in several], last[i]) for i in (1, 2))
-    return ((rows, columns),)
+    return (rows,), (columns,)
 
 
 def attention_work(
@@ -188,13 +191,12 @@ def attention_work(
     window, and splits a sequence only then; with several sequences and KV heads, two kernels copy queries and outputs.
     """
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
-    sizes = (np.asarray(size, float) for size in (batch, heads, kv_heads, width, s, t, window))
-    known = dict(zip(names, sizes, strict=True))
+    known = dict(zip(names, map(real, (batch, heads, kv_heads, width, s, t, window)), strict=True))
     each = FORMATS[choose("format of the cache", variant.partition(".")[0], FORMATS)].right
     three, tensor = device.architecture in FLASH3, device.architecture in TENSOR
-    swapped = (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
     two = not (three or tensor) and each >= 2
-    copies = two & swapped & (known["batch"] > 1) & (known["kv_heads"] > 1)
+    swapped = two and (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
+    copies = swapped & (known["batch"] > 1) & (known["kv_heads"] > 1) if two else False
     more = three or variant.endswith(".flashinfer") or (law == "decode" and not two)
     return {
         **known,
@@ -202,15 +204,20 @@ def attention_work(
         "peak": device.peak("fp8" if tensor and each < 2 else "bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
-        "grouped": swapped | (not two),
-        "passes": np.where(copies, 3.0, 1.0),
+        "grouped": swapped if two else True,
+        "passes": either(copies, 3.0, 1.0),
         "kernels": 2.0 + more + 2.0 * copies,
-        "line": np.select([known["width"] <= 64, known["width"] <= 128], [256.0, LARGE], LARGE / 2) if two else LARGE,
+        "line": _line(known["width"]) if two else LARGE,
         "together": 1.0 if three or tensor else 2.0,
-        "overlaps": (three | tensor) & (law != "vision"),
+        "overlaps": (three or tensor) and law != "vision",
         "warm": warm,
         **_blocks(known, variant.partition(".")[2]),
     }
+
+
+def _line(width: Array) -> Array:
+    """Keys that FlashAttention 2 takes at a time, by the width of a head."""
+    return either(width <= 64, 256.0, either(width <= 128, LARGE, LARGE / 2))
 
 
 def _blocks(known: Work, kernel: str) -> Work:
@@ -222,12 +229,12 @@ def _blocks(known: Work, kernel: str) -> Work:
     """
     shared, width = known["heads"] / known["kv_heads"], known["width"]
     padded, packed = whole(width, WIDTHS) * WIDTHS, known["s"] * shared
-    rows = np.select([packed <= 16, (packed <= 64) | (width >= 256)], [16.0, LARGE / 2], LARGE)
+    rows = either(packed <= 16, 16.0, either((packed <= 64) | (width >= 256), LARGE / 2, LARGE))
     if kernel == "triton":
         rows, padded = (2 ** np.ceil(np.log2(size)) for size in (np.maximum(shared, 16), width))
     elif kernel != "flashinfer":
         return {"rows": LARGE / 2, "padded": padded, "converted": 0.0}
-    each = np.where(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
+    each = either(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
     return {"rows": rows, "block": rows, "padded": padded, "converted": CONVERTED / LANES * each}
 
 
@@ -258,18 +265,18 @@ def mixture_tiles(kernel: str, variant: str, tokens: Array, mean: Array) -> Tile
     """
     form = variant.partition(".")[0]
     if kernel == "triton" and variant.startswith("fp8_block"):
-        return ((np.where(tokens <= 64, 16.0, 64.0), LARGE),)
+        return (either(tokens <= 64, 16.0, 64.0),), (LARGE,)
     if kernel == "triton":
         rows = np.select([tokens <= 32, tokens <= 96, tokens <= 512], [16.0, 32.0, 64.0], LARGE)
-        return ((rows, np.where(tokens <= 64, LARGE / 2, LARGE)),)
+        return (rows,), (either(tokens <= 64, LARGE / 2, LARGE),)
     if variant == "fp8.tma":
         return UNTUNED
     if form in ("fp4", "nvfp4"):
-        return ((LARGE, LARGE), (LARGE, 2 * LARGE))
+        return (LARGE,), (LARGE, 2 * LARGE)
     sizes: tuple[Array, ...] = (LARGE / 4, LARGE)
     if kernel == "marlin":
         sizes = (np.select([mean < 0.9 * size for size in MARLIN[:-1]], MARLIN[:-1], MARLIN[-1]),)
-    return tuple((size, columns) for size in sizes for columns in (LARGE / 2, LARGE, 2 * LARGE))
+    return sizes, (LARGE / 2, LARGE, 2 * LARGE)
 
 
 def mixture_work(
@@ -281,9 +288,9 @@ def mixture_work(
     vLLM's Triton and Marlin write, activate and add up the rows of all picks, those of experts on other devices too.
     """
     form, kernel = multiplied(device, variant), mixture_kernel(device, variant)
-    tokens = np.asarray(tokens, float)
+    tokens = real(tokens)
     picks = tokens * active
-    sizes = {"hidden": np.asarray(hidden, float), "inner": np.asarray(inner, float), "tokens": tokens}
+    sizes = {"hidden": real(hidden), "inner": real(inner), "tokens": tokens}
     share = EARLIER.get(device.architecture, 1.0) if kernel == "marlin" else 1.0
     units = device.peak(form.units)
     known = {"left": form.left, "right": form.right, "peak": units * share, "units": units, "warm": warm}

@@ -6,8 +6,6 @@ tile costs 4,900 to 5,700 cycles on each of the measured NVIDIA devices, and so 
 
 from __future__ import annotations
 
-import numpy as np
-
 from modelmeter.device import Device
 from modelmeter.seconds.laws import Constants, Law, Parts, Work, cycles_per_s, memory_seconds, soft
 from modelmeter.seconds.product import PRODUCT
@@ -15,10 +13,9 @@ from modelmeter.seconds.product import PRODUCT
 
 def stream_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds to move `bytes` and to do `operations` on CUDA cores, which overlap."""
-    moved, operations = (np.asarray(w[x], float) for x in ("bytes", "operations"))
-    memory = memory_seconds(c, device, moved, w["warm"], 2.0)
-    compute = operations / device.cuda_flops_per_s
-    floor = (c["launch"] + c["fill"]) / cycles_per_s(device) + 0 * memory
+    memory = memory_seconds(c, device, w["bytes"], w["warm"], 2)
+    compute = w["operations"] / device.cuda_flops_per_s
+    floor = (c["launch"] + c["fill"]) / cycles_per_s(device)
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor)
 
 

@@ -1,14 +1,16 @@
 """Timers: the kernels of a stage, looked at once, asked for their seconds on any device at any sizes ever after.
 
 One point is asked in few calls of the laws, for all stages together (`sums_of`). Of many points kernels are asked once
-for each distinct value of the sizes that they depend on, so that a sweep over a grid costs little more than its sides.
+for each distinct value of what they depend on, most of them on a product of sizes (the tokens of all sequences), so
+that a sweep over a grid costs little more than its sides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -16,15 +18,16 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.asked import asked_of
-from modelmeter.seconds.columns import Block, Entry, totals
+from modelmeter.seconds.columns import Block, Entry, Product
 from modelmeter.seconds.laws import Array
-from modelmeter.seconds.predict import Estimate, estimate, rows
+from modelmeter.seconds.predict import Estimate, estimate
+from modelmeter.seconds.rows import Rows, Stepped
 from modelmeter.sizes import added
 
 DENSE = 8
 """Whole numbers that are among so many times as many are told apart by a table, others by sorting."""
-ELEMENTS = 8192
-"""Kernels x points of a block that are asked at once, so that what laws compute on the way stays in cache."""
+ROOM = 131072
+"""Numbers of the largest array that laws make on the way: it stays in cache, and its memory in the process."""
 ARRAYS = ("seconds", "low", "high", "roofline", "binds")
 """The fields of an estimate that are arrays."""
 
@@ -34,6 +37,14 @@ class Sums(NamedTuple):
 
     laws: dict[str, list[Array]]
     runs: Array
+
+
+def by_law(found: Iterable[tuple[str, Sequence[Array]]]) -> dict[str, list[Array]]:
+    """Sums of seconds and runs of kernels by law."""
+    laws: dict[str, list[Array]] = {}
+    for law, own in found:
+        laws[law] = [a + b for a, b in zip(laws[law], own, strict=True)] if law in laws else [*own]
+    return laws
 
 
 @final
@@ -51,37 +62,40 @@ class Timer:
             alike.setdefault((key, *sizes.items()), []).append(index)
         self._alike = list(alike.values())
         """Kernels that ask the same, by index: they are asked once."""
-        self._entries = {
+        self.entries = {
             i: Entry(kind, dict(sizes), added(kernels[index].runs for index in self._alike[i]))
             for i, (kind, *sizes) in enumerate(alike)
         }
+        self._rows: dict[tuple[tuple[Timer, int], ...], Rows] = {}
 
     @cached_property
-    def apart(self) -> list[Block]:
-        """The kernels by the names that they depend on, each asked no more often than these vary."""
-        return self._blocks(lambda names: names)
-
-    @cached_property
-    def together(self) -> list[Block]:
-        """The kernels by whether they depend on the step: for one point, in few calls."""
-        return self._blocks(lambda names: names & {self.step})
-
-    def _blocks(self, key: Callable[[frozenset[str]], frozenset[str]]) -> list[Block]:
-        found: dict[frozenset[str], dict[int, Entry]] = {}
-        for index, entry in self._entries.items():
-            found.setdefault(key(entry.names), {})[index] = entry
+    def blocks(self) -> list[Block]:
+        """The kernels by the variables that they depend on, each asked no more often than these vary."""
+        found: dict[tuple[Product, ...], dict[int, Entry]] = {}
+        for index, entry in self.entries.items():
+            found.setdefault(entry.variables, {})[index] = entry
         return [*map(Block, found.values())]
+
+    def rows(self, *stages: tuple[Timer, int]) -> Rows:
+        """The kernels of stages at one point, this among them, each with so many steps; made once."""
+        if stages not in self._rows:
+            self._rows[stages] = Rows([Stepped(timer.entries, timer.step, steps) for timer, steps in stages])
+        return self._rows[stages]
 
     def estimates(self, device: Device, sizes: Mapping[str, Any]) -> list[Estimate]:
         """The estimate of each kernel at one point, an array over the steps for one that depends on them."""
         found: dict[int, Estimate] = {}
-        for block in self.together:
-            for part in block.parts([sizes[name] for name in block.names]):
-                told = estimate(part.kind.law, part.lasting(device))
-                flat = (
-                    told if self.step in block.names else replace(told, **{f: getattr(told, f)[:, 0] for f in ARRAYS})
-                )
-                found |= zip(part.indices, rows(flat), strict=True)
+        rows = self.rows((self, np.size(sizes.get(self.step, 0))))
+        for call, lasts in rows.lasting([sizes], device):
+            told = estimate(call.kind.law, lasts)
+            arrays = dict(zip(ARRAYS, np.broadcast_arrays(*(getattr(told, name) for name in ARRAYS)), strict=True))
+            for place, row in enumerate(call.rows):
+                if row.step is None:
+                    own: Any = {name: array[place].item() for name, array in arrays.items()}
+                elif row.step == 0:
+                    own = {name: array[place : place + np.size(sizes[self.step])] for name, array in arrays.items()}
+                if not row.step:
+                    found[row.kernel] = replace(told, **own)
         places = {index: i for i, indices in enumerate(self._alike) for index in indices}
         return [found[places[index]] for index in sorted(places)]
 
@@ -103,54 +117,53 @@ class AtSizes(NamedTuple):
         varying = (size for name, size in self.sizes.items() if self.weights is None or name != self.timer.step)
         return any(isinstance(size, np.ndarray) for size in varying)
 
-    def values(self, block: Block) -> list[Any]:
-        """The sizes of a block in the order of its names."""
-        return [self.sizes[name] for name in block.names]
+    @property
+    def at_steps(self) -> tuple[Mapping[str, Any], list[float]]:
+        """Its sizes at one point, that of the step a list, and what each step weighs."""
+        step = self.timer.step
+        sizes = {**self.sizes, step: np.reshape(self.sizes[step], -1).tolist()} if step in self.sizes else self.sizes
+        return sizes, [1.0] if self.weights is None else self.weights.tolist()
 
-    def summed(self, found: Sequence[tuple[Block, str, list[Array]]]) -> Sums:
-        """The sums of totals of blocks, by law."""
-        laws: dict[str, list[Array]] = {}
-        for block, law, own in found:
-            if self.weights is not None and self.timer.step in block.names:
-                own = [_mean(total, self.weights) if np.ndim(total) else total for total in own]
-            laws[law] = [a + b for a, b in zip(laws.get(law, [0.0] * 4), own, strict=True)]
-        return Sums({law: own[:3] for law, own in laws.items()}, sum(own[3] for own in laws.values()))
+    def at_points(self) -> Iterator[tuple[str, list[Array]]]:
+        """By law the totals of kernels that depend on the same variables."""
+        for block in self.timer.blocks:
+            in_steps = self.weights is not None and any(self.timer.step in names for names in block.variables)
+            values = [prod(self.sizes[name] for name in names) for names in block.variables]
+            for law, own in _at_points(block, values, self.device):
+                yield law, [self._mean(total) if in_steps and np.ndim(total) else total for total in own]
 
-
-def _mean(total: Array, weights: Array) -> Array:
-    """A weighted mean over the first axis; a plain number of one point."""
-    found = (total * weights).sum(axis=0)
-    return found if found.ndim else float(found)
+    def _mean(self, total: Array) -> Array:
+        found = (total * self.weights).sum(axis=0)
+        return found if found.ndim else float(found)
 
 
 def sums_of(asked: Sequence[AtSizes]) -> list[Sums]:
     """The sums of several stages on one device."""
+    found: list[list[tuple[str, Sequence[Array]]]] = [[] for _ in asked]
     if any(one.several for one in asked):
-        return [one.summed([*_at_points(one)]) for one in asked]
-    blocks = [(i, block) for i, one in enumerate(asked) for block in one.timer.together]
-    parts = [(i, block, part) for i, block in blocks for part in block.parts(asked[i].values(block))]
-    found: list[list[tuple[Block, str, list[Array]]]] = [[] for _ in asked]
-    every = totals([part for *_, part in parts], asked[0].device) if parts else []
-    for (i, block, part), own in zip(parts, every, strict=True):
-        found[i].append((block, part.kind.law, [float(total[0]) if len(total) == 1 else total for total in own]))
-    return [one.summed(own) for one, own in zip(asked, found, strict=True)]
+        found = [[*one.at_points()] for one in asked]
+    elif asked:
+        sizes, weights = zip(*(one.at_steps for one in asked), strict=True)
+        stages = [(one.timer, len(own)) for one, own in zip(asked, weights, strict=True)]
+        for stage, law, own in asked[0].timer.rows(*stages).totals(sizes, weights, asked[0].device):
+            found[stage].append((law, own))
+    laws = [*map(by_law, found)]
+    return [Sums({law: own[:3] for law, own in of.items()}, sum(own[3] for own in of.values())) for of in laws]
 
 
-def _at_points(asked: AtSizes) -> Iterator[tuple[Block, str, list[Array]]]:
-    """The totals of each block's parts at many points, each distinct one asked once."""
-    for block in asked.timer.apart:
-        given = asked.values(block)
-        shape = np.broadcast_shapes(*map(np.shape, given))
-        columns, places = distinct([size for size in given if np.ndim(size)], shape)
-        step, points, rest = max(1, ELEMENTS // block.many), len(columns[0]) if columns else 1, iter(columns)
-        values = [next(rest) if np.ndim(size) else size for size in given]
-        pieces = []
-        for i in range(0, points, step):
-            parts = [*block.parts([v[i : i + step] if np.ndim(v) else v for v in values])]
-            pieces.append([*zip(parts, totals(parts, asked.device), strict=True)])
-        for same in zip(*pieces, strict=True):
-            own = zip(*(found for _, found in same), strict=True)
-            yield block, same[0][0].kind.law, [_spread(total, points, step, places, shape) for total in own]
+def _at_points(block: Block, given: Sequence[Any], device: Device) -> Iterator[tuple[str, list[Array]]]:
+    """By law the totals of a block's kernels at many points, each distinct one asked once."""
+    shape = np.broadcast_shapes(*map(np.shape, given))
+    columns, places = distinct([size for size in given if np.ndim(size)], shape)
+    step, points, rest = max(1, ROOM // block.width), len(columns[0]) if columns else 1, iter(columns)
+    values = [next(rest) if np.ndim(size) else size for size in given]
+    pieces: dict[str, list[list[Array]]] = {}
+    for i in range(0, points, step):
+        parts = block.parts([v[i : i + step] if np.ndim(v) else v for v in values])
+        for law, own in by_law((part.kind.law, part.totals(device)) for part in parts).items():
+            pieces.setdefault(law, []).append(own)
+    for law, found in pieces.items():
+        yield law, [_spread(total, points, step, places, shape) for total in zip(*found, strict=True)]
 
 
 def _spread(pieces: Sequence[Array], points: int, step: int, places: Array, shape: tuple[int, ...]) -> Array:
