@@ -241,7 +241,7 @@ def test_a_decoder_alone_costs_text_and_shows_no_image(capsys):
     (["cost", "deepseek_ocr", "image=tests"], "image 'tests' cannot be read: it is a folder"),
     (["cost", "deepseek_ocr", "image=日本 é=.png"], "image '日本 é=.png' does not exist"),
     (["cost", "deepseek_ocr", "grid=1x2", "decoder.tied=no"], "CausalLM.tied must be true or false, not 'no'"),
-    (["sweep", "vision_crops", "largest=2", "model=null"], "unknown model 'None'; valid: deepseek"),
+    (["sweep", "vision_crops", "largest=2", "model=null"], "unknown model 'None'; valid: baichuan2_7b"),
     (["cost", "deepseek_ocr", "grid=1x2", "+tower.sam.partial=5"], "unknown key of tower.sam: 'partial'"),
     (["cost", "deepseek_ocr", "grid=1x2", "tower.sam=5"], "tower has not the shape of its YAML file"),
     (["cost", "deepseek_ocr", "grid=1x2", "decoder=minimind"], "unknown decoder 'minimind', did you mean 'minimind2_v'"),

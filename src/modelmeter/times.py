@@ -121,9 +121,11 @@ class Looked:
         self._dequantised = work.runtime.products == "dequantised"
         logits = work.runtime.fixed.get("logits", work.logits)
         least = model.program(stage.name, replace(work, runtime="compulsory", causal="exact", logits=logits))
-        [kernel] = least.formal_kernels
-        self.forms, self.names = tuple(kernel.tensor_flops), least.kernel_names
-        self.least = Evaluator(self.names, [kernel.io_bytes, *kernel.tensor_flops.values()]).rounded
+        moved: list[Size] = [0]  # of a part of a model that a stage has nothing in
+        self.forms, self.names = tuple[str, ...](), least.kernel_names
+        for kernel in least.formal_kernels:
+            self.forms, moved = tuple(kernel.tensor_flops), [kernel.io_bytes, *kernel.tensor_flops.values()]
+        self.least = Evaluator(self.names, moved).rounded
 
     @cached_property
     def timer(self) -> Timer:
@@ -234,10 +236,10 @@ class Times:
         first, many = sizes[stage.grows], stage.steps(self.work)
         points = minimum(POINTS, many)
         places = np.arange(float(POINTS if isinstance(points, np.ndarray) else points))
-        places = places.reshape(-1, *(1,) * np.ndim(first + many))
+        places = places.reshape(-1, *(1,) * max(np.ndim(many), *map(np.ndim, sizes.values())))
         between = np.rint(places * ((many - 1) / maximum(points - 1, 1)) + first)
         sizes[stage.grows] = np.minimum(between, first + many - 1)
-        return sizes, trapezoid(places, points) if np.ndim(points) else _trapezoid(points)
+        return sizes, trapezoid(places, points) if np.ndim(points) else _trapezoid(points).reshape(places.shape)
 
     def kernels(self, name: str) -> Timed:
         """The kernels of one run of a stage, each with its estimate. Raises InputError for several workloads."""

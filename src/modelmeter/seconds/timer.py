@@ -114,8 +114,8 @@ class AtSizes(NamedTuple):
     @property
     def several(self) -> bool:
         """Whether it is asked at several points."""
-        varying = (size for name, size in self.sizes.items() if self.weights is None or name != self.timer.step)
-        return any(isinstance(size, np.ndarray) for size in varying)
+        steps = 0 if self.weights is None else self.weights.ndim
+        return any(np.ndim(size) > (steps and name == self.timer.step) for name, size in self.sizes.items())
 
     @property
     def at_steps(self) -> tuple[Mapping[str, Any], list[float]]:
