@@ -9,6 +9,23 @@ settings.register_profile("modelmeter", deadline=None, derandomize=True, suppres
 settings.load_profile("modelmeter")
 
 
+LONG = (
+    "test_report",
+    "test_torch",
+    "test_gguf",
+    "test_sweeps",
+    "test_plan_command",
+    "test_places",
+    "test_docs",
+    "test_fits",
+)
+"""Files that take minutes: they begin first, so that no worker is left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session")
 def model():
     return modelmeter.load_model("deepseek_ocr")

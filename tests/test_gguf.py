@@ -446,12 +446,14 @@ def test_500_damaged_parts_are_read_or_refused_with_a_sentence(tmp_path):
     rng, refused = random.Random("parts"), 0
     config, _, parts = in_parts(tmp_path)
     model, kept = model_of(config), [part.read_bytes() for part in parts]
-    for _ in range(500):
+    for i in range(500):
         at = rng.randrange(len(parts))
         parts[at].write_bytes(mutated(kept[at], rng))
         if rng.random() < 0.1:
             parts[rng.randrange(len(parts))].unlink()
-        tracemalloc.start()
+        watched = i % 5 == 0  # which takes ten times as long
+        if watched:
+            tracemalloc.start()
         try:
             header = read_header(str(next(part for part in parts if part.is_file())))
             compare(header, model)
@@ -460,7 +462,7 @@ def test_500_damaged_parts_are_read_or_refused_with_a_sentence(tmp_path):
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 1000 and "small-" in str(error), error
         finally:
-            peak = tracemalloc.get_traced_memory()[1]
+            peak = tracemalloc.get_traced_memory()[1] if watched else 0
             tracemalloc.stop()
             for part, data in zip(parts, kept, strict=True):
                 part.write_bytes(data)
@@ -554,9 +556,11 @@ def test_500_damaged_files_are_read_or_refused_with_a_sentence(kind, tmp_path):
         path = written_safetensors(tmp_path, config)
     data, damaged, refused = path.read_bytes(), tmp_path / f"damaged.{kind}", 0
     model = model_of(config)
-    for _ in range(500):
+    for i in range(500):
         damaged.write_bytes(mutated(data, rng))
-        tracemalloc.start()
+        watched = i % 5 == 0  # which takes ten times as long
+        if watched:
+            tracemalloc.start()
         try:
             header = read_header(str(damaged))
             compare(header, model)
@@ -567,7 +571,7 @@ def test_500_damaged_files_are_read_or_refused_with_a_sentence(kind, tmp_path):
             assert "\n" not in str(error) and len(str(error)) < 1000, error
             assert "damaged" in str(error) or "general.architecture" in str(error) or "config" in str(error), error
         finally:
-            peak = tracemalloc.get_traced_memory()[1]
+            peak = tracemalloc.get_traced_memory()[1] if watched else 0
             tracemalloc.stop()
         assert peak < 20 * len(data) + 2_000_000
     assert refused > 250
