@@ -16,9 +16,9 @@ import numpy as np
 
 from modelmeter.catalogue import load_devices
 from modelmeter.config import load_model
-from modelmeter.seconds.constants import law_of, spread_of
+from modelmeter.seconds.asked import asked_of, work_of
+from modelmeter.seconds.constants import RANGES, law_of, spread_of
 from modelmeter.seconds.measured import Measured, read
-from modelmeter.seconds.predict import RANGES, _work
 from modelmeter.seconds.train import NVIDIA, TRAINED, train
 
 MODELS = (
@@ -93,9 +93,10 @@ def step(known: Any, fitted: Any, name: str, kernels: Any) -> tuple[float, ...] 
     total: dict[str, Any] = {}
     chip = next(g.device for g in known.values() if g.device.name == name)
     for kernel in kernels:
-        law, variant, work = _work(kernel, chip, True)
-        if law not in SHAPE:
+        kind, sizes = asked_of(kernel)
+        if (law := kind.law) not in SHAPE:
             continue
+        variant, work = work_of(kind, sizes, chip, True)
         group = known.get((law, variant, name))
         one = nearest(group, work) if group else None
         if one is None:

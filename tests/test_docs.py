@@ -3,6 +3,7 @@
 import doctest
 import pkgutil
 import re
+import runpy
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +42,13 @@ def test_snippets_of_pages(path):
 def test_links_between_pages_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", sorted(Path("scripts").glob("*.py")), ids=str)
+def test_scripts_find_what_they_use(path):
+    if path.stem in ("trace_survey", "run_notebooks"):
+        pytest.importorskip("torch")
+    assert runpy.run_path(str(path), run_name="not main")
 
 
 @pytest.mark.parametrize("path", GENERATED)
