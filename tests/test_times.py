@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import modelmeter
+from modelmeter import cli
 from modelmeter.catalogue import load_devices
 from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
@@ -143,3 +144,13 @@ def test_an_engine_that_overlaps_hides_the_step_behind_the_device():
     beside = replace(serial, overlaps=True)
     hidden = serial.tpot.seconds - beside.tpot.seconds
     assert hidden == pytest.approx(HOST.step.seconds) and serial.ttft == beside.ttft
+
+
+def test_a_model_that_does_not_fit_is_told_so_and_what_would_fix_it(capsys):
+    asked = ["time", "llama_3_1_70b", "runtime=vllm", "prompt_tokens=1000"]
+    assert cli.main([*asked, "device=rtx_4090"]) == 2
+    error = capsys.readouterr().err
+    assert "does not fit NVIDIA GeForce RTX 4090 (24 GB): it lacks 119 GB" in error and "what would fix it:" in error
+    assert cli.main([*asked, "device=rtx_4090,mi300x"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first in error and second.startswith("llama_3_1_70b on AMD Instinct MI300X, vllm: TTFT")

@@ -58,22 +58,32 @@ def fits_page(name: str, overrides: Sequence[str]) -> str:
 
 
 def time_page(name: str, overrides: Sequence[str]) -> str:
-    """What a request to a model takes on devices, and its timeline drawn where a folder is given. Raises InputError."""
+    """What a request to a model takes on devices, and its timeline drawn where a folder is given.
+
+    Devices that it does not fit are told of first. Raises InputError, also where it fits none.
+    """
     from modelmeter.report.files import writable, write_all
+    from modelmeter.report.fits import answer
     from modelmeter.report.times import times_text
     from modelmeter.times import Times
 
     values, model, work = _asked("time", name, overrides, TIME)
     host, folder = catalogue.load_host(values["host"]), values["out"]
-    found = [Times(model, work, device, host) for device in catalogue.load_devices(values["device"])]
+    fits, devices = Fits(model, work, _overhead()), catalogue.load_devices(values["device"])
+    short = [device for device in devices if fits.needed > device.memory_bytes]
+    lacking = [answer(fits, device, catalogue.load_devices()) for device in short]
+    if len(short) == len(devices):
+        raise InputError("; ".join(lacking))
+    found = [Times(model, work, device, host) for device in devices if device not in short]
+    text = "\n".join([*lacking, times_text(found)])
     if folder is None:
-        return times_text(found)
+        return text
     from modelmeter.report.timeline import timeline_figures
 
     writable(Path(folder))
     drawn = timeline_figures(found, ("svg", "png") if values["png"] else ("svg",))
     write_all(Path(folder), drawn)
-    return f"{times_text(found)}\n\n{', '.join(drawn)}\nin {folder}"
+    return f"{text}\n\n{', '.join(drawn)}\nin {folder}"
 
 
 def profile_page(file: str, name: str, overrides: Sequence[str]) -> str:
@@ -174,8 +184,12 @@ def _with_clock(settings: dict[str, Any]) -> dict[str, Any]:
         devices = named
     else:
         devices = catalogue.load_devices(None if ALL in names else names)
-    overhead = config.read_yaml(config_dir() / "fits.yaml")["overhead"]
-    return settings | {"device": devices, "host": catalogue.load_host(changed), "overhead": overhead}
+    return settings | {"device": devices, "host": catalogue.load_host(changed), "overhead": _overhead()}
+
+
+def _overhead() -> int:
+    """Bytes that a framework holds besides, where nobody says how many."""
+    return int(config.read_yaml(config_dir() / "fits.yaml")["overhead"])
 
 
 def references() -> ModuleType:

@@ -15,7 +15,7 @@ def fits_text(fits: Fits, devices: Sequence[Device], catalogue: Sequence[Device]
     `source` says where the overhead comes from.
     """
     work, one = fits.work, devices[0]
-    lines = [_answer(fits, one, catalogue)] if len(devices) == 1 else _answers(fits, devices, catalogue)
+    lines = [answer(fits, one, catalogue)] if len(devices) == 1 else _answers(fits, devices, catalogue)
     beyond = ", beyond the model's {:,} positions" if fits.model.is_beyond(fits.context) else ""
     image = work.image.describe() if work.image.views or not fits.model.planner else "text alone, without an image"
     request = (
@@ -29,7 +29,7 @@ def fits_text(fits: Fits, devices: Sequence[Device], catalogue: Sequence[Device]
     return "\n".join([*head, *(part for table in tables for part in ("", table)), *fits.model.notes])
 
 
-def _answer(fits: Fits, device: Device, catalogue: Sequence[Device]) -> str:
+def answer(fits: Fits, device: Device, catalogue: Sequence[Device]) -> str:
     """Whether it fits a device: with what at most, or what would help."""
     name, at = fits.model.name, f"at batch {fits.work.batch:,} and a context of {fits.context:,} tokens"
     memory = si(device.memory_bytes, "B")
@@ -47,8 +47,8 @@ def _answers(fits: Fits, devices: Sequence[Device], catalogue: Sequence[Device])
     short = [device for device in devices if fits.needed > device.memory_bytes]
     smallest = min((d for d in devices if d not in short), key=lambda d: d.memory_bytes, default=None)
     many = f"{fits.model.name} fits {len(devices) - len(short)} of {len(devices)} devices"
-    first = f", the smallest {smallest.title}: {_answer(fits, smallest, ()).partition(': ')[2]}" if smallest else ""
-    return [many + first, *(_answer(fits, device, catalogue) for device in short)]
+    first = f", the smallest {smallest.title}: {answer(fits, smallest, ()).partition(': ')[2]}" if smallest else ""
+    return [many + first, *(answer(fits, device, catalogue) for device in short)]
 
 
 def _ways(fits: Fits, device: Device, catalogue: Sequence[Device]) -> list[str]:
