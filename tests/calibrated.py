@@ -11,10 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from modelmeter.catalogue import load_devices
-from modelmeter.config import read_yaml
-from modelmeter.folders import config_dir
-from modelmeter.host import Host
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.programs.precision import Precision
 from modelmeter.times import Times
 
@@ -52,7 +49,7 @@ class Pair(NamedTuple):
 
 
 def host(device):
-    return Host.of(read_yaml(config_dir() / "host.yaml")["host"]).on(device)
+    return load_host().on(device)
 
 
 def transformers(device, models, form="fp32"):

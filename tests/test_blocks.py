@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 from modelmeter import load_model
-from modelmeter.catalogue import load_devices
-from modelmeter.config import read_yaml
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
-from modelmeter.folders import config_dir, config_names
-from modelmeter.host import Host
+from modelmeter.folders import config_names
 from modelmeter.measured.process import memory_of
 from modelmeter.measured.rows import names, question
 from modelmeter.runtimes.runtime import Runtime
@@ -26,7 +24,7 @@ from modelmeter.seconds.shapes import attention_work
 from modelmeter.times import Times
 
 DEVICES = {device.name: device for device in load_devices() if device.clock_hz and device.l2_bytes}
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 ROW = dict.fromkeys(("id", "category", "n_gpu", "batch_or_conc", "image_mode", "source"), "") | {
     "model": "Llama-3-8B", "quant": "Q4_K_M", "engine": "llama.cpp", "hardware": "RTX 3090", "input_tok": "512",
     "output_tok": "128", "metric": "prefill_tok_s", "value": "1", "unit": "tok/s",

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from modelmeter import cli
-from modelmeter.catalogue import load_devices
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.folders import config_names
 from modelmeter.host import Span
 from modelmeter.measured.engines import NEWEST, engines, policy_of, version_of
-from modelmeter.measured.predict import host, predicted
+from modelmeter.measured.predict import predicted
 from modelmeter.measured.rows import SHIPPED, names, question, read
 from modelmeter.measured.score import score_text, scored
 from modelmeter.measured.texts import Load
@@ -212,7 +212,7 @@ def test_one_request_is_its_times():
     found = asked(**newest)
     model = load_model(found.model)
     work = model.text(1024, decode_steps=128, runtime="vllm")
-    times = Times(model, work, load_devices(["h100_sxm"])[0], host(), overlaps=True)
+    times = Times(model, work, load_devices(["h100_sxm"])[0], load_host(), overlaps=True)
     assert predicted(found) == times.ttft + Span(*engines()["vllm"]["request"])
     assert predicted(asked(**newest, metric="tpot", unit="ms")) == times.tpot
     rate = predicted(asked(**newest, metric="decode_tok_s", unit="tok/s"))

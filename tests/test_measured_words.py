@@ -4,10 +4,10 @@ from itertools import islice, product
 
 import pytest
 
-from modelmeter.catalogue import load_devices
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
-from modelmeter.measured.predict import host, predicted
+from modelmeter.measured.predict import predicted
 from modelmeter.measured.rows import COLUMNS, names, question
 from modelmeter.times import Times
 
@@ -216,7 +216,7 @@ def test_device_time_is_that_of_its_kernels():
     found = asked(**PAGE | {"engine": "transformers (eager)", "metric": "gpu_busy_ms_per_tok", "unit": "ms"})
     model = load_model("deepseek_ocr")
     work = model.workload(image_size="1654x2339", prompt_tokens=16, decode_steps=128, runtime="eager")
-    times = Times(model, work, load_devices(["h100_sxm"])[0], host())
+    times = Times(model, work, load_devices(["h100_sxm"])[0], load_host())
     assert predicted(found).seconds == times.stages["decode"].device.seconds < times.tpot.seconds
 
 

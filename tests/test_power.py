@@ -9,11 +9,8 @@ import numpy as np
 import pytest
 
 from modelmeter import load_model
-from modelmeter.catalogue import load_devices
-from modelmeter.config import read_yaml
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.errors import InputError
-from modelmeter.folders import config_dir
-from modelmeter.host import Host
 from modelmeter.seconds.blocks import blocks_work
 from modelmeter.seconds.mixture import loads
 from modelmeter.seconds.power import FILE, LARGE, STILL, large_rate, pace_of, rate_of
@@ -23,7 +20,7 @@ from modelmeter.seconds.unknowns import of_device
 from modelmeter.times import Times
 
 DEVICES = {device.name: device for device in load_devices()}
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 CARD = replace(DEVICES["l40s"], name="card", title="Card", reached={})
 LIMITS = np.array([20.0, 72, 150, 300, 350, 400, 420, 440, 1000, 5000])
 SIZES = {

@@ -7,12 +7,9 @@ from functools import partial
 import pytest
 
 import modelmeter
-from modelmeter.catalogue import load_devices
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.cli import main
-from modelmeter.config import read_yaml
 from modelmeter.errors import InputError
-from modelmeter.folders import config_dir
-from modelmeter.host import Host
 from modelmeter.models.config_json import model_of
 from modelmeter.profiled import chrome
 from modelmeter.profiled.align import matched
@@ -29,7 +26,7 @@ from profiled_subjects import modules_of, recorded, shares  # noqa: E402
 from torch_subjects import SHALLOW, cache_of, deepseek_ocr, tower  # noqa: E402
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: E402
 
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 TOKENS, STEPS = 128, 3
 FIELDS = {
     "vocab_size": 1000, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,

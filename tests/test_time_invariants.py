@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 
 import modelmeter
-from modelmeter.catalogue import load_devices
-from modelmeter.config import read_yaml
-from modelmeter.folders import config_dir
-from modelmeter.host import Host
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.times import Times
 
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 MODELS = ("gemma_3_1b", "gpt_oss_20b", "llama_3_2_1b", "nougat_small", "paddleocr_vl", "qwen3_30b_a3b")
 DEVICES = ("apple_m1_max", "arc_140v", "h100_sxm", "l40s", "mi300x", "p40", "radeon_890m", "rtx_4090", "xeon_6980p")
 RUNTIMES = ("eager", "sdpa", "flash", "compile", "vllm")

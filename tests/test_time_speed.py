@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 
 import modelmeter
-from modelmeter.catalogue import load_devices
-from modelmeter.config import read_yaml
+from modelmeter.catalogue import load_devices, load_host
 from modelmeter.errors import InputError
-from modelmeter.folders import config_dir
-from modelmeter.host import Host
 from modelmeter.seconds import seconds_of
 from modelmeter.seconds.timer import Timer
 from modelmeter.stations import Stations
 from modelmeter.times import Times, mean
 
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 POINTS = 12
 SUBJECTS = [
     ("deepseek_ocr", "h100_sxm", {"runtime": "vllm"}),

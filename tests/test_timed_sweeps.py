@@ -8,11 +8,9 @@ import pytest
 
 import modelmeter
 from modelmeter import cli, config, publish
-from modelmeter.catalogue import FEATURED, load_devices
-from modelmeter.config import read_yaml
+from modelmeter.catalogue import FEATURED, load_devices, load_host
 from modelmeter.errors import InputError
-from modelmeter.folders import config_dir, config_names
-from modelmeter.host import Host
+from modelmeter.folders import config_names
 from modelmeter.progress import watched
 from modelmeter.report.ranked import ranked_figures
 from modelmeter.report.timeline import timeline_figures
@@ -20,7 +18,7 @@ from modelmeter.sweep.answers import answered, verdict
 from modelmeter.timeline import by_component, timeline, top
 from modelmeter.times import Times
 
-HOST = Host.of(read_yaml(config_dir() / "host.yaml")["host"])
+HOST = load_host()
 MINE = """title: Mine
 tensor_flops_per_s: 1e14
 cuda_flops_per_s: 2e13
@@ -102,7 +100,7 @@ def test_a_request_of_compare_is_that_of_the_command_time(model):
     (table,) = tables("compare", "deepseek_ocr", "device=h100_sxm", "runtime=[vllm]", "weights=[q8_0]", "grid=1x2",
                       "host.step=[0,0,0]")  # fmt: skip
     work = model.workload(grid="1x2", runtime="vllm", precision="q8_0")
-    free = Host.of(read_yaml(config_dir() / "host.yaml")["host"] | {"step": [0, 0, 0]})
+    free = load_host({"step": [0, 0, 0]})
     found = Times(model, work, load_devices(["h100_sxm"])[0], free)
     (row,) = table.rows
     assert (span(row, "h100_sxm_ttft"), span(row, "h100_sxm_tpot")) == (found.ttft, found.tpot)

@@ -71,7 +71,8 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     host, folder = catalogue.load_host(values["host"]), values["out"]
     fits, devices = Fits(model, work, _overhead()), catalogue.load_devices(values["device"])
     short = [device for device in devices if fits.needed > device.memory_bytes]
-    lacking = [answer(fits, device, catalogue.load_devices()) for device in short]
+    every = catalogue.load_devices() if short else []
+    lacking = [answer(fits, device, every) for device in short]
     if len(short) == len(devices):
         raise InputError("; ".join(lacking))
     found = [Times(model, work, device, host) for device in devices if device not in short]

@@ -10,7 +10,7 @@ from modelmeter.catalogue import load_devices, load_host, load_profiles
 from modelmeter.config import load_model
 from modelmeter.errors import InputError
 from modelmeter.fits import Fits
-from modelmeter.host import NONE, Host, Span
+from modelmeter.host import NONE, Span
 from modelmeter.measured.engines import Policy, policy_of
 from modelmeter.measured.process import memory_of
 from modelmeter.measured.rows import Question, names
@@ -21,11 +21,6 @@ from modelmeter.workload import Workload
 
 LEAST_STEPS = 2
 """Tokens of an answer that a row does not tell, where it asks about none or about the whole request."""
-
-
-def host() -> Host:
-    """The host of configs/host.yaml."""
-    return load_host()
 
 
 def predicted(asked: Question) -> Span:
@@ -44,7 +39,7 @@ def _one(asked: Question) -> Span:
     model, [device] = load_model(asked.model), load_devices([asked.device])
     policy = policy_of(asked.given.get("engine", ""), device, asked.version, asked.offline)
     work = _work(model, asked)
-    found = Times(model, work, device, host(), policy.kernels or work.runtime.name, policy.overlaps)
+    found = Times(model, work, device, load_host(), policy.kernels or work.runtime.name, policy.overlaps)
     if asked.depth:
         others = (asked.depth, asked.prompt_tokens)
         before, by_itself = (

@@ -7,7 +7,6 @@ has is a rule of the engine (`shapes.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -26,7 +25,7 @@ from modelmeter.seconds.laws import (
     timed,
     whole,
 )
-from modelmeter.seconds.product import TILED
+from modelmeter.seconds.product import TILED, choices
 
 TILES = ((16.0, 32.0, 64.0, 128.0), (64.0, 128.0, 256.0))
 """Rows and columns that a tile may have where no engine's rule tells them: the best ones are taken."""
@@ -145,8 +144,7 @@ def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: 
     peak, left, right = (w[x] for x in ("peak", "left", "right"))
     units, clock, total = device.need("multiprocessors"), cycles_per_s(device), found.total
     each = units / (peak * c["speed"] * c.get("rate", 1.0))
-    inner = np.ndim(total)
-    rows, columns = (_choices(of, inner) for of in w.get("tiles", TILES))
+    rows, columns = (choices(of, np.ndim(total)) for of in w.get("tiles", TILES))
     rows = rows[:, None]
     shared = found.tiles(rows) * whole(n, columns) / units
     waves = shared if w.get("striped", False) else np.ceil(shared)
@@ -154,11 +152,6 @@ def _grouped(c: Constants, device: Device, found: Loads, n: Array, k: Array, w: 
     times = np.maximum(waves, 1) * (c["fill"] / clock) + np.maximum(multiplied, c["wait"] * k / clock)
     moved = found.reached * n * k * right + total * k * left + 2 * w.get("written", total) * n
     return times.min(axis=(0, 1)), moved / (device.memory_bytes_per_s * c["stream"])
-
-
-def _choices(sizes: Sequence[Array], inner: int) -> Array:
-    """What a side of a tile may be as an axis before those of the kernels."""
-    return np.array([np.reshape(size, (1,) * (inner - np.ndim(size)) + np.shape(size)) for size in sizes])
 
 
 def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:

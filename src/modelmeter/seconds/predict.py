@@ -56,7 +56,7 @@ def lasting(law: str, variant: str, work: Work, device: Device) -> Lasting:
     """
     known = known_of(law, device, variant)
     parts = known.law.parts(known.constants, device, work)
-    roofline = work.get("roofline", np.maximum(parts.compute, parts.memory))
+    roofline = work["roofline"] if "roofline" in work else np.maximum(parts.compute, parts.memory)
     if "sharp" in known.constants:
         parts = paced(law, device, known.constants["sharp"], parts)
     if "roofline" in work:

@@ -6,6 +6,8 @@ bytes / bandwidth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from modelmeter.device import Device
@@ -85,9 +87,15 @@ def _shapes(w: Work, inner: tuple[int, ...]) -> tuple[Array, Array, Array]:
     Kernels whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split.
     """
     rows, columns = w.get("tiles", (_ROWS, _COLUMNS))
-    deep = [[np.reshape(x, inner[np.ndim(x) :] + np.shape(x)) for x in side] for side in (rows, columns)]
     parts = _PARTS[:1] if "tiles" in w else _PARTS
-    return np.array(deep[0]), np.array(deep[1]), parts.reshape(-1, 1, *inner)
+    return choices(rows, len(inner)), choices(columns, len(inner)), parts.reshape(-1, 1, *inner)
+
+
+def choices(sizes: Sequence[Array], inner: int) -> Array:
+    """What a side of a tile may be, numbers or one a kernel, as an axis before those of the kernels."""
+    if isinstance(sizes, np.ndarray):
+        return sizes.reshape(-1, *(1,) * inner)
+    return np.array([np.reshape(size, (1,) * (inner - np.ndim(size)) + np.shape(size)) for size in sizes])
 
 
 def _tiled(c: Constants, device: Device, w: Work) -> Array:

@@ -130,10 +130,9 @@ def weights_alone(device: Device, forms: Iterable[str]) -> list[str]:
 def plain_seconds(flops: Mapping[str, Array], device: Device) -> Array:
     """Seconds of FLOPs by format at the peaks of their units, and at the clock that the device was seen at above its
     datasheet's."""
-    first, *others = [work / (device.above * device.peak(units_of(device, form))) for form, work in flops.items()] or [
-        0.0
-    ]
-    return sum(others, start=first)
+    above = device.above
+    found = [work / (above * device.peak(units_of(device, form))) for form, work in flops.items()]
+    return sum(found[1:], start=found[0]) if found else 0.0
 
 
 def nearest(variant: str) -> str:
