@@ -21,6 +21,8 @@ PEAKS = ("fp32", "tf32", "bf16", "fp8", "fp4", "int8")
 REACHED = ("bf16", "fp32")
 """Formats in which it is told what large products reach: on matrix units, and on CUDA cores."""
 LINKS = ("nvlink", "xgmi", "pcie", "roce", "none")
+ENGINES = ("tensorrt_llm",)
+"""Engines whose kernels of attention are not those that vLLM has on a device."""
 REQUIRED = ("tensor_flops_per_s", "cuda_flops_per_s", "memory_bytes_per_s", "memory_bytes")
 FIGURES = {
     "multiprocessors": "SMs, compute units or Xe cores",
@@ -43,9 +45,9 @@ class Device:
     datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES,
     `need`).
     `reached` is what large products were measured to reach under its power limit, by format, in bf16 and fp32.
-    `architecture` and `link` choose kernels; `link_bytes_per_s` is what all its links to others of its kind move one
-    way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the host, as those of
-    configs/host.yaml, which they stand before.
+    `architecture`, `link` and `engine` (ENGINES) choose kernels; `link_bytes_per_s` is what all its links to others of
+    its kind move one way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the
+    host, as those of configs/host.yaml, which they stand before.
     Raises InputError for a number that is none.
     """
 
@@ -61,6 +63,7 @@ class Device:
     reached: Mapping[str, float] = field(default_factory=dict, hash=False)
     architecture: str = ""
     link: str = "none"
+    engine: str = ""
     multiprocessors: float | None = None
     clock_hz: float | None = None
     l2_bytes: float | None = None
@@ -91,6 +94,7 @@ class Device:
                 raise InputError(f"device {self.name}: {key} must be words, not {getattr(self, key)!r}")
         choose(f"confidence of device {self.name}", self.confidence, CONFIDENCE)
         choose(f"link of device {self.name}", self.link, LINKS)
+        choose(f"engine of device {self.name}", self.engine, ("", *ENGINES))
 
     def _require_number(self, key: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:

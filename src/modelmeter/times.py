@@ -13,7 +13,7 @@ from typing import Any, cast, final
 
 import numpy as np
 
-from modelmeter.device import Device
+from modelmeter.device import ENGINES, Device
 from modelmeter.errors import InputError
 from modelmeter.host import NONE, Host, Span, plain
 from modelmeter.models.model import BaseModel, Stage
@@ -160,6 +160,8 @@ class Times:
                 f"{self.work.runtime.name!r}; calibrate it with another engine, or ask for one of these"
             )
         object.__setattr__(self, "host", self.host.on(self.on))
+        if self.engine in ENGINES:
+            object.__setattr__(self, "on", replace(self.on, engine=self.engine))
         views = (size for view in self.work.image.views for size in (view.count, view.height, view.width, view.tokens))
         sizes = (self.work.batch, self.work.prompt_tokens, self.work.decode_steps, self.work.image.tokens, *views)
         if len(shapes := {size.shape for size in sizes if isinstance(size, np.ndarray)}) > 1:

@@ -21,7 +21,7 @@ from modelmeter.seconds.constants import constants_of
 from modelmeter.seconds.decode import DECODE
 from modelmeter.seconds.laws import EXTRAS, Constant, Law, Work
 from modelmeter.seconds.product import PRODUCT
-from modelmeter.seconds.shapes import attention_work, cache_variant, product_work
+from modelmeter.seconds.shapes import attention_work, product_work
 from modelmeter.seconds.stream import STREAM
 from modelmeter.seconds.train import OTHERS, best
 
@@ -82,7 +82,7 @@ def _work(answers: Sequence[Answer], device: Device) -> Work:
         m, n, k, batch = map(sizes, ("m", "n", "k", "batch"))
         return {**product_work(device, form, m, n, k, batch), "quantised": True}
     batch, heads, kv_heads, width, s, t = map(sizes, ("batch", "heads", "kv_heads", "width", "s", "t"))
-    known = attention_work(device, law.name, cache_variant(device, narrow=False), batch, heads, kv_heads, width, s, t)
+    known = attention_work(device, law.name, "bf16", batch, heads, kv_heads, width, s, t)
     return {**known, "kernels": known["kernels"] - 1, "writes": False}
 
 

@@ -138,7 +138,7 @@ def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool =
         return kind.format, {**sizes, "peer": True}
     variant, work = "bf16" if kind.law == "blocks" else kind.format, _work(kind, sizes, device, warm)
     if kind.law in ("prefill", "decode", "vision"):
-        variant = cache_variant(device, kind.narrow)
+        variant = cache_variant(device, kind.law, kind.narrow)
     return variant, {**work, "roofline": roofline_of(kind, sizes, device)}
 
 
@@ -176,5 +176,5 @@ def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) ->
         return {**blocks_work(kind.stored, sizes), "warm": warm}
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     shape = {name: sizes[name] for name in names}
-    known = attention_work(device, kind.law, cache_variant(device, kind.narrow), **shape, warm=warm)
+    known = attention_work(device, kind.law, cache_variant(device, kind.law, kind.narrow), **shape, warm=warm)
     return {**known, "kernels": known["kernels"] - 1, "writes": False}

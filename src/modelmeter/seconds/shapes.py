@@ -28,11 +28,13 @@ CONVERTED, LANES = 2.0, 128.0
 """Instructions that make an element of 16 bits of one of 8 (recalled: 9 for 4 of them), and those of a cycle."""
 
 
-def cache_variant(device: Device, narrow: bool) -> str:
+def cache_variant(device: Device, law: str, narrow: bool) -> str:
     """The variant of attention that an engine runs on a cache of 16 bits, or of 8."""
     if not narrow or device.architecture in TENSOR:
         return "fp8" if narrow else "bf16"
-    return "fp8.fa3" if device.architecture in FLASH3 else "fp8.flashinfer"
+    if device.architecture not in FLASH3:
+        return "fp8.flashinfer"
+    return "fp8.xqa" if law == "decode" and device.engine == "tensorrt_llm" else "fp8.fa3"
 
 
 Tiles = tuple[tuple[Array, ...], tuple[Array, ...]]
@@ -196,11 +198,12 @@ def attention_work(
     two = not (three or tensor) and each >= 2
     swapped = two and (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
     copies = swapped & (known["batch"] > 1) & (known["kv_heads"] > 1) if two else False
-    more = three or variant.endswith(".flashinfer") or (law == "decode" and not two)
+    kernel = variant.partition(".")[2]
+    more = kernel != "xqa" and (three or kernel == "flashinfer" or (law == "decode" and not two))
     return {
         **known,
         "kv_bytes": each,
-        "peak": device.peak("fp8" if tensor and each < 2 else "bf16"),
+        "peak": device.peak("fp8" if (tensor and each < 2) or kernel == "xqa" else "bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped if two else True,
@@ -210,7 +213,7 @@ def attention_work(
         "together": 1.0 if three or tensor else 2.0,
         "overlaps": (three or tensor) and law != "vision",
         "warm": warm,
-        **_blocks(known, variant.partition(".")[2]),
+        **_blocks(known, kernel),
     }
 
 
@@ -224,13 +227,17 @@ def _blocks(known: Work, kernel: str) -> Work:
 
     FlashInfer takes rows by the queries that a sequence has, and each of the four warps of a block converts the keys
     and values that it multiplies: all of them, but in blocks of 16 rows, where each warp has keys of its own. Triton's
-    blocks have 16 rows, or the query heads of a KV head where these are more, and heads of a power of two.
+    blocks have 16 rows, or the query heads of a KV head where these are more, and heads of a power of two. XQA of
+    TensorRT-LLM on Hopper multiplies in 8 bits and has keys on the rows of the instructions, queries in columns, eight
+    at least (SWAP_AB in cpp/kernels/xqa/mha_sm90.cu, NVIDIA/TensorRT-LLM), and adds up the parts of a sequence itself.
     """
     shared, width = known["heads"] / known["kv_heads"], known["width"]
     padded, packed = whole(width, WIDTHS) * WIDTHS, known["s"] * shared
     rows = either(packed <= 16, 16.0, either((packed <= 64) | (width >= 256), LARGE / 2, LARGE))
     if kernel == "triton":
         rows, padded = (2 ** np.ceil(np.log2(size)) for size in (np.maximum(shared, 16), width))
+    elif kernel == "xqa":
+        rows = whole(shared, 8.0) * 8.0
     elif kernel != "flashinfer":
         return {"rows": LARGE / 2, "padded": padded, "converted": 0.0}
     each = either(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
