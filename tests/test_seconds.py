@@ -21,7 +21,7 @@ from modelmeter.seconds.measured import read
 from modelmeter.seconds.mixture import loads
 from modelmeter.seconds.page import MARK
 from modelmeter.seconds.score import unseen
-from modelmeter.seconds.shapes import attention_work, cache_variant, mixture_work, multiplied, product_work
+from modelmeter.seconds.shapes import attention_work, mixture_work, multiplied, product_work
 from modelmeter.seconds.train import TRAINED, residuals
 from modelmeter.times import Times
 
@@ -198,30 +198,6 @@ def test_a_decode_step_copies_only_with_several_sequences_and_kv_heads():
         attention_work(a100, "decode", "bf16", b, 32, g, 128, 1, 64)["kernels"] for b, g in ((1, 8), (2, 1), (2, 8))
     ]
     assert [int(k) for k in kernels] == [2, 2, 4]
-
-
-# (sequences, keys): microseconds of vLLM's FlashAttention 3 and of XQA on a cache in fp8, 32 query heads on 8 of width
-# 128, in CUDA graphs, on Hopper: https://github.com/vllm-project/vllm/pull/43232
-XQA = {
-    (1, 1024): (11.17, 7.616), (1, 2048): (12.53, 8.123), (1, 4096): (13.82, 10.454), (1, 8192): (17.08, 14.55),
-    (1, 16384): (23.04, 21.32), (1, 32768): (34.51, 35.12), (8, 1024): (16.07, 11.44),
-}  # fmt: skip
-
-
-def test_the_kernel_that_tensorrt_llm_decodes_with_is_told_though_no_constant_was_fitted_to_it():
-    engine, errors = replace(H100, engine="tensorrt_llm"), []
-    for (batch, keys), (fa3, xqa) in XQA.items():
-        said = []
-        for device in (H100, engine):
-            variant = cache_variant(device, "decode", narrow=True)
-            work = attention_work(device, "decode", variant, batch, 32, 8, 128, 1, keys, warm=True)
-            written = {**work, "kernels": work["kernels"] - 1}  # the table has no kernel that writes keys and values
-            said.append(1e6 * float(seconds_of_work("decode", variant, written, device).seconds))
-        errors.append(np.log(said) - np.log([fa3, xqa]))
-    assert np.all(np.median(np.abs(errors), axis=0) < 0.25) and np.max(np.abs(errors)) < 0.4
-    assert cache_variant(engine, "prefill", narrow=True) == cache_variant(H100, "prefill", narrow=True)
-    a100 = DEVICES["a100_80gb"]
-    assert cache_variant(replace(a100, engine="tensorrt_llm"), "decode", True) == cache_variant(a100, "decode", True)
 
 
 def test_a_large_cache_of_8_bits_is_read_at_the_bandwidth_by_tensorrt_llm_alone():

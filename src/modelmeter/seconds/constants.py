@@ -126,7 +126,7 @@ def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mappin
     family = family_of(device.architecture, law)
     if family is None:
         return {}, "devices", "what NVIDIA devices share"
-    return family.constants, "vendors", family.told
+    return family.constants, "devices" if device.architecture in NVIDIA else "vendors", family.told
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Families: devices of a vendor whose laws were not fitted here, and what public figures tell of them.
 
 `families.yaml` has a family by the architectures of its devices, a measured device that stands for them if there is
-one, and constants of laws with their sources. What is missing there comes from NVIDIA's devices.
+one (in some laws, where these are told), and constants of laws with their sources. What is missing there comes from
+NVIDIA's devices.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def content() -> Mapping[str, Any]:
 
 @cache
 def family_of(architecture: str, law: str) -> Family | None:
-    """What is known of a law on devices of an architecture; None for NVIDIA's, and for one that no family has.
+    """What is known of a law on devices of an architecture; None for one that no family has.
 
     >>> family_of("Xe2", "product").told
     'those of arc_pro_b60'
@@ -42,7 +43,7 @@ def family_of(architecture: str, law: str) -> Family | None:
         if architecture not in given["architectures"]:
             continue
         like, measured = given.get("like"), {}
-        if like:
+        if like and law in given.get("in", [law]):
             measured = read_once(config_dir() / "device" / f"{like}.yaml")["laws"].get(law, {})
         public = given["laws"].get(law, {})
         sources = [f"those of {like}"] * bool(measured) + [f"public figures of {name} devices"] * bool(public)

@@ -84,7 +84,8 @@ _PARTS = np.array(SPLITS, float)
 def _shapes(w: Work, inner: tuple[int, ...]) -> tuple[Array, Array, Array]:
     """Rows and columns of the tiles that are tried, along a first axis, and the splits, along one before it.
 
-    Kernels whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split.
+    Kernels whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split; two
+    multiprocessors may share the columns of one (`pair`).
     """
     rows, columns = w.get("tiles", (_ROWS, _COLUMNS))
     parts = _PARTS[:1] if "tiles" in w else _PARTS
@@ -107,7 +108,7 @@ def _tiled(c: Constants, device: Device, w: Work) -> Array:
     m, n, k, batch, left, right, peak = sizes = [w[x] for x in _TILED_BY]
     inner = (1,) * max(map(np.ndim, sizes))
     rows, columns, parts = _shapes(w, inner)
-    moved = np.minimum(m, rows) * left + columns * right
+    moved = np.minimum(m, rows) * left + columns * right * w.get("pair", 1.0)
     each = loop_seconds(c, device, peak * c.get("rate", 1.0), rows * columns, moved)
     waves = batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")
     fill, ragged = c["fill"] / cycles_per_s(device), 1.0 if "tiles" in w else c["ragged"]

@@ -67,8 +67,10 @@ FORMATS = {
 """Formats of products; `_wo`: of the weights only."""
 MARLIN = (8.0, 16.0, 32.0, 48.0, 64.0)
 """Rows of Marlin's tiles: the first that holds 1.1 times the mean rows of an expert."""
-EARLIER = {"Hopper": 0.63}
-"""Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks."""
+EARLIER = {"Hopper": 0.63, "Blackwell datacenter": 0.315}
+"""Share of the peak that the instructions of Ampere reach, by architecture: recalled from published microbenchmarks of
+Hopper; as many FLOPs a cycle on datacenter Blackwell, where FlashAttention 2, which is made of them, is no faster: 340
+to 380 TFLOP/s (https://github.com/Dao-AILab/flash-attention/issues/1589)."""
 EARLY = frozenset({"Ampere", "Ada"})
 """Architectures for which CUTLASS has no grouped products in vLLM. Recalled."""
 UNTUNED: Tiles = ((128,), (16,))
@@ -89,6 +91,9 @@ BY_ROWS = {
 }
 """Tiles of vLLM's CUTLASS kernels for fp8 and int8, by architecture: up to so many rows, then rows x columns. Recalled;
 those of Hopper and Blackwell agree with the data, where a tile's cycles for each element of k tell its area."""
+PAIRED = 0.5
+"""Share of a tile's columns that each of two multiprocessors loads, where they multiply a tile of twice the rows
+together (tcgen05 with cta_group::2, which vLLM's kernels for quantised activations take beyond 128 rows)."""
 BLOCKWISE: Tiles = ((64, 64, 128, 128, 128), (64, 128, 64, 128, 256))
 """Tiles of DeepGEMM, which takes the best ones."""
 SCALED = 128.0
@@ -161,6 +166,8 @@ def product_work(
     }
     if form.units in ("fp8", "int8", "fp4") and device.architecture in BY_ROWS:
         known = {**known, "tiles": product_tiles(device, name, sizes["m"])}
+        if device.architecture in TENSOR:
+            known["pair"] = either(sizes["m"] > LARGE, PAIRED, 1.0)
     return {**sizes, **known, "vectors": vectors, "warm": warm}
 
 
@@ -199,7 +206,8 @@ def attention_work(
     swapped = two and (known["s"] == 1) & (known["heads"] > known["kv_heads"]) & (known["window"] == 0)
     copies = swapped & (known["batch"] > 1) & (known["kv_heads"] > 1) if two else False
     kernel = variant.partition(".")[2]
-    more = kernel != "xqa" and (three or kernel == "flashinfer" or (law == "decode" and not two))
+    own = kernel == "xqa" or tensor
+    more = not own and (three or kernel == "flashinfer" or (law == "decode" and not two))
     return {
         **known,
         "kv_bytes": each,

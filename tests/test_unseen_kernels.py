@@ -1,0 +1,100 @@
+"""Public tables of kernels that no constant was fitted to, on devices and of engines that were not measured here."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from modelmeter.catalogue import load_devices
+from modelmeter.seconds import seconds_of_work
+from modelmeter.seconds.mixture import loads
+from modelmeter.seconds.shapes import attention_work, cache_variant, mixture_work, product_work
+
+DEVICES = {device.name: device for device in load_devices()}
+H100, B200 = DEVICES["h100_sxm"], DEVICES["b200_sxm"]
+
+# TFLOP/s by rows, of vLLM's benchmarks/kernels (activations quantised before), columns and inner size beside the format;
+# rows whose operands the benchmark finds in the L2 are left out. https://github.com/vllm-project/vllm/pull/N
+PRODUCTS = [
+    (20646, "b200_sxm", "bf16", 6144, 4096, {1024: 1325.6, 2048: 1354.9, 4096: 1365.3, 8192: 1421.0, 16384: 1360.1}),
+    (19566, "b200_sxm", "bf16", 4096, 4096, {1024: 1362.7, 2048: 1444.4}),
+    (20646, "b200_sxm", "nvfp4", 6144, 4096, {512: 2188.0, 1024: 2895.0, 2048: 3411.5, 4096: 3645.6, 8192: 3778.8,
+                                              16384: 3904.3}),
+    (19566, "b200_sxm", "fp8", 6144, 4096, {512: 1838.7, 1024: 2341.4}),
+    (19566, "b200_sxm", "fp8", 4096, 4096, {512: 1832.0, 1024: 2076.7}),
+    (34424, "rtx_5090", "fp8", 6144, 4096, {128: 227.3, 256: 319.7, 512: 260.8, 1024: 346.6, 2048: 423.9}),
+    (23280, "h100_sxm", "bf16", 2112, 7168, {256: 401.9, 512: 566.3, 1024: 619.8, 2048: 648.2, 4096: 715.8, 8192: 666.4}),
+]  # fmt: skip
+
+
+def attention(device, law, variant, *sizes):
+    """Seconds of attention without the kernel that writes keys and values, which these tables do not have."""
+    work = attention_work(device, law, variant, *sizes)
+    written = {**work, "kernels": work["kernels"] - 1, "writes": False}
+    return float(seconds_of_work(law, variant, written, device).seconds)
+
+
+@pytest.mark.parametrize(("pull", "name", "form", "n", "k", "rates"), PRODUCTS)
+def test_products(pull, name, form, n, k, rates):
+    device, rows = DEVICES[name], np.array(list(rates), float)
+    work = {**product_work(device, form, rows, n, k), "quantised": True}
+    said = 2 * rows * n * k / seconds_of_work("product", form, work, device).seconds / 1e12
+    errors = np.abs(np.log(said / list(rates.values())))
+    assert np.median(errors) < 0.14 and np.max(errors) < 0.25
+
+
+def test_two_multiprocessors_share_a_tile_beyond_128_rows_on_datacenter_blackwell_alone():
+    pairs = [np.asarray(product_work(B200, "fp8", np.array([64.0, 128, 129, 4096]), 4096, 4096)["pair"]).tolist()]
+    assert pairs == [[1.0, 1.0, 0.5, 0.5]]
+    assert "pair" not in product_work(H100, "fp8", 4096, 4096, 4096)
+
+
+# Microseconds of TensorRT-LLM's kernel on a B200 by sequences and keys: 64 query heads on 8 of width 64, bf16.
+# https://github.com/flashinfer-ai/flashinfer/pull/1415
+DECODE = {(4, 1024): 8.246, (4, 4096): 11.434, (4, 8192): 15.437, (4, 16384): 30.592, (128, 1024): 52.285,
+          (128, 4096): 175.79}  # fmt: skip
+# TFLOP/s of cuDNN on a B200 by sequences and keys: 32 heads of width 64, causal; constants of families.yaml come from the
+# three rows that are not here. https://github.com/Dao-AILab/flash-attention/pull/2605
+PREFILL = {(16, 2048): 826.0, (4, 8192): 1071.0}
+
+
+def test_attention_on_datacenter_blackwell():
+    errors = [np.log(1e6 * attention(B200, "decode", "bf16", b, 64, 8, 64, 1, t) / us) for (b, t), us in DECODE.items()]
+    assert np.median(np.abs(errors)) < 0.2 and np.max(np.abs(errors)) < 0.45
+    for (b, t), rate in PREFILL.items():
+        said = 2 * b * 32 * t**2 * 64 / attention(B200, "prefill", "bf16", b, 32, 32, 64, t, t) / 1e12
+        assert said == pytest.approx(rate, rel=0.15)
+    full = 4 * 32 * 16 * 1024**2 * 128 / 1428e12  # width 128, no mask, where the law of prefills has a causal one
+    causal = attention(B200, "prefill", "bf16", 32, 16, 16, 128, 1024, 1024)
+    assert full / 2 < causal < full
+
+
+def test_marlin_has_the_instructions_of_ampere_on_datacenter_blackwell():
+    balanced = loads(4096, 8, 128, 1, 0)
+    marlin, own = (
+        float(seconds_of_work("mixture", form, mixture_work(B200, form, 2048, 768, 4096, 8, balanced), B200).seconds)
+        for form in ("int4_wo", "bf16")
+    )
+    assert marlin > 1.5 * own  # fewer bytes, but the products are most of it
+
+
+# Microseconds of vLLM's FlashAttention 3 and of TensorRT-LLM's XQA by sequences and keys, on a cache in fp8, 32 query heads
+# on 8 of width 128, on Hopper. https://github.com/vllm-project/vllm/pull/43232
+XQA = {
+    (1, 1024): (11.17, 7.616), (1, 2048): (12.53, 8.123), (1, 4096): (13.82, 10.454), (1, 8192): (17.08, 14.55),
+    (1, 16384): (23.04, 21.32), (1, 32768): (34.51, 35.12), (8, 1024): (16.07, 11.44),
+}  # fmt: skip
+
+
+def test_tensorrt_llm_decodes_with_a_kernel_of_its_own_on_hopper():
+    engine, errors = replace(H100, engine="tensorrt_llm"), []
+    for (batch, keys), measured in XQA.items():
+        said = [
+            1e6 * attention(device, "decode", cache_variant(device, "decode", True), batch, 32, 8, 128, 1, keys)
+            for device in (H100, engine)
+        ]
+        errors.append(np.log(said) - np.log(measured))
+    assert np.all(np.median(np.abs(errors), axis=0) < 0.25) and np.max(np.abs(errors)) < 0.4
+    assert cache_variant(engine, "prefill", True) == cache_variant(H100, "prefill", True)
+    a100 = DEVICES["a100_80gb"]
+    assert cache_variant(replace(a100, engine="tensorrt_llm"), "decode", True) == cache_variant(a100, "decode", True)
