@@ -219,7 +219,7 @@ def attention_work(
         "kernels": 2.0 + more + 2.0 * copies,
         "line": _line(known["width"]) if two else LARGE,
         "together": 1.0 if three or tensor else 2.0,
-        "overlaps": (three or tensor) and law != "vision",
+        "overlaps": tensor or (three and law != "vision"),
         "warm": warm,
         **_blocks(known, kernel),
     }
