@@ -27,6 +27,20 @@ PRODUCTS = [
 ]  # fmt: skip
 
 
+# Microseconds by tokens of vLLM's benchmark_moe.py (its default tiles) beside hidden and inner width, experts and picks; it
+# draws the picks, so that only so many tokens are compared as reach nearly all experts. https://github.com/vllm-project/vllm/pull/N
+MIXTURES = [
+    (44818, "h200_sxm", "bf16", 2816, 704, 128, 8, {48: 382.8, 64: 391.8, 96: 405.6, 128: 409.1, 256: 419.8, 512: 442.2,
+                                                    1024: 536.5, 1536: 585.4, 2048: 742.9, 3072: 992.9, 4096: 1249.5}),
+    (19049, "a100_40gb_pcie", "bf16", 2048, 768, 128, 8, {48: 885.97, 64: 917.45, 96: 943.14}),
+    (53710, "l40s", "fp8", 2048, 768, 128, 8, {64: 902.75, 128: 947.23, 256: 978.59, 512: 1034.18, 1024: 1126.08,
+                                               2048: 1375.4, 4096: 1916.23, 8192: 3195.68}),
+    (31448, "b200_sxm", "bf16", 2048, 768, 128, 8, {1: 39.61, 2: 51.87, 4: 73.18}),
+    (24700, "h100_sxm", "bf16", 4096, 7168, 8, 2, {16: 471.49, 32: 487.35, 64: 483.14, 128: 491.39, 256: 536.77,
+                                                   512: 662.33, 1024: 833.72, 1536: 1122.93}),
+]  # fmt: skip
+
+
 def attention(device, law, variant, *sizes):
     """Seconds of attention without the kernel that writes keys and values, which these tables do not have."""
     work = attention_work(device, law, variant, *sizes)
@@ -41,6 +55,15 @@ def test_products(pull, name, form, n, k, rates):
     said = 2 * rows * n * k / seconds_of_work("product", form, work, device).seconds / 1e12
     errors = np.abs(np.log(said / list(rates.values())))
     assert np.median(errors) < 0.14 and np.max(errors) < 0.25
+
+
+@pytest.mark.parametrize(("pull", "name", "form", "hidden", "inner", "experts", "active", "times"), MIXTURES)
+def test_mixtures(pull, name, form, hidden, inner, experts, active, times):
+    device, tokens = DEVICES[name], np.array(list(times), float)
+    work = mixture_work(device, form, hidden, inner, tokens, active, loads(tokens, active, experts, 1, 0))
+    said = 1e6 * seconds_of_work("mixture", form, work, device).seconds
+    errors = np.abs(np.log(said / list(times.values())))
+    assert np.median(errors) < 0.15 and np.max(errors) < 0.3
 
 
 def test_two_multiprocessors_share_a_tile_beyond_128_rows_on_datacenter_blackwell_alone():
