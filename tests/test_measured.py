@@ -160,6 +160,18 @@ def test_policies_are_those_of_the_version_and_the_device():
         assert oldest == sorted(oldest, reverse=True) and oldest[-1] == (0,)
 
 
+def test_a_server_decodes_hashes_and_hands_over_what_a_library_only_prepares():
+    def page(engine, metric, unit="ms", **more):
+        given = {"model": "PaddleOCR-VL", "hardware": "H200", "batch_or_conc": "1", "input_tok": "", "output_tok": ""}
+        return predicted(asked(**given, engine=engine, metric=metric, unit=unit, image_mode="1080p page", **more))
+
+    prepared = page("SGLang", "cpu_preprocess_ms")
+    assert prepared.seconds == pytest.approx(0.087, rel=0.15)
+    ttft = {engine: page(engine, "ttft").seconds for engine in ("SGLang", "vLLM")}
+    assert ttft["SGLang"] - ttft["vLLM"] == pytest.approx((32e-9 - 14e-9) / 45e-9 * prepared.seconds, rel=0.05)
+    assert page("SGLang", "req_s_max", "req/s").seconds < 1 / (1.5 * prepared.seconds)
+
+
 def test_an_old_engine_and_an_unknown_one_are_less_certain():
     def width(**changes):
         span = predicted(asked(batch_or_conc="1", metric="tpot", unit="ms", **changes))

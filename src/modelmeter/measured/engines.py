@@ -10,6 +10,7 @@ from typing import Any
 
 from modelmeter.device import Device
 from modelmeter.folders import read_once
+from modelmeter.host import NONE, Span
 from modelmeter.seconds.unknowns import Factor
 
 LARGE = 70 * 2**30
@@ -31,8 +32,10 @@ class Policy:
     free: bool = False
     overlaps: bool = False
     age: Factor = SAME
-    request: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    request: Span = NONE
     """Seconds that a server spends on a request before its first token is sent: [low, point, high]."""
+    pixel: Span = NONE
+    """Seconds that it spends on a pixel of a view beside what prepares it."""
 
 
 def engines() -> Mapping[str, Any]:
@@ -69,5 +72,5 @@ def policy_of(engine: str, device: Device, version: tuple[int, ...], offline: bo
         own["kernels"], line["policy"], line["keeping"], line["seats"],
         line.get("offline", line["tokens"]) if offline else line["tokens"],
         line["share"], line["of"] == "free", line["overlaps"], Factor(*line.get("age", SAME)),
-        (0.0, 0.0, 0.0) if offline else tuple(own.get("request", (0.0, 0.0, 0.0))),
+        *(NONE if offline else Span(*own.get(key, NONE)) for key in ("request", "pixel")),
     )  # fmt: skip

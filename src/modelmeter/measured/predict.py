@@ -39,7 +39,10 @@ def _one(asked: Question) -> Span:
     model, [device] = load_model(asked.model), load_devices([asked.device])
     policy = policy_of(asked.given.get("engine", ""), device, asked.version, asked.offline)
     work = _work(model, asked)
-    found = Times(model, work, device, load_host(), policy.kernels or work.runtime.name, policy.overlaps)
+    host = load_host()
+    if asked.quantity != "preprocess":
+        host = replace(host, pixel=host.pixel + policy.pixel)
+    found = Times(model, work, device, host, policy.kernels or work.runtime.name, policy.overlaps)
     if asked.depth:
         others = (asked.depth, asked.prompt_tokens)
         before, by_itself = (
@@ -73,7 +76,7 @@ def _in_turn(prefill: Span, asked: Question) -> Span:
 def _engined(span: Span, quantity: str, policy: Policy) -> Span:
     """With a server's time for a request; an old version may be slower: a rate may be lower, a time longer."""
     if quantity in ("ttft", "e2e"):
-        span = span + Span(*policy.request)
+        span = span + policy.request
     if quantity in ("ttft", "tpot", "e2e", "decode", "vision", "busy_prefill", "busy_decode"):
         return Span(span.low, span.seconds, span.high * policy.age.high)
     return Span(span.low / policy.age.high, span.seconds, span.high)
