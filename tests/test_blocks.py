@@ -171,8 +171,28 @@ def test_every_device_has_what_a_request_needs():
 
 def test_rows_tell_the_build_of_llama_cpp_and_the_format_of_its_files():
     asked = lambda **more: question(ROW | more, names()["devices"])
-    assert asked().runtime == "llama_cpp"
-    assert asked(source="a table (llama.cpp, May 2024)").runtime == "llama_cpp_2024"
+    assert asked().runtime == "llama_cpp_cuda"
+    for source, runtime in (
+        ("a table (llama.cpp, May 2024)", "llama_cpp_2024"),
+        ("a thread (b3100)", "llama_cpp_2024"),
+        ("a thread (build: 1c5eba6f (3266))", "llama_cpp"),  # as llama-bench prints it
+        ("a thread (build 3266)", "llama_cpp"),
+        ("a thread (b6844)", "llama_cpp"),
+        ("a thread (build 6845, 2025-10-26)", "llama_cpp_cuda"),
+        ("a thread of August 2025", "llama_cpp"),
+        ("a thread, 2024-12-01", "llama_cpp"),
+        ("a thread, 2025-11-02", "llama_cpp_cuda"),
+        ("a thread (b10809)", "llama_cpp_cuda"),
+    ):
+        assert asked(source=source).runtime == runtime, source
+    for engine, hardware, runtime in (
+        ("llama.cpp", "Apple M3 Max (40c)", "llama_cpp_metal"),
+        ("llama.cpp", "RX 7900 XTX", "llama_cpp_cuda"),
+        ("llama.cpp Vulkan", "RX 7900 XTX", "llama_cpp_vulkan"),
+        ("llama.cpp Vulkan", "RTX 4090", "llama_cpp_vulkan"),
+        ("Ollama", "Arc B580", "llama_cpp_vulkan"),
+    ):
+        assert asked(engine=engine, hardware=hardware).runtime == runtime
     assert asked(source="an issue of vLLM, May 2024", engine="vLLM", quant="BF16").runtime == "vllm"
     assert asked(quant="MXFP4", model="gpt-oss-20B").precision == {"weights": "mxfp4_moe"}
     for quant, weights in (

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modelmeter.catalogue import load_devices
 from modelmeter.errors import InputError
 from modelmeter.folders import read_once
 from modelmeter.measured import engines
@@ -106,11 +107,19 @@ def _found(kind: str, text: str) -> Any:
     raise InputError(f"no {kind[:-1]} of this project is called {text!r}")
 
 
-def _runtime(row: Mapping[str, str]) -> str:
-    """The runtime of a row: that of an old build where its source says so, else that of its engine."""
+def _runtime(row: Mapping[str, str], device: str) -> str:
+    """The runtime of a row: that of an old build where its source says so, else that of its engine on the device."""
     told = f"{row['engine']} | {row['source']} | {row.get('note', '')}"
     old = (name for pattern, name in names()["builds"].items() if re.search(pattern, told, re.IGNORECASE))
-    return next(old, None) or str(_found("engines", row["engine"]))
+    if found := next(old, None):
+        return str(found)
+    newest = str(_found("engines", row["engine"]))
+    if newest not in names()["backends"]:
+        return newest
+    [on] = load_devices([device])
+    here = f"{row['engine']} | {on.architecture}"
+    backends = names()["backends"][newest].items()
+    return str(next(name for pattern, name in backends if re.search(pattern, here, re.IGNORECASE)))
 
 
 def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
@@ -133,7 +142,7 @@ def question(row: Mapping[str, str], devices: Mapping[str, str]) -> Question:
     spreads = {"prompt": prompt.spread, "output": answer.spread}
     limits = {key: found for key, pattern in LIMITS.items() if (found := _limit(pattern, row.get("note", "")))}
     offline = bool(re.search(OFFLINE, f"{row['engine']} {row['batch_or_conc']}", re.IGNORECASE))
-    runtime = _runtime(row)
+    runtime = _runtime(row, device)
     return Question(
         row["id"], model, runtime, device, devices_each // layered, _precision(row, runtime, told), load,
         prompt.mean + depth - behind, answer.mean, image, quantity, value, tuple(told), page,

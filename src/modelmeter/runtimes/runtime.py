@@ -15,6 +15,7 @@ from modelmeter.folders import config_dir, config_names
 from modelmeter.graph.graph import Graph
 from modelmeter.runtimes import eager, held, passes, serving
 from modelmeter.runtimes.ggml import ggml
+from modelmeter.runtimes.ggml_fused import cuda_kernels, metal_kernels, vulkan_kernels
 from modelmeter.runtimes.inductor import inductor
 from modelmeter.runtimes.lifetimes import LIFETIMES, Rule, names
 from modelmeter.runtimes.openvino import openvino, openvino_ports
@@ -22,10 +23,11 @@ from modelmeter.runtimes.passes import Pass, attention_kernel, backward, last_lo
 from modelmeter.runtimes.rotated import rotated_cache
 
 PASSES: dict[str, Pass] = {f.__name__: f for f in (
-    eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, serving.fused_experts,
-    serving.gated_in_one, ggml, inductor, passes.last_layer, last_logits, passes.merge_projections, openvino,
-    openvino_ports, serving.paged, serving.residual_norms, ride, serving.rotary_in_place, rotated_cache,
-    eager.taken_apart, eager.torch_attention, held.views_of_one, whole_stage, passes.without_dead_copies,
+    eager.around_a_kernel, attention_kernel, held.concatenated_cache, eager.contiguous, cuda_kernels,
+    serving.fused_experts, serving.gated_in_one, ggml, inductor, passes.last_layer, last_logits,
+    passes.merge_projections, metal_kernels, openvino, openvino_ports, serving.paged, serving.residual_norms, ride,
+    serving.rotary_in_place, rotated_cache, eager.taken_apart, eager.torch_attention, held.views_of_one,
+    vulkan_kernels, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
 LAUNCHES = ("eager", "compiled", "graph")
