@@ -1,5 +1,7 @@
 """Shared fixtures: the model as shipped."""
 
+import gc
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,6 +26,12 @@ LONG = (
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
+def pytest_collection_finish():
+    """What is imported and collected stays: the collector of garbage need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
