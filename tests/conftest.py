@@ -12,14 +12,20 @@ settings.load_profile("modelmeter")
 
 
 LONG = (
-    "test_report",
-    "test_torch",
+    "test_regenerated",
+    "test_decoders",
+    "test_fits",
     "test_gguf",
-    "test_sweeps",
     "test_plan_command",
+    "test_report",
+    "test_timed_sweeps",
+    "test_sweeps",
+    "test_encoders",
+    "test_eager",
+    "test_torch",
     "test_places",
     "test_docs",
-    "test_fits",
+    "test_trace",
 )
 """Files that take minutes: they begin first, so that no worker is left with one of them at the end."""
 
