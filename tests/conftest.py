@@ -14,6 +14,7 @@ settings.load_profile("modelmeter")
 LONG = (
     "test_regenerated",
     "test_decoders",
+    "test_split",
     "test_fits",
     "test_gguf",
     "test_plan_command",
