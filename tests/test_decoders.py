@@ -126,19 +126,20 @@ def without_heads(fields):
     return {k: v for k, v in fields.items() if k not in without.get(fields["model_type"], ())}
 
 
-def same(fields, torch):
+def same(fields, torch, last=4):
+    """The last of the four calls: one sequence of 9 tokens and a step after it, two of 33 and a step after them."""
     from modelmeter.validate.case import compare
     from modelmeter.validate.decoders import layer_cases
 
-    for case in layer_cases(model_of(fields, "small")):
+    for case in list(layer_cases(model_of(fields, "small")))[-last:]:
         result = compare(case)
         assert result.equal, (case.layer, result.difference)
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_decoders_work_as_their_modules_do(name, torch):
-    """At full width, with the layers of every kind: the others are the same again."""
-    same(short(fields_of(name)), torch)
+    """At full width, with the layers of every kind: the others are the same again; small ones are at more sizes."""
+    same(short(fields_of(name)), torch, last=2)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

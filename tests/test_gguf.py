@@ -10,6 +10,7 @@ import random
 import re
 import tracemalloc
 from fractions import Fraction
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ MATRIX = [name for name in POLICIES if POLICIES[name].get("matrix")]
 """Policies that need an importance matrix."""
 
 
+@cache
 def made(name):
     """A small model, its fields, and the tensors that its file has."""
     if mixture := files.MIXTURES.get(name):

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import ONE_OF_EACH
 
@@ -87,6 +87,7 @@ def test_bytes_of_weights_are_those_of_their_own_layers(name, weights):
     assert held - table == model.storage(work, whole=True).weight_bytes
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 11), st.sampled_from(["flash", "eager", "llama_cpp"]), st.integers(1, 600))
 def test_moving_the_cut_moves_one_layer(at, runtime, prompt):
     model = modelmeter.load_model("qwen2_5_1_5b")

@@ -106,11 +106,12 @@ def parts_of(kind, at, batch, tokens, runtime=None):
 
 
 SIZES = [(1, 9, 0), (2, 5, 0), (1, 1, 9), (3, 1, 4)]
+CUTS = [(at, *size) for at, size in zip((1, 2, 3, 1), SIZES, strict=True)]
+"""Every size and every cut once with each kind; what they change is not of each other."""
 STAGE = {0: "prefill"}
 
 
-@pytest.mark.parametrize(("batch", "tokens", "past"), SIZES)
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize(("at", "batch", "tokens", "past"), CUTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_device_does_what_torch_does_before_and_after_the_cut(kind, at, batch, tokens, past):
     found, module = parts_of(kind, at, batch, past or tokens), module_of(fields_of(kind))
@@ -201,8 +202,7 @@ def run_eagerly(kind, at, batch, tokens, past, make, turned=lambda mode: None):
 EAGER = ["llama", "qwen2", "qwen3"]
 
 
-@pytest.mark.parametrize(("batch", "tokens", "past"), SIZES)
-@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize(("at", "batch", "tokens", "past"), CUTS)
 @pytest.mark.parametrize("kind", EAGER)
 def test_each_device_runs_the_kernels_that_torch_runs_there_and_copies_what_crosses(kind, at, batch, tokens, past):
     found, before = parts_of(kind, at, batch, past or tokens, "eager"), []

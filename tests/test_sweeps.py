@@ -35,6 +35,7 @@ def targets(tmp_path_factory):
         "tpot=[0.05,0.02]",
         "image_size=1700x2200",
         "decode_steps=40",
+        "device=h100_sxm",
         figures="true",
     )
     return out / "targets", rows
@@ -417,7 +418,7 @@ def test_jobs_of_every_launcher_write_the_same_rows(launcher, tmp_path):
 
 
 def test_options_of_counting_are_selectable_in_every_sweep(tmp_path, model):
-    shapes = {"sequence": ("prefill_tokens=50", "decode_tokens=3", "batch=1", "heads=null"), "profiles": ("profiles=receipt",), "compression": ("text_tokens=600", "modes=tiny"), "targets": ("largest=2",), "e2e_decode": ("largest=2",), "e2e_vision_prefill": ("largest=2",), "vision_crops": ("largest=2",)}  # fmt: skip
+    shapes = {"sequence": ("prefill_tokens=50", "decode_tokens=3", "batch=1", "heads=null"), "profiles": ("profiles=receipt",), "compression": ("text_tokens=600", "modes=tiny"), "targets": ("largest=2", "device=h100_sxm"), "e2e_decode": ("largest=2",), "e2e_vision_prefill": ("largest=2",), "vision_crops": ("largest=2",)}  # fmt: skip
     for name, arguments in shapes.items():
         for kind in ("eager", "flash"):
             tables = swept(tmp_path / kind, name, *arguments, f"runtime={kind}", "causal=exact", "logits=last")

@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from modelmeter.checkpoints.gguf import file_bytes
 from modelmeter.checkpoints.header import FileTensor
@@ -104,7 +104,8 @@ def _sum(part: str, rows: Iterable[Row]) -> Row:
 
 def graphs_of(model: BaseModel) -> list[Graph]:
     """The graphs of a model's whole stages."""
-    return [model.changed(stage.graph(stage.whole, Counting())[0]) for stage in model.stages]
+    made = model.once("graphs", lambda: [model.changed(s.graph(s.whole, Counting())[0]) for s in model.stages])
+    return cast(list[Graph], made)
 
 
 def decoder_of(model: BaseModel) -> Graph:

@@ -147,5 +147,5 @@ class Table:
 def _between(axis: Array, sizes: Any) -> tuple[Any, Any]:
     """The point below each size, and how far it is towards the next, above 1 beyond the last."""
     sizes = np.maximum(sizes, axis[0])
-    index = np.clip(np.searchsorted(axis, sizes, side="right") - 1, 0, len(axis) - 2)
+    index = axis[1:-1].searchsorted(sizes, side="right")
     return index, (sizes - axis[index]) / (axis[index + 1] - axis[index])

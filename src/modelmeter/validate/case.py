@@ -149,10 +149,11 @@ def compare(case: Case) -> Comparison:
             case.run(module, *inputs)
 
     theoretical = counts(case.ours)
-    measured = {"tensor_core_flops": tensor_core_flops(run)}
-    if "cuda_core_flops" not in case.skip:
-        with ScalarOperations(inputs) as seen:
-            run()
+    if "cuda_core_flops" in case.skip:
+        measured = {"tensor_core_flops": tensor_core_flops(run)}
+    else:
+        seen = ScalarOperations(inputs, counted=True)
+        measured = {"tensor_core_flops": tensor_core_flops(lambda: seen.during(run))}
         measured |= {"cuda_core_flops": seen.flops, "kernel_io_bytes": seen.bytes}
     measured = {quantity: count for quantity, count in measured.items() if quantity not in case.skip}
     if module is not None and isinstance(case.ours, LayerAt):

@@ -36,11 +36,13 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 
 class _AttentionMode(TorchFunctionMode):
-    """Runs scaled_dot_product_attention as one kernel that only allocates its result."""
+    """Runs scaled_dot_product_attention as one kernel that only allocates its result; `told` runs it besides."""
 
-    def __init__(self, seen: Callable[[list[torch.Tensor], torch.Tensor], None]) -> None:
+    def __init__(
+        self, seen: Callable[[list[torch.Tensor], torch.Tensor], None], told: Callable[[Callable[[], Any]], None]
+    ) -> None:
         super().__init__()
-        self.seen = seen
+        self.seen, self.told = seen, told
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not scaled_dot_product_attention:
@@ -48,20 +50,34 @@ class _AttentionMode(TorchFunctionMode):
         given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
         reads = [given[name] for name in ("query", "key", "value", "attn_mask") if given.get(name) is not None]
         out = reads[0].new_empty((*reads[0].shape[:-1], reads[2].shape[-1]))
+        self.told(lambda: func(*args, **(kwargs or {})))
         self.seen(reads, out)
         return out
 
 
 class Watch(TorchDispatchMode):
-    """Sees every operator, and attention as one kernel."""
+    """Sees every operator, and attention as one kernel; torch's counter around it sees what torch makes of attention."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: bool = False) -> None:
         super().__init__()
-        self._mode = _AttentionMode(self.attention)
+        self._counted, self._passes = counted, False
+        self._mode = _AttentionMode(self.attention, self._tell)
+
+    def _tell(self, attention: Callable[[], Any]) -> None:
+        """Run it for the counter that is around this mode, if one is, and see nothing of it."""
+        if self._counted:
+            self._passes = True
+            attention()
+            self._passes = False
 
     def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
         """Called for each attention kernel with what it reads and makes."""
         raise NotImplementedError
+
+    def during(self, run: Callable[[], Any]) -> None:
+        """Watch while `run` runs."""
+        with self:
+            run()
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -78,8 +94,8 @@ class OperandBytes(Watch):
 
     _KERNELS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, counted: bool = False) -> None:
+        super().__init__(counted)
         self.bytes = 0
 
     def attention(self, reads: list[torch.Tensor], out: torch.Tensor) -> None:
@@ -87,7 +103,7 @@ class OperandBytes(Watch):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket.__name__ in self._KERNELS:
+        if func.overloadpacket.__name__ in self._KERNELS and not self._passes:
             self.bytes += _bytes(tensors_in((args, kwargs)) + tensors_in(result))
         return result
 
@@ -99,8 +115,8 @@ class ScalarOperations(OperandBytes):
     alone (interpolated position tables, index arithmetic) is the same for every call.
     """
 
-    def __init__(self, inputs: Any) -> None:
-        super().__init__()
+    def __init__(self, inputs: Any, counted: bool = False) -> None:
+        super().__init__(counted)
         self.flops = 0
         self._tainted: dict[int, Any] = {}  # storages by address, kept alive so that none is used again
         self._taint(inputs)
@@ -118,6 +134,8 @@ class ScalarOperations(OperandBytes):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self._passes:
+            return result
         if any(t.untyped_storage()._cdata in self._tainted for t in tensors_in((args, kwargs))):
             self._taint(result)
             self.flops += scalar_flops(func.overloadpacket.__name__, args, tensors_in(result))
