@@ -81,6 +81,8 @@ EXTRAS = (
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""
 
 
+FEW = 2048
+"""Numbers that are so few take less time than to choose among them."""
 LITTLE = 1e-300
 """What stands for 0 in a logarithm or below a fraction."""
 
@@ -93,6 +95,25 @@ def real(size: Any) -> Array:
 def either(condition: Array, a: Array, b: Array) -> Array:
     """One where a condition holds, else the other; without an array where it is one for all."""
     return np.where(condition, a, b) if np.ndim(condition) else a if condition else b
+
+
+def where(condition: Array, made: Callable[..., Array], first: Array, *others: Array) -> Array:
+    """The first of some arrays, but where a condition holds what is made of these there.
+
+    Of many it is made of no others; of few all are less work than to choose.
+    """
+    holds, size = np.count_nonzero(condition), np.size(condition)
+    if not holds:
+        return first
+    if holds == size:
+        return made(first, *others)
+    if size < FEW:
+        return np.where(condition, made(first, *others), first)
+    shape = np.broadcast_shapes(*map(np.shape, (condition, first, *others)))
+    condition, first, *others = (np.broadcast_to(array, shape) for array in (condition, first, *others))
+    found = first.copy()
+    found[condition] = made(*(array[condition] for array in (first, *others)))
+    return found
 
 
 def soft(a: Array, b: Array, sharp: float) -> Array:

@@ -181,20 +181,22 @@ def distinct(columns: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[Arr
     >>> [column.tolist() for column in columns], places.tolist()
     ([[3.0, 5.0], [1.0, 1.0]], [0, 0, 1])
     """
-    flat = [np.broadcast_to(column, shape).reshape(-1) for column in columns]
-    key, room = np.zeros(shape).reshape(-1), 1.0
-    for column in flat:
-        low = column.min()
-        width = column.max() - low + 1
-        key, room = key * width + (column - low), room * width
-    if room >= 2**53 or any((column % 1).any() for column in columns):
-        return flat, np.arange(key.size)
+    lows = [column.min() for column in columns]
+    widths = [int(column.max() - low) + 1 for column, low in zip(columns, lows, strict=True)]
+    room = prod(widths)
+    if room >= 2**53 or any((column != np.floor(column)).any() for column in columns):
+        return [np.broadcast_to(column, shape).reshape(-1) for column in columns], np.arange(prod(shape))
+    key = np.zeros((), np.intp)
+    for column, low, width in zip(columns, lows, widths, strict=True):
+        key = key * width + (column - low).astype(np.intp)
+    key = np.broadcast_to(key, shape).reshape(-1)
     if room > DENSE * key.size:
-        _, first, places = np.unique(key, return_index=True, return_inverse=True)
+        found, places = np.unique(key, return_inverse=True)
     else:
-        whole = key.astype(np.intp)
-        last = np.full(int(room), -1)
-        last[whole] = np.arange(whole.size)
-        there = last >= 0
-        first, places = last[there], (np.cumsum(there) - 1).take(whole)
-    return [column.take(first) for column in flat], places
+        there = np.zeros(room, bool)
+        there[key] = True
+        found, place = np.flatnonzero(there), np.empty(room, np.intp)
+        place[found] = np.arange(found.size)
+        places = place.take(key)
+    own = np.unravel_index(found, widths) if columns else ()
+    return [low + part for low, part in zip(lows, own, strict=True)], places
