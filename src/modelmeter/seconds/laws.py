@@ -109,10 +109,9 @@ def where(condition: Array, made: Callable[..., Array], first: Array, *others: A
         return made(first, *others)
     if size < FEW:
         return np.where(condition, made(first, *others), first)
-    shape = np.broadcast_shapes(*map(np.shape, (condition, first, *others)))
-    condition, first, *others = (np.broadcast_to(array, shape) for array in (condition, first, *others))
-    found = first.copy()
-    found[condition] = made(*(array[condition] for array in (first, *others)))
+    here, *arrays = np.broadcast_arrays(condition, first, *others)
+    found: Array = arrays[0].copy()
+    found[here] = made(*(array[here] for array in arrays))
     return found
 
 
@@ -128,7 +127,8 @@ def soft(a: Array, b: Array, sharp: float) -> Array:
 
 def rounded(waves: Array, ragged: float) -> Array:
     """Rounds over the multiprocessors: whole ones, or (ragged = 0) as if the last were shared by all."""
-    return ragged * np.ceil(waves) + (1 - ragged) * np.maximum(waves, 1)
+    rounds = np.ceil(waves)
+    return rounds if ragged == 1 else ragged * rounds + (1 - ragged) * np.maximum(waves, 1)
 
 
 def whole(size: Array, tile: Array) -> Array:

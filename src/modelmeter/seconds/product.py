@@ -7,7 +7,7 @@ bytes / bandwidth.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, reduce
+from functools import cache, partial, reduce
 
 import numpy as np
 
@@ -106,8 +106,8 @@ def choices(sizes: Sequence[Array], inner: int) -> Array:
     return np.array([np.reshape(size, (1,) * (inner - np.ndim(size)) + np.shape(size)) for size in sizes])
 
 
-def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
-    """Seconds of the tiles in the best shape: with the inner loop whole, and split (infinite where that is no better).
+def _tiled(c: Constants, device: Device, w: Work) -> list[Array]:
+    """Seconds of the tiles in the best shape: with the inner loop whole; and split, if any (infinite where no better).
 
     Shapes are a first axis, so that kernels, of which there are more, are the inner loop; all splits are taken at once
     where kernels are few, else only of those that may be better split. Kernels whose shapes a rule of the engine tells
@@ -121,25 +121,24 @@ def _tiled(c: Constants, device: Device, w: Work) -> tuple[Array, Array]:
     moved = np.minimum(m, rows) * left + columns * right
     each = loop_seconds(c, device, peak * c.get("rate", 1.0), rows * columns, moved)
     waves = batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")
-    fill, ragged = c["fill"] / cycles_per_s(device), 1.0 if ruled else c["ragged"]
-
-    def best(waves: Array, k: Array, each: Array, split: Array) -> Array:
-        """Seconds of the best shape."""
-        found = rounded(waves * split, ragged) * (fill + whole(k / split, LINE) * LINE * each)
-        return np.minimum.reduce(found, axis=-1 - np.ndim(k))
-
+    fill = c["fill"] / cycles_per_s(device)
+    asked = partial(_loops, fill, 1.0 if ruled else c["ragged"])
     if not (ruled or many):
-        once, *several = best(waves, k, each, _PARTS.reshape(-1, 1, *(1,) * inner))
-        return once, np.minimum.reduce(several)
-    once = best(waves, k, each, 1.0)
-    several = np.full_like(once, np.inf)
-    if many:
-        least = waves * (SPLITS[1] * fill + whole(k, LINE) * LINE * each)
-        may = least.min(axis=0) < once
-        waves, each = (np.broadcast_to(x, (len(x), *once.shape))[:, may] for x in (waves, each))
-        k = np.broadcast_to(k, once.shape)[may]
-        several[may] = np.minimum.reduce([best(waves, k, each, split) for split in SPLITS[1:]])
-    return once, several
+        once, *several = np.minimum.reduce(asked(k, waves, each, _PARTS.reshape(-1, 1, *(1,) * inner)), axis=1)
+        return [once, np.minimum.reduce(several)]
+    once = np.minimum.reduce(asked(k, waves, each))
+    may = many and np.minimum.reduce(waves * (SPLITS[1] * fill + whole(k, LINE) * LINE * each)) < once
+    if not anywhere(may):
+        return [once]
+    waves, each = (np.broadcast_to(x, (len(x), *once.shape))[:, may] for x in (waves, each))
+    k, several = np.broadcast_to(k, once.shape)[may], np.full_like(once, np.inf)
+    several[may] = reduce(np.minimum, (np.minimum.reduce(asked(k, waves, each, split)) for split in SPLITS[1:]))
+    return [once, several]
+
+
+def _loops(fill: float, ragged: float, k: Array, waves: Array, each: Array, split: Array = 1) -> Array:
+    """Seconds of waves of tiles whose loop of k is split."""
+    return rounded(waves * split, ragged) * (fill + whole(k, LINE * split) * LINE * each)
 
 
 def _side(sizes: Array) -> float:
@@ -151,39 +150,40 @@ def _side(sizes: Array) -> float:
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m x k with k x n, `batch` of them; see `PRODUCT`."""
     m, n, k, batch, left, right = (w[x] for x in ("m", "n", "k", "batch", "left", "right"))
-    once, split = _tiled(c, device, w)
+    tiled = _tiled(c, device, w)
     moved = w["moved"] if "moved" in w else batch * (m * k * left + n * k * right + 2 * m * n)
     memory = memory_seconds(c, device, moved, w["warm"], 2)
     clock = cycles_per_s(device)
-    kernels = [(once, 0.0), (split, c["split"] / clock)]
+    kernels = [*zip(tiled, (0.0, c["split"] / clock), strict=False)]
     if anywhere(w["vectors"]):
         lanes = np.minimum(device.cuda_flops_per_s * either(left > PACKED, 1.0, PACKED), w["peak"])
         vector = either(w["vectors"], 2 * batch * m * n * k / lanes, np.inf)
         kernels.insert(0, (vector, c["vector"] / clock))  # the best of few rows, so that others are asked seldom
-    best, compute = _best(kernels, memory, c["sharp"])
+    best, compute = _soonest(kernels, memory, c["sharp"])
     floor = c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + best + quantise_seconds(c, device, w)
     busy = 2 * batch * m * n * k / w["peak"]
     return Parts(timed(c, w["warm"], seconds), compute, memory, floor, busy)
 
 
-def _best(kernels: Sequence[tuple[Array, float]], memory: Array, sharp: float) -> tuple[Array, Array]:
+def _soonest(kernels: Sequence[tuple[Array, float]], memory: Array, sharp: float) -> tuple[Array, Array]:
     """The least seconds of kernels that move the same, each of its compute and what it takes beside, and least compute.
 
     Of many one is asked only where it may be better than those before, were its compute and memory to overlap wholly.
     """
+    own, beside = zip(*kernels, strict=True)
     if np.size(memory) < FEW:
-        computes, beside = (np.array(column) for column in zip(*kernels, strict=True))
-        found = soft(computes, memory, sharp) + beside.reshape(-1, *(1,) * np.ndim(computes[0]))
+        computes = np.array(np.broadcast_arrays(*own))
+        found = soft(computes, memory, sharp) + np.reshape(beside, (-1, *(1,) * (computes.ndim - 1)))
         return np.minimum.reduce(found), np.minimum.reduce(computes)
-    best = np.full_like(memory, np.inf)
-    for compute, beside in kernels:
+    best: Array = np.full_like(memory, np.inf)
+    for compute, more in kernels:
         best = where(
-            np.maximum(compute, memory) + beside < best,
-            lambda best, compute, memory, beside=beside: np.minimum(best, soft(compute, memory, sharp) + beside),
+            np.maximum(compute, memory) + more < best,
+            lambda best, compute, memory, more=more: np.minimum(best, soft(compute, memory, sharp) + more),
             best, compute, memory,
         )  # fmt: skip
-    return best, reduce(np.minimum, (compute for compute, _ in kernels))
+    return best, reduce(np.minimum, own)
 
 
 PRODUCT = Law(
