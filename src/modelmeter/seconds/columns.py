@@ -86,8 +86,8 @@ class Part(NamedTuple):
     def totals(self, device: Device) -> list[Array]:
         """The low end, the point and the high end of what its kernels take together, and their runs, by points."""
         lasts = lasting_of(self.kind, self.sizes, device)
-        ends = (self.runs * end for end in (lasts.low, lasts.parts.seconds, lasts.high))
-        return [found.sum(axis=0) for found in (*ends, self.runs)]
+        ends = (lasts.low, lasts.parts.seconds, lasts.high)
+        return [*(np.einsum("kp,kp->p", self.runs, end) for end in ends), self.runs.sum(axis=0)]
 
 
 class Block:

@@ -81,6 +81,8 @@ EXTRAS = (
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""
 
 
+FEW = 2048
+"""Numbers that are so few take less time than to choose among them."""
 LITTLE = 1e-300
 """What stands for 0 in a logarithm or below a fraction."""
 
@@ -95,6 +97,24 @@ def either(condition: Array, a: Array, b: Array) -> Array:
     return np.where(condition, a, b) if np.ndim(condition) else a if condition else b
 
 
+def where(condition: Array, made: Callable[..., Array], first: Array, *others: Array) -> Array:
+    """The first of some arrays, but where a condition holds what is made of these there.
+
+    Of many it is made of no others; of few all are less work than to choose.
+    """
+    holds, size = np.count_nonzero(condition), np.size(condition)
+    if not holds:
+        return first
+    if holds == size:
+        return made(first, *others)
+    if size < FEW:
+        return np.where(condition, made(first, *others), first)
+    here, *arrays = np.broadcast_arrays(condition, first, *others)
+    found: Array = arrays[0].copy()
+    found[here] = made(*(array[here] for array in arrays))
+    return found
+
+
 def soft(a: Array, b: Array, sharp: float) -> Array:
     """The larger of two that overlap: their sum for `sharp` = 1, their maximum for a large one.
 
@@ -107,7 +127,8 @@ def soft(a: Array, b: Array, sharp: float) -> Array:
 
 def rounded(waves: Array, ragged: float) -> Array:
     """Rounds over the multiprocessors: whole ones, or (ragged = 0) as if the last were shared by all."""
-    return ragged * np.ceil(waves) + (1 - ragged) * np.maximum(waves, 1)
+    rounds = np.ceil(waves)
+    return rounds if ragged == 1 else ragged * rounds + (1 - ragged) * np.maximum(waves, 1)
 
 
 def whole(size: Array, tile: Array) -> Array:

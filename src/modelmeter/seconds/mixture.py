@@ -27,7 +27,7 @@ from modelmeter.seconds.laws import (
 )
 from modelmeter.seconds.product import TILED, choices
 
-TILES = ((16.0, 32.0, 64.0, 128.0), (64.0, 128.0, 256.0))
+TILES = np.array((16.0, 32.0, 64.0, 128.0)), np.array((64.0, 128.0, 256.0))
 """Rows and columns that a tile may have where no engine's rule tells them: the best ones are taken."""
 PLACES = 6.0
 """Kernels that a measured mixture is: sorting (two), two products, the activation between them, the sum."""

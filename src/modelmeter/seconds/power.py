@@ -20,7 +20,7 @@ import numpy as np
 from modelmeter.device import Device
 from modelmeter.folders import read_once
 from modelmeter.seconds.constants import known_of
-from modelmeter.seconds.laws import Parts, soft
+from modelmeter.seconds.laws import Parts, soft, where
 from modelmeter.seconds.product import PRODUCT
 from modelmeter.seconds.shapes import product_work
 
@@ -117,8 +117,12 @@ def paced(law: str, device: Device, sharp: float, parts: Parts) -> Parts:
         return parts
     factor = {"product": pace.product, "blocks": 1.0}.get(law, pace.clock)
     compute = np.maximum(parts.compute * factor, parts.busy * (pace.cores if law == "blocks" else pace.least))
-    more = soft(compute, parts.memory, sharp) - soft(parts.compute, parts.memory, sharp)
-    return parts._replace(seconds=parts.seconds + more, compute=compute)
+    seconds = where(
+        compute != parts.compute,
+        lambda seconds, now, still, memory: seconds + (soft(now, memory, sharp) - soft(still, memory, sharp)),
+        parts.seconds, compute, parts.compute, parts.memory,
+    )  # fmt: skip
+    return parts._replace(seconds=seconds, compute=compute)
 
 
 def _chip(device: Device) -> Mapping[str, Any]:

@@ -7,11 +7,13 @@ bytes / bandwidth.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial, reduce
 
 import numpy as np
 
 from modelmeter.device import Device
 from modelmeter.seconds.laws import (
+    FEW,
     LINE,
     Array,
     Constant,
@@ -25,14 +27,13 @@ from modelmeter.seconds.laws import (
     rounded,
     soft,
     timed,
+    where,
     whole,
 )
 from modelmeter.sizes import anywhere
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 4, 8, 16)
-FEW = 2048
-"""Tiles of kernels that are so few are asked with all splits at once."""
 PACKED = 2.0
 """A vector kernel multiplies numbers of up to so many bytes in pairs: twice the fp32 peak of the CUDA cores.
 Activations of as many are not quantised."""
@@ -79,17 +80,23 @@ def quantise_seconds(c: Constants, device: Device, w: Work) -> Array:
 _TILED_BY = ("m", "n", "k", "batch", "left", "right", "peak")
 _ROWS, _COLUMNS = np.array(TILES, float).T
 _PARTS = np.array(SPLITS, float)
+_SIDES = sorted({float(side) for tile in TILES for side in tile})
 
 
-def _shapes(w: Work, inner: tuple[int, ...]) -> tuple[Array, Array, Array]:
-    """Rows and columns of the tiles that are tried, along a first axis, and the splits, along one before it.
+@cache
+def _tiles(rows: float, columns: float) -> tuple[Array, Array]:
+    """Tiles without those that are never better: larger ones where a smaller one holds so many rows, so many columns.
 
-    Kernels whose shapes a rule of the engine tells (`tiles`; CUTLASS, for quantised activations) do not split; two
-    multiprocessors may share the columns of one (`pair`).
+    >>> [side.tolist() for side in _tiles(1.0, 4096.0)]
+    [[16.0, 64.0, 128.0], [64.0, 128.0, 256.0]]
     """
-    rows, columns = w.get("tiles", (_ROWS, _COLUMNS))
-    parts = _PARTS[:1] if "tiles" in w else _PARTS
-    return choices(rows, len(inner)), choices(columns, len(inner)), parts.reshape(-1, 1, *inner)
+    kept: list[tuple[int, int]] = []
+    for tile in TILES:  # the smaller ones come first
+        sides = [zip(tile, other, (rows, columns), strict=True) for other in kept]
+        if not any(all(own == side or own > side >= most for own, side, most in of) for of in sides):
+            kept.append(tile)
+    own, others = np.array(kept, float).T
+    return own, others
 
 
 def choices(sizes: Sequence[Array], inner: int) -> Array:
@@ -99,45 +106,85 @@ def choices(sizes: Sequence[Array], inner: int) -> Array:
     return np.array([np.reshape(size, (1,) * (inner - np.ndim(size)) + np.shape(size)) for size in sizes])
 
 
-def _tiled(c: Constants, device: Device, w: Work) -> Array:
-    """Seconds of the tiles in the best shape: with the inner loop whole, and split where kernels are, on a first axis.
+def _tiled(c: Constants, device: Device, w: Work) -> list[Array]:
+    """Seconds of the tiles in the best shape: with the inner loop whole; and split, if any (infinite where no better).
 
-    Splits and shapes are the first two axes, so that kernels, of which there are more, are the inner loop; all splits
-    are taken at once where kernels are few. No wave is shared where a rule of the engine tells the shapes.
+    Shapes are a first axis, so that kernels, of which there are more, are the inner loop; all splits are taken at once
+    where kernels are few, else only of those that may be better split. Kernels whose shapes a rule of the engine tells
+    (`tiles`; CUTLASS, for quantised activations) do not split, and share no wave; two multiprocessors may share the
+    columns of one (`pair`).
     """
     m, n, k, batch, left, right, peak = sizes = [w[x] for x in _TILED_BY]
-    inner = (1,) * max(map(np.ndim, sizes))
-    rows, columns, parts = _shapes(w, inner)
+    inner, ruled = max(map(np.ndim, sizes)), "tiles" in w
+    many = not ruled and max(map(np.size, sizes)) * len(TILES) >= FEW
+    sides = w["tiles"] if ruled else _tiles(_side(m), _side(n)) if many else (_ROWS, _COLUMNS)
+    rows, columns = (choices(side, inner) for side in sides)
     moved = np.minimum(m, rows) * left + columns * right * w.get("pair", 1.0)
     each = loop_seconds(c, device, peak * c.get("rate", 1.0), rows * columns, moved)
     waves = batch * whole(m, rows) * whole(n, columns) / device.need("multiprocessors")
-    fill, ragged = c["fill"] / cycles_per_s(device), 1.0 if "tiles" in w else c["ragged"]
-    few, best = waves.size < FEW, list[Array]()
-    for split in [parts] if few else parts:
-        found = rounded(waves * split, ragged) * (fill + whole(k / split, LINE) * LINE * each)
-        best.append(found.min(axis=-1 - len(inner)))
-    return np.minimum.reduceat(best[0] if few else best, (0, 1)[: len(parts)], axis=0)
+    fill = c["fill"] / cycles_per_s(device)
+    asked = partial(_loops, fill, 1.0 if ruled else c["ragged"])
+    if not (ruled or many):
+        once, *several = np.minimum.reduce(asked(k, waves, each, _PARTS.reshape(-1, 1, *(1,) * inner)), axis=1)
+        return [once, np.minimum.reduce(several)]
+    once = np.minimum.reduce(asked(k, waves, each))
+    may = many and np.minimum.reduce(waves * (SPLITS[1] * fill + whole(k, LINE) * LINE * each)) < once
+    if not anywhere(may):
+        return [once]
+    waves, each = (np.broadcast_to(x, (len(x), *once.shape))[:, may] for x in (waves, each))
+    k, several = np.broadcast_to(k, once.shape)[may], np.full_like(once, np.inf)
+    several[may] = reduce(np.minimum, (np.minimum.reduce(asked(k, waves, each, split)) for split in SPLITS[1:]))
+    return [once, several]
+
+
+def _loops(fill: float, ragged: float, k: Array, waves: Array, each: Array, split: Array = 1) -> Array:
+    """Seconds of waves of tiles whose loop of k is split."""
+    return rounded(waves * split, ragged) * (fill + whole(k, LINE * split) * LINE * each)
+
+
+def _side(sizes: Array) -> float:
+    """The most of some sizes, as far as tiles differ by it."""
+    most = np.max(sizes)
+    return min((side for side in _SIDES if side >= most), default=np.inf)
 
 
 def product_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m x k with k x n, `batch` of them; see `PRODUCT`."""
     m, n, k, batch, left, right = (w[x] for x in ("m", "n", "k", "batch", "left", "right"))
-    compute = _tiled(c, device, w)
+    tiled = _tiled(c, device, w)
     moved = w["moved"] if "moved" in w else batch * (m * k * left + n * k * right + 2 * m * n)
     memory = memory_seconds(c, device, moved, w["warm"], 2)
     clock = cycles_per_s(device)
-    once, *split = soft(compute, memory, c["sharp"])
-    best, compute = np.minimum(once, split[0] + c["split"] / clock) if split else once, compute.min(axis=0)
+    kernels = [*zip(tiled, (0.0, c["split"] / clock), strict=False)]
     if anywhere(w["vectors"]):
         lanes = np.minimum(device.cuda_flops_per_s * either(left > PACKED, 1.0, PACKED), w["peak"])
-        vector = 2 * batch * m * n * k / lanes
-        vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
-        best = either(w["vectors"], np.minimum(best, vectors), best)
-        compute = either(w["vectors"], np.minimum(compute, vector), compute)
+        vector = either(w["vectors"], 2 * batch * m * n * k / lanes, np.inf)
+        kernels.insert(0, (vector, c["vector"] / clock))  # the best of few rows, so that others are asked seldom
+    best, compute = _soonest(kernels, memory, c["sharp"])
     floor = c["launch"] * c.get("start", 1.0) / clock
     seconds = floor + best + quantise_seconds(c, device, w)
     busy = 2 * batch * m * n * k / w["peak"]
     return Parts(timed(c, w["warm"], seconds), compute, memory, floor, busy)
+
+
+def _soonest(kernels: Sequence[tuple[Array, float]], memory: Array, sharp: float) -> tuple[Array, Array]:
+    """The least seconds of kernels that move the same, each of its compute and what it takes beside, and least compute.
+
+    Of many one is asked only where it may be better than those before, were its compute and memory to overlap wholly.
+    """
+    own, beside = zip(*kernels, strict=True)
+    if np.size(memory) < FEW:
+        computes = np.array(np.broadcast_arrays(*own))
+        found = soft(computes, memory, sharp) + np.reshape(beside, (-1, *(1,) * (computes.ndim - 1)))
+        return np.minimum.reduce(found), np.minimum.reduce(computes)
+    best: Array = np.full_like(memory, np.inf)
+    for compute, more in kernels:
+        best = where(
+            np.maximum(compute, memory) + more < best,
+            lambda best, compute, memory, more=more: np.minimum(best, soft(compute, memory, sharp) + more),
+            best, compute, memory,
+        )  # fmt: skip
+    return best, reduce(np.minimum, own)
 
 
 PRODUCT = Law(

@@ -133,7 +133,7 @@ class AtSizes(NamedTuple):
                 yield law, [self._mean(total) if in_steps and np.ndim(total) else total for total in own]
 
     def _mean(self, total: Array) -> Array:
-        found = (total * self.weights).sum(axis=0)
+        found = np.einsum("s...,s...->...", total, np.asarray(self.weights))
         return found if found.ndim else float(found)
 
 
@@ -170,7 +170,7 @@ def _spread(pieces: Sequence[Array], points: int, step: int, places: Array, shap
     """Pieces of `step` distinct points at the places of all; a number where these do not differ."""
     if all(len(piece) == 1 for piece in pieces) and (points > 1 or not shape):
         return pieces[0][0]
-    wide = [np.broadcast_to(piece, (min(step, points - i * step),)) for i, piece in enumerate(pieces)]
+    wide = [x if len(x) > 1 else np.full(min(step, points - i * step), x) for i, x in enumerate(pieces)]
     return np.concatenate(wide).take(places).reshape(shape)
 
 
@@ -181,20 +181,22 @@ def distinct(columns: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[Arr
     >>> [column.tolist() for column in columns], places.tolist()
     ([[3.0, 5.0], [1.0, 1.0]], [0, 0, 1])
     """
-    flat = [np.broadcast_to(column, shape).reshape(-1) for column in columns]
-    key, room = np.zeros(shape).reshape(-1), 1.0
-    for column in flat:
-        low = column.min()
-        width = column.max() - low + 1
-        key, room = key * width + (column - low), room * width
-    if room >= 2**53 or any((column % 1).any() for column in columns):
-        return flat, np.arange(key.size)
+    lows: list[Array] = [column.min() for column in columns]
+    widths = [int(column.max() - low) + 1 for column, low in zip(columns, lows, strict=True)]
+    room = prod(widths)
+    if room >= 2**53 or any((column != np.floor(column)).any() for column in columns):
+        return [np.broadcast_to(column, shape).reshape(-1) for column in columns], np.arange(prod(shape))
+    key: Array = np.zeros((), np.intp)
+    for column, low, width in zip(columns, lows, widths, strict=True):
+        key = key * width + (column - low).astype(np.intp)
+    key = np.broadcast_to(key, shape).reshape(-1)
     if room > DENSE * key.size:
-        _, first, places = np.unique(key, return_index=True, return_inverse=True)
+        found, places = np.unique(key, return_inverse=True)
     else:
-        whole = key.astype(np.intp)
-        last = np.full(int(room), -1)
-        last[whole] = np.arange(whole.size)
-        there = last >= 0
-        first, places = last[there], (np.cumsum(there) - 1).take(whole)
-    return [column.take(first) for column in flat], places
+        there = np.zeros(room, bool)
+        there[key] = True
+        found, place = np.flatnonzero(there), np.empty(room, np.intp)
+        place[found] = np.arange(found.size)
+        places = place[key]
+    parts = np.unravel_index(found, widths) if columns else ()
+    return [low + part for low, part in zip(lows, parts, strict=True)], places
