@@ -137,6 +137,12 @@ def cycles_per_s(device: Device) -> float:
     return device.need("clock_hz")
 
 
+def launch_seconds(c: Constants, device: Device, warm: Array) -> Array:
+    """Seconds of a launch: as a loop on the host has it (`warm`), or behind others in a model's stream (`queued`)."""
+    cycles = either(warm, c["launch"], c.get("queued", c["launch"]))
+    return cycles * c.get("start", 1.0) / cycles_per_s(device)
+
+
 def timed(c: Constants, warm: Array, seconds: Array) -> Array:
     """Seconds as a loop on the host sees them: no less than it takes to launch."""
     return either(warm, np.maximum(seconds, c.get("host", 0.0)), seconds) if anywhere(warm) else seconds

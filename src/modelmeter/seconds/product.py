@@ -21,6 +21,7 @@ from modelmeter.seconds.laws import (
     Work,
     cycles_per_s,
     either,
+    launch_seconds,
     memory_seconds,
     rounded,
     soft,
@@ -133,7 +134,7 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
         vectors = c["vector"] / clock + soft(vector, memory, c["sharp"])
         best = either(w["vectors"], np.minimum(best, vectors), best)
         compute = either(w["vectors"], np.minimum(compute, vector), compute)
-    floor = c["launch"] * c.get("start", 1.0) / clock
+    floor = launch_seconds(c, device, w["warm"])
     seconds = floor + best + quantise_seconds(c, device, w)
     busy = 2 * batch * m * n * k / w["peak"]
     return Parts(timed(c, w["warm"], seconds), compute, memory, floor, busy)
