@@ -21,6 +21,7 @@ from modelmeter.seconds.shapes import (
     QUANTISED,
     attention_work,
     cache_variant,
+    decode_rows,
     plain_seconds,
     product_work,
 )
@@ -35,7 +36,8 @@ EXACT = 1e6
 class Kind(NamedTuple):
     """What no size changes: the law, the format of a product, those of the FLOPs; in which blocks of llama.cpp weights
     are `stored`, and whether these are taken `apart` before; whether a `few` rows of 32 bits meet weights of 16;
-    whether a cache is narrower than 16 bits; whether activations were quantised by kernels before (`static`)."""
+    whether attention is `ggml`'s, and a cache narrower than 16 bits; whether activations were quantised by kernels
+    before (`static`)."""
 
     law: str
     format: str = "bf16"
@@ -43,6 +45,7 @@ class Kind(NamedTuple):
     stored: str = ""
     apart: bool = False
     few: bool = False
+    ggml: bool = False
     narrow: bool = False
     static: bool = False
 
@@ -127,7 +130,7 @@ def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
     law = "decode" if alone else "prefill" if causal else "vision"  # one query sees all keys, masked or not
     cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
-    return Kind(law, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
+    return Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
 
 
 def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> tuple[str, Work]:
@@ -177,4 +180,7 @@ def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) ->
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     shape = {name: sizes[name] for name in names}
     known = attention_work(device, kind.law, cache_variant(device, kind.narrow), **shape, warm=warm)
+    if kind.law == "decode" and (each := decode_rows(device, kind.ggml)):
+        shared = np.ceil(real(sizes["heads"]) / real(sizes["kv_heads"]) / each)
+        known = {**known, "rows": either(known["grouped"], shared * each, each)}
     return {**known, "kernels": known["kernels"] - 1, "writes": False}
