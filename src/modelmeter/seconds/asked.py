@@ -92,7 +92,8 @@ def _product(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     few = not blocks and "fp32" in kernel.tensor_flops and not kernel.unpack_flops and _within(each, 2)
     kind = Kind("blocks" if blocks else law, _format(kernel), stored=blocks, few=few,
                 static="fp8_tensor" in kernel.unpack_flops)  # fmt: skip
-    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": each}
+    tokens = {"tokens": ratio(m * batch, kernel.picks) if kernel.grouped else m} if blocks else {}
+    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": each, **tokens}
 
 
 def _within(each: Size, most: float) -> bool:

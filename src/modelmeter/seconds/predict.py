@@ -97,7 +97,8 @@ def lasting_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: boo
     if not (kind.few or kind.apart):
         variant, work = work_of(kind, sizes, device, warm)
         return lasting(kind.law, variant, work, device)
-    through_memory = kind.apart and known_of("blocks", device, "bf16").constants["expanded"] > 0
+    known = known_of("blocks", device, "bf16").constants if kind.apart else {}
+    through_memory = kind.apart and max(known["expanded"], known["written"]) > 0
     few = np.asarray(sizes["m"]) <= (VECTOR if kind.few or through_memory else np.inf)
     one = kind._replace(law="blocks", few=False, apart=False)
     if few.all():
