@@ -131,7 +131,8 @@ def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
     law = "decode" if alone else "prefill" if causal else "vision"  # one query sees all keys, masked or not
     cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
-    return Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
+    kind = Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99))
+    return kind, shape | {"width": ratio(width + values, 2)}
 
 
 def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> tuple[str, Work]:

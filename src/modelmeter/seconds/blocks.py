@@ -111,7 +111,9 @@ BLOCKS = Law(
         Constant("slower_fine", 1.0, 1.0, 4.0, "the same of blocks of 256"),
         Constant("expanded", 4.0, 0.0, 8.0, "bytes a weight that goes through memory in 16 bits, to it and back"),
         Constant("tile", 128.0, 16.0, 256.0, "rows of a tile at most; half without matrix units"),
-        Constant("written", 0.0, 0.0, 1.0, "1 where builds that take weights apart first write them, though tiles do not"),
+        Constant(
+            "written", 0.0, 0.0, 1.0, "1 where builds that take weights apart before write them, though tiles do not"
+        ),
         Constant("matrix", 1.0, 0.0, 1.0, "1 where the engine's tiles of 16 bits run on matrix units"),
         Constant("integers", 1.0, 0.0, 1.0, "1 where the engine's tiles multiply in int8"),
         Constant("sharp", 2.5, 1.0, 12.0, "how well compute and memory overlap"),

@@ -20,7 +20,7 @@ from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.blocks import BLOCKS
 from modelmeter.seconds.decode import DECODE
 from modelmeter.seconds.families import content, family_of
-from modelmeter.seconds.laws import Array, Law
+from modelmeter.seconds.laws import QUEUED, Array, Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
@@ -134,7 +134,7 @@ def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mappin
 def queued(device: Device, law: str) -> dict[str, float]:
     """What a launch costs in a model's stream on a measured device, where its family knows it beside its loop."""
     family = family_of(device.architecture, law)
-    return {"queued": family.constants["queued"]} if family and "queued" in family.constants else {}
+    return {QUEUED: family.constants[QUEUED]} if family and QUEUED in family.constants else {}
 
 
 def streamed(device: Device, constants: Mapping[str, float]) -> dict[str, float]:

@@ -81,6 +81,8 @@ EXTRAS = (
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""
 
 
+QUEUED = "queued"
+"""The cycles of a launch behind others, of families that were measured in a loop that launches one at a time."""
 LITTLE = 1e-300
 """What stands for 0 in a logarithm or below a fraction."""
 
@@ -139,7 +141,7 @@ def cycles_per_s(device: Device) -> float:
 
 def launch_seconds(c: Constants, device: Device, warm: Array) -> Array:
     """Seconds of a launch: as a loop on the host has it (`warm`), or behind others in a model's stream (`queued`)."""
-    cycles = either(warm, c["launch"], c.get("queued", c["launch"]))
+    cycles = either(warm, c["launch"], c.get(QUEUED, c["launch"]))
     return cycles * c.get("start", 1.0) / cycles_per_s(device)
 
 

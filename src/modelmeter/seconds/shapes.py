@@ -78,6 +78,8 @@ FEW = 64.0
 """Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
 FRAGMENT = 8.0
 """Columns of the matrix units' smallest product."""
+VECTORS = frozenset({"Pascal", "RDNA2", "Xe-LPG", "Apple"})
+"""Architectures without matrix units but in devices that multiply more than their vector units can (M5)."""
 PAIRS = 2.0
 """Numbers of 16 bits that a lane multiplies where there are no matrix units."""
 LARGE = 128.0
@@ -169,7 +171,7 @@ def product_work(
 
 def matrix_units(device: Device) -> bool:
     """Whether a device has units for products beside its vector units, whose numbers of 16 bits go in pairs."""
-    return device.tensor_flops_per_s > PAIRS * device.cuda_flops_per_s
+    return device.architecture not in VECTORS or device.tensor_flops_per_s > PAIRS * device.cuda_flops_per_s
 
 
 def decode_rows(device: Device, ggml: bool) -> float | None:
