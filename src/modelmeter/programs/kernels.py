@@ -44,9 +44,9 @@ class Kernel:
     `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
     `unpack_flops` are the CUDA-core operations that take the weights that it reads apart, by their format: what a
     kernel that multiplies in another format does beside its FLOPs, in none of the sums. `attention` is the shape of
-    one that is attention as a whole (see `attention_of`), `grouped` says that its products are those of experts,
-    of which a token has so many `picks`,
-    `products` how many of different operands it has: with more than one, and no attention, it is a bound.
+    one that is attention as a whole (see `attention_of`), `grouped` says that its products are those of experts, of
+    which a token has so many `picks`, `products` how many of different operands it has: with more than one, and no
+    attention, it is a bound.
     A `collective` (its kind; "": none) of so many `devices` sends `link_bytes` to others, beside its memory traffic.
     """
 
