@@ -257,3 +257,36 @@ def test_most_plausible_rows_are_expressed():
             known += bool(read("model", **dict(zip(keys, row, strict=True)), metric=metric, unit=unit))
         shares.append(known / len(rows))
     assert min(shares) > 0.6 and sum(shares) / len(shares) >= 0.85, shares
+
+
+@pytest.mark.parametrize(
+    ("quant", "weights"),
+    [
+        ("INT4", "openvino_int4"), ("INT4-MIXED", "openvino_int4"), ("INT4 AWQ", "openvino_int4"), ("AWQ-INT4", "openvino_int4"),
+        ("INT4_ASYM", "openvino_int4"), ("INT4_SYM", "openvino_int4_sym"), ("INT4-CW", "openvino_int4_sym_channel"),
+        ("INT8", "openvino_int8"), ("INT8-CW", "openvino_int8"), ("FP16", "bf16"), ("FP16, INT8 KV", "bf16"),
+    ],
+)  # fmt: skip
+def test_graphs_of_openvino_have_the_formats_that_nncf_compresses_to(quant, weights):
+    given = {"engine": "OpenVINO GenAI 2026.1", "hardware": "Arc 140V", "quant": quant}
+    assert asked(**given).precision["weights"] == weights
+
+
+def test_engines_whose_names_hold_others_are_themselves():
+    known = {"OpenVINO GenAI (NoLlama)": "openvino_stateful", "Ollama Vulkan": "llama_cpp", "llama.cpp SYCL": "llama_cpp_sycl",
+             "Ollama of IPEX-LLM": "llama_cpp_sycl", "llama.cpp": "llama_cpp"}  # fmt: skip
+    for engine, runtime in known.items():
+        quant = "INT4" if runtime.startswith("openvino") else "Q4_0"
+        assert asked(engine=engine, quant=quant, hardware="Arc B580", model="Llama-3-8B").runtime == runtime
+
+
+def test_llama_cpp_absorbs_latents():
+    given = {
+        "engine": "llama.cpp",
+        "quant": "Q4_0",
+        "model": "DeepSeek-V2-Lite",
+        "hardware": "RTX 3090",
+        "metric": "decode_tok_s",
+    }
+    found = predicted(asked(**given, unit="tok/s"))
+    assert found.low < found.seconds < found.high

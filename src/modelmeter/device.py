@@ -18,8 +18,8 @@ MOST = 1e30
 RESOURCES = ("tensor cores", "CUDA cores", "memory bandwidth")
 PEAKS = ("fp32", "tf32", "bf16", "fp8", "fp4", "int8")
 """Formats that an engine multiplies in; fp16 runs as bf16 does."""
-REACHED = ("bf16", "fp32")
-"""Formats in which it is told what large products reach: on matrix units, and on CUDA cores."""
+REACHED = ("bf16", "fp32", "memory")
+"""Formats in which it is told what large products reach, on matrix units and on CUDA cores; what reads of memory do."""
 LINKS = ("nvlink", "xgmi", "pcie", "roce", "none")
 ENGINES = ("tensorrt_llm",)
 """Engines whose kernels of attention are not those that vLLM has on a device."""
@@ -44,7 +44,8 @@ class Device:
     dense peaks by format (PEAKS). `source` names the datasheet; `confidence` is A (figures quoted from the vendor's
     datasheet, or measured), B (secondary) or C (recalled or derived). Figures that a device may lack are None (FIGURES,
     `need`).
-    `reached` is what large products were measured to reach under its power limit, by format, in bf16 and fp32.
+    `reached` is what large products were measured to reach under its power limit, by format, in bf16 and fp32, and
+    `memory` the bytes a second that a kernel was seen to stream.
     `architecture`, `link` and `engine` (ENGINES) choose kernels; `link_bytes_per_s` is what all its links to others of
     its kind move one way. `laws` are constants of laws of time that were measured on it, by law; `host` seconds of the
     host, as those of configs/host.yaml, which they stand before.

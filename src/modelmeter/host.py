@@ -79,6 +79,7 @@ class Host:
     step: Span
     pixel: Span
     native: Span = NONE
+    shaped: Span = NONE
 
     given: frozenset[str] = frozenset()
     """Names of those that stand before what was measured on a device."""
@@ -94,6 +95,11 @@ class Host:
 
     def on(self, device: Device) -> Host:
         """That of a device: what was measured there stands before this, but not before what is `given`."""
+        if device.is_host:  # it calls its kernels
+            return replace(self._on(device), shaped=self._on(device).compiled)
+        return self._on(device)
+
+    def _on(self, device: Device) -> Host:
         if not device.host:
             return self
         own = {key: _three(key, value) for key, value in device.host.items() if key not in self.given}

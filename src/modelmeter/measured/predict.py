@@ -90,6 +90,8 @@ def _work(model: BaseModel, asked: Question) -> Workload:
         "decode_steps": max(asked.decode_steps, LEAST_STEPS), "parallel": {"tensor": asked.devices},
         "batch": int(asked.load.size) if asked.load.kind == "batch" else 1,
     }  # fmt: skip
+    if asked.runtime.startswith("llama_cpp"):  # it makes no keys and values of a latent
+        options["latent"] = "absorbed"
     pictured = asked.image_size is not None or asked.page is not None
     if pictured and model.planner is None:
         raise InputError(f"{asked.model} is the part of a model that reads text, and the row is about an image")

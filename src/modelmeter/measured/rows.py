@@ -245,7 +245,7 @@ def _precision(row: Mapping[str, str], runtime: str, told: list[str]) -> dict[st
         told.append("weights in 16 bits")
         precision = {"weights": "bf16"}
     else:
-        precision = dict(_found("files" if files else "formats", row["quant"]))
+        precision = _formats("files" if files else "formats", runtime, row["quant"])
     own = engines.found(row["engine"])
     if own.get("weights") and precision["weights"] == "fp8_channel":
         precision["weights"] = own["weights"]
@@ -256,6 +256,15 @@ def _precision(row: Mapping[str, str], runtime: str, told: list[str]) -> dict[st
     if match := re.search(rf"kv\W{{0,3}}{formats}|\W{formats}\W?kv\b", row["quant"], re.IGNORECASE):
         precision["kv"] = (match.group(1) or match.group(2)).lower()
     return precision
+
+
+def _formats(kind: str, runtime: str, quant: str) -> dict[str, Any]:
+    """Formats by what they are called; OpenVINO's graphs have those that nncf compresses to."""
+    if runtime.startswith("openvino"):
+        for pattern, meant in names()["graphs"].items():
+            if re.search(pattern, quant, re.IGNORECASE):
+                return dict(meant)
+    return dict(_found(kind, quant))
 
 
 def _value(row: Mapping[str, str], quantity: str, many: int) -> tuple[float, str]:

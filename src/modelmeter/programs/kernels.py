@@ -44,8 +44,9 @@ class Kernel:
     `loops` are m, n, k and batch of its first product (empty without one); FLOPs are by format, bytes by role.
     `unpack_flops` are the CUDA-core operations that take the weights that it reads apart, by their format: what a
     kernel that multiplies in another format does beside its FLOPs, in none of the sums. `attention` is the shape of
-    one that is attention as a whole (see `attention_of`), `grouped` says that its products are those of experts,
-    `products` how many of different operands it has: with more than one, and no attention, it is a bound.
+    one that is attention as a whole (see `attention_of`), `grouped` says that its products are those of experts, of
+    which a token has so many `picks`, `products` how many of different operands it has: with more than one, and no
+    attention, it is a bound.
     A `collective` (its kind; "": none) of so many `devices` sends `link_bytes` to others, beside its memory traffic.
     """
 
@@ -61,6 +62,7 @@ class Kernel:
     attention: dict[str, Size] = field(default_factory=dict)
     grouped: bool = False
     products: int = 0
+    picks: Size = field(default=1, kw_only=True)
     link_bytes: Size = field(default=0, kw_only=True)
     collective: str = field(default="", kw_only=True)
     devices: int = field(default=1, kw_only=True)
@@ -124,6 +126,8 @@ def kernels_of(graph: Graph, storage: Storage) -> Iterator[Kernel]:
         shape, grouped = attention_of(ops), main is not None and bool(_loop_axes(main)["experts"])
         loops, distinct = loops_of(main) if main else {}, len({op.reads[0].name for op in ops if op.kind in PRODUCTS})
         found = Kernel(ops[0].path, texts, group.times, loops, {}, {}, {}, {}, {}, shape, grouped, distinct)
+        if main is not None and grouped:
+            found = replace(found, picks=main.n.elements(tuple(x for x in _loop_axes(main)["m"] if x == _PICKED)))
         sends = next((op for op in ops if op.kind in COLLECTIVES), None)
         if sends:
             link = sum((linked(op, storage) * often for _, op, often in group.ops), start=0)
@@ -189,7 +193,7 @@ def attention_of(ops: Sequence[Op]) -> dict[str, Size]:
     scores, seen = attended
     axes, n = _loop_axes(scores), scores.n
     heads = [x for x in axes["batch"] if x in _HEADS]
-    groups = [x for x in axes["m"] if x == "r"]
+    groups = [x for x in axes["m"] if x == "r" or x in _HEADS]  # all heads share a latent
     window = n.axes.get("window")
     kv_heads, causal = n.elements(tuple(heads)), "P" in scores.over.split()
     return {
@@ -205,5 +209,7 @@ def attention_of(ops: Sequence[Op]) -> dict[str, Size]:
     }
 
 
+_PICKED = "k"
+"""The axis of the experts of a token, in every mixture."""
 _HEADS = frozenset({"g", "h"})
 """Axes that are heads, in every layer."""

@@ -101,7 +101,7 @@ class Program:
     @cached_property
     def _kernel_sizes(self) -> Evaluator:
         sizes = (v for k in self.formal_kernels for v in (k.runs, *(v for f in SIZED for v in getattr(k, f).values()),
-                                                          k.link_bytes))  # fmt: skip
+                                                          k.picks, k.link_bytes))  # fmt: skip
         return Evaluator(self.kernel_names, list(sizes))
 
     @cached_property
@@ -131,7 +131,7 @@ def _evaluated(kernel: Kernel, fields: Sequence[str], values: Iterator[Size]) ->
     """A kernel with its sizes in place of its expressions, in their order."""
     runs = next(values)
     counts: dict[str, Any] = {f: {key: next(values) for key in getattr(kernel, f)} for f in fields}
-    return replace(kernel, runs=runs, **counts, link_bytes=next(values))
+    return replace(kernel, runs=runs, **counts, picks=next(values), link_bytes=next(values))
 
 
 def _basis(counting: Counting, graph: Graph) -> str:

@@ -30,7 +30,7 @@ PASSES: dict[str, Pass] = {f.__name__: f for f in (
     vulkan_kernels, whole_stage, passes.without_dead_copies,
 )}  # fmt: skip
 """Passes by the names that configs/runtime/*.yaml use."""
-LAUNCHES = ("eager", "compiled", "graph")
+LAUNCHES = ("eager", "compiled", "graph", "shaped")
 PRODUCTS = ("as stored", "dequantised")
 
 FIXED: dict[Pass, dict[str, str]] = {
@@ -45,7 +45,8 @@ class Runtime:
     """`passes` turn a graph's ops into kernels, `lifetimes` tells when tensors are freed.
 
     `launch` is how kernels reach a device: each by the host as its code runs (`eager`) or as compiled code does
-    (`compiled`), or those of a decode step together as one graph that was captured before (`graph`). `products` of
+    (`compiled`), which may find the shapes of each anew before (`shaped`), or those of a decode step together as one
+    graph that was captured before (`graph`). `products` of
     many rows with llama.cpp's blocks read these as they are stored, or from a copy in 16 bits that is made each time
     (`dequantised`). No count depends on the two.
 

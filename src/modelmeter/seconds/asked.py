@@ -21,6 +21,7 @@ from modelmeter.seconds.shapes import (
     QUANTISED,
     attention_work,
     cache_variant,
+    decode_rows,
     plain_seconds,
     product_work,
 )
@@ -35,7 +36,8 @@ EXACT = 1e6
 class Kind(NamedTuple):
     """What no size changes: the law, the format of a product, those of the FLOPs; in which blocks of llama.cpp weights
     are `stored`, and whether these are taken `apart` before; whether a `few` rows of 32 bits meet weights of 16;
-    whether a cache is narrower than 16 bits; whether activations were quantised by kernels before (`static`)."""
+    whether attention is `ggml`'s, and a cache narrower than 16 bits; whether activations were quantised by kernels
+    before (`static`); whether the host submits each kernel by itself (`alone`)."""
 
     law: str
     format: str = "bf16"
@@ -43,8 +45,10 @@ class Kind(NamedTuple):
     stored: str = ""
     apart: bool = False
     few: bool = False
+    ggml: bool = False
     narrow: bool = False
     static: bool = False
+    alone: bool = False
 
 
 class Asked(NamedTuple):
@@ -89,7 +93,8 @@ def _product(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     few = not blocks and "fp32" in kernel.tensor_flops and not kernel.unpack_flops and _within(each, 2)
     kind = Kind("blocks" if blocks else law, _format(kernel), stored=blocks, few=few,
                 static="fp8_tensor" in kernel.unpack_flops)  # fmt: skip
-    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": each}
+    tokens = {"tokens": ratio(m * batch, kernel.picks) if kernel.grouped else m} if blocks else {}
+    return kind, {"m": m, "n": n, "k": k, "batch": batch, "stored": each, **tokens}
 
 
 def _within(each: Size, most: float) -> bool:
@@ -127,7 +132,8 @@ def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
     law = "decode" if alone else "prefill" if causal else "vision"  # one query sees all keys, masked or not
     cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
-    return Kind(law, narrow=_within(cached, 1.99)), shape | {"width": ratio(width + values, 2)}
+    kind = Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99))
+    return kind, shape | {"width": ratio(width + values, 2)}
 
 
 def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> tuple[str, Work]:
@@ -139,7 +145,7 @@ def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool =
     variant, work = "bf16" if kind.law == "blocks" else kind.format, _work(kind, sizes, device, warm)
     if kind.law in ("prefill", "decode", "vision"):
         variant = cache_variant(device, kind.law, kind.narrow)
-    return variant, {**work, "roofline": roofline_of(kind, sizes, device)}
+    return variant, {**work, "roofline": roofline_of(kind, sizes, device), "alone": kind.alone}
 
 
 def roofline_of(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Array:
@@ -177,4 +183,7 @@ def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) ->
     names = ("batch", "heads", "kv_heads", "width", "s", "t", "window")
     shape = {name: sizes[name] for name in names}
     known = attention_work(device, kind.law, cache_variant(device, kind.law, kind.narrow), **shape, warm=warm)
+    if kind.law == "decode" and (each := decode_rows(device, kind.ggml)):
+        shared = np.ceil(real(sizes["heads"]) / real(sizes["kv_heads"]) / each)
+        known = {**known, "rows": either(known["grouped"], shared * each, each)}
     return {**known, "kernels": known["kernels"] - 1, "writes": False}

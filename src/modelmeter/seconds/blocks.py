@@ -15,13 +15,14 @@ from modelmeter.device import Device
 from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, either, real, soft, whole
+from modelmeter.seconds.shapes import matrix_units
 
 BLOCK = 32.0
 """Products that share a scale."""
 VECTOR = 8.0
 """Rows up to which the vector kernel is taken (MMVQ_MAX_BATCH_SIZE of llama.cpp)."""
-FRAGMENT, TILE = 8.0, 128.0
-"""Rows are padded to the matrix unit's, and above a tile's to these."""
+FRAGMENT = 8.0
+"""Rows are padded to the matrix unit's, and above a tile's to whole ones."""
 UBATCH = 512.0
 """Rows that are computed at once, the engine's own choice."""
 WIDE = 1.2e12
@@ -44,6 +45,7 @@ def blocks_work(stored: str, sizes: Mapping[str, Array]) -> dict[str, Any]:
         **{x: real(sizes[x]) for x in ("m", "n", "k", "batch")},
         "quantised": float(bool(stored)),
         "fine": float(bool(stored) and format_of("weights", stored).block > BLOCK),
+        "tokens": np.rint(real(sizes.get("tokens", sizes["m"]))),
         "stored": real(sizes["stored"]) * sizes["batch"] * sizes["n"] * sizes["k"],
         "moved": real(sizes["moved"]),
     }
@@ -51,20 +53,30 @@ def blocks_work(stored: str, sizes: Mapping[str, Array]) -> dict[str, Any]:
 
 def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of products of m rows with n x k weights, `batch` of them; see `BLOCKS`."""
-    m, n, k, batch, fine = (w[x] for x in ("m", "n", "k", "batch", "fine"))
+    m, n, k, batch, fine, tokens = (w[x] for x in ("m", "n", "k", "batch", "fine", "tokens"))
     weights, lanes = batch * n * k, device.cuda_flops_per_s / 2
     bandwidth = device.memory_bytes_per_s * (c["stream"] if device.memory_bytes_per_s < WIDE else c["wide"])
     once = w["moved"] / bandwidth
     apart = either(fine, c["apart_fine"], c["apart"])
     dots = weights * (apart + c["dot"] * m) / lanes
-    rounds = np.maximum(whole(m, UBATCH), 1.0)
-    rows = np.where(m > TILE, whole(m, TILE) * TILE, whole(m, FRAGMENT) * FRAGMENT)
+    rounds = np.maximum(whole(tokens, UBATCH), 1.0)
+    rows = rounds * _padded(m / rounds, tokens / rounds, c["tile"] / (1 if matrix_units(device) else 2))
     tiles, again = _tiles(c, device, w, rows, weights)
-    memory = np.where(m <= VECTOR, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
-    compute = np.where(m <= VECTOR, dots, tiles)
-    floor = np.where(m <= VECTOR, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"]
-    busy = np.where(m <= VECTOR, 0.0, compute)
+    few = tokens <= VECTOR
+    memory = np.where(few, once, once + (rounds - 1) * w["stored"] / bandwidth + rounds * again / bandwidth)
+    compute = np.where(few, dots, tiles)
+    floor = np.where(few, 1.0, rounds) * (1 + w["quantised"] * c["before"]) * c["launch"]
+    busy = np.where(few, 0.0, compute)
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
+
+
+def _padded(m: Array, tokens: Array, most: float) -> Array:
+    """The m rows of an expert in whole tiles, which are as many as the tokens of a batch have, up to `most`.
+
+    All experts have tiles of one size, and half of one more is empty on average, as rows of experts differ.
+    """
+    tile = np.minimum(whole(tokens, FRAGMENT) * FRAGMENT, most)
+    return np.where(m < tokens, np.maximum(m / tile + 0.5, 1.0), whole(m, tile)) * tile
 
 
 def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -> tuple[Array, Array]:
@@ -77,7 +89,8 @@ def _tiles(c: Constants, device: Device, w: Work, rows: Array, weights: Array) -
     if "int8" in device.peaks and c["integers"] >= 1:
         return rows * weights * (2 / (device.peak("int8") * c["speed"]) + scaled), 0 * weights
     apart = either(w["fine"], c["slower_fine"], c["slower"])
-    return 2 * rows * weights * apart / (device.peak("bf16") * c["speed"]), c["expanded"] * weights
+    peak = device.peak("bf16") if c["matrix"] >= 1 else device.cuda_flops_per_s
+    return 2 * rows * weights * apart / (peak * c["speed"]), c["expanded"] * weights
 
 
 BLOCKS = Law(
@@ -97,11 +110,16 @@ BLOCKS = Law(
         Constant("slower", 1.0, 1.0, 4.0, "how much longer tiles of 16 bits take than with weights of 16 bits"),
         Constant("slower_fine", 1.0, 1.0, 4.0, "the same of blocks of 256"),
         Constant("expanded", 4.0, 0.0, 8.0, "bytes a weight that goes through memory in 16 bits, to it and back"),
+        Constant("tile", 128.0, 16.0, 256.0, "rows of a tile at most; half without matrix units"),
+        Constant(
+            "written", 0.0, 0.0, 1.0, "1 where builds that take weights apart before write them, though tiles do not"
+        ),
+        Constant("matrix", 1.0, 0.0, 1.0, "1 where the engine's tiles of 16 bits run on matrix units"),
         Constant("integers", 1.0, 0.0, 1.0, "1 where the engine's tiles multiply in int8"),
         Constant("sharp", 2.5, 1.0, 12.0, "how well compute and memory overlap"),
     ),
     (),
-    ("m", "n", "k", "batch", "quantised", "fine", "stored", "moved"),
+    ("m", "n", "k", "batch", "tokens", "quantised", "fine", "stored", "moved"),
     blocks_parts,
     omits="which tile the engine takes, a last wave that is not full",
 )

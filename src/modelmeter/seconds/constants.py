@@ -20,7 +20,7 @@ from modelmeter.seconds.attention import PREFILL, VISION
 from modelmeter.seconds.blocks import BLOCKS
 from modelmeter.seconds.decode import DECODE
 from modelmeter.seconds.families import content, family_of
-from modelmeter.seconds.laws import Array, Law
+from modelmeter.seconds.laws import QUEUED, Array, Law
 from modelmeter.seconds.links import ALLREDUCE, TRANSFER
 from modelmeter.seconds.mixture import GROUPED, MIXTURE
 from modelmeter.seconds.product import PRODUCT
@@ -70,12 +70,14 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
     name = BORROWED.get(law.name, law.name)
     shared = shipped()["laws"].get(name) or {"constants": content().get(name, {c.name: c.start for c in law.constants})}
     own, like, told = device.laws.get(law.name) or device.laws.get(name, {}), "shapes", []
+    plain, seen = {**shared["constants"], **queued(device, name), **_numbers(own)}, dict[str, float]()
     if not own:
         own, like, of = _of_kin(shared, device, name)
         told.append(f"{device.name} was not measured: {of}")
-    plain = {**shared["constants"], **_numbers(own)}
+        plain = {**shared["constants"], **_numbers(own)}
+        seen = streamed(device, plain)
     if variant in shared.get("plain", ("bf16",)):
-        return Found(plain, like, "; ".join(told))
+        return Found({**plain, **seen}, like, "; ".join(told))
     extras, foreign = own.get("variants", {}).get(variant), like == "vendors"
     if extras is None:
         extras, like = shared.get("variants", {}).get(variant), "vendors" if foreign else "devices"
@@ -85,7 +87,7 @@ def constants_of(law: Law, device: Device, variant: str) -> Found:
         if device.architecture in NVIDIA:
             extras = shared.get("variants", {}).get(nearest(variant), {})
         told.append(f"{variant} was not measured: as bf16 at the peak of its format")
-    return Found({**plain, **extras}, like, "; ".join(told))
+    return Found({**plain, **extras, **seen}, like, "; ".join(told))
 
 
 class Known(NamedTuple):
@@ -127,6 +129,20 @@ def _of_kin(shared: Mapping[str, Any], device: Device, law: str) -> tuple[Mappin
     if family is None:
         return {}, "devices", "what NVIDIA devices share"
     return family.constants, "devices" if device.architecture in NVIDIA else "vendors", family.told
+
+
+def queued(device: Device, law: str) -> dict[str, float]:
+    """What a launch costs in a model's stream on a measured device, where its family knows it beside its loop."""
+    family = family_of(device.architecture, law)
+    return {QUEUED: family.constants[QUEUED]} if family and QUEUED in family.constants else {}
+
+
+def streamed(device: Device, constants: Mapping[str, float]) -> dict[str, float]:
+    """The share of its bandwidth that a device was seen to stream, for a law that has one."""
+    if "memory" not in device.reached:
+        return {}
+    share = min(device.reached["memory"] / device.memory_bytes_per_s, 1.0)
+    return {name: share for name in ("stream", "wide") if name in constants}
 
 
 def _numbers(own: Mapping[str, Any]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def family_of(architecture: str, law: str) -> Family | None:
     """What is known of a law on devices of an architecture; None for one that no family has.
 
     >>> family_of("Xe2", "product").told
-    'those of arc_pro_b60'
+    'those of arc_pro_b60 and public figures of Xe2 devices'
     >>> family_of("Ampere", "product") is None
     True
     """

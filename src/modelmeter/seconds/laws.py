@@ -81,6 +81,8 @@ EXTRAS = (
 """Constants of variants. `host` belongs to the loop that was measured, not to the kernel: only `warm` work has it."""
 
 
+QUEUED = "queued"
+"""The cycles of a launch behind others, of families that were measured in a loop that launches one at a time."""
 FEW = 2048
 """Numbers that are so few take less time than to choose among them."""
 LITTLE = 1e-300
@@ -156,6 +158,14 @@ def memory_seconds(c: Constants, device: Device, moved: Array, warm: Array, stee
 def cycles_per_s(device: Device) -> float:
     """The clock."""
     return device.need("clock_hz")
+
+
+def launch_seconds(c: Constants, device: Device, w: Work) -> Array:
+    """Seconds of a launch: as a loop on the host has it (`warm`), or a host that submits each kernel by itself
+    (`alone`); or behind others (`queued`)."""
+    by_itself = True if w.get("alone", False) else w.get("warm", False)
+    cycles = either(by_itself, c["launch"], c.get(QUEUED, c["launch"]))
+    return cycles * c.get("start", 1.0) / cycles_per_s(device)
 
 
 def timed(c: Constants, warm: Array, seconds: Array) -> Array:

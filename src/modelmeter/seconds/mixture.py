@@ -21,6 +21,7 @@ from modelmeter.seconds.laws import (
     Parts,
     Work,
     cycles_per_s,
+    launch_seconds,
     soft,
     timed,
     whole,
@@ -164,7 +165,7 @@ def mixture_parts(c: Constants, device: Device, w: Work) -> Parts:
     compute, memory = (sum(part[i] for part in products) for i in (0, 1))
     around = 2 * (written * ((gates + 1) * f + d) + tokens * d) + w.get("copied", 0.0) * found.total * d
     beside = c["around"] * around / (device.memory_bytes_per_s * c["stream"])
-    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device)
+    floor = launch_seconds(c, device, w)
     time = sum(soft(*part, c["sharp"]) for part in products)
     busy = 2 * found.total * (gates + 1) * f * d / w.get("units", w["peak"])
     return Parts(timed(c, w["warm"], floor + time + beside), compute, memory + beside, floor, busy)
@@ -174,7 +175,7 @@ def grouped_parts(c: Constants, device: Device, w: Work) -> Parts:
     """Seconds of one grouped product alone, m rows for each of `batch` experts; see `GROUPED`."""
     m, n, k, batch = (w[x] for x in ("m", "n", "k", "batch"))
     compute, memory = _grouped(c, device, Loads(np.asarray(m)[None], np.asarray(batch)[None]), n, k, w)
-    floor = c["launch"] * c.get("start", 1.0) / cycles_per_s(device) / PLACES
+    floor = launch_seconds(c, device, w) / PLACES
     busy = 2 * m * n * k * batch / w["peak"]
     return Parts(floor + soft(compute, memory, c["sharp"]), compute, memory, floor, busy)
 

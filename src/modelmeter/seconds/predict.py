@@ -97,7 +97,8 @@ def lasting_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: boo
     if not (kind.few or kind.apart):
         variant, work = work_of(kind, sizes, device, warm)
         return lasting(kind.law, variant, work, device)
-    through_memory = kind.apart and known_of("blocks", device, "bf16").constants["expanded"] > 0
+    known = known_of("blocks", device, "bf16").constants if kind.apart else {}
+    through_memory = kind.apart and max(known["expanded"], known["written"]) > 0
     few = np.asarray(sizes["m"]) <= (VECTOR if kind.few or through_memory else np.inf)
     one = kind._replace(law="blocks", few=False, apart=False)
     if few.all():
@@ -112,9 +113,15 @@ def _dequantised(kind: Kind, sizes: Mapping[str, Array], device: Device) -> Last
     Once for each batch that is computed at once; https://github.com/ggml-org/llama.cpp/pull/8075 ended it.
     """
     m, weights = np.asarray(sizes["m"], float), sizes["batch"] * sizes["n"] * sizes["k"]
-    rounds = np.maximum(whole(m, UBATCH), 1.0)
+    rounds = np.maximum(whole(np.asarray(sizes.get("tokens", m), float), UBATCH), 1.0)
     work, stored = sum(sizes[f"flops {form}"] for form in kind.forms), sizes["stored"] * weights
-    writing = {**sizes, "m": np.ones_like(m), "moved": stored + 2 * weights, "flops int8": 0 * m}
+    writing = {
+        **sizes,
+        "m": np.ones_like(m),
+        "tokens": np.ones_like(m),
+        "moved": stored + 2 * weights,
+        "flops int8": 0 * m,
+    }
     rows = {"m": m / rounds, "moved": (sizes["moved"] - stored) / rounds + 2 * weights, "flops bf16": work / rounds}
     first = lasting_of(kind._replace(forms=("int8",)), writing, device)
     reading = {**sizes, **rows, "stored": 2 + 0 * sizes["stored"]}

@@ -23,6 +23,7 @@ from modelmeter.seconds.laws import (
     Work,
     cycles_per_s,
     either,
+    launch_seconds,
     memory_seconds,
     rounded,
     soft,
@@ -161,7 +162,7 @@ def product_parts(c: Constants, device: Device, w: Work) -> Parts:
         vector = either(w["vectors"], 2 * batch * m * n * k / lanes, np.inf)
         kernels.insert(0, (vector, c["vector"] / clock))  # the best of few rows, so that others are asked seldom
     best, compute = _soonest(kernels, memory, c["sharp"])
-    floor = c["launch"] * c.get("start", 1.0) / clock
+    floor = launch_seconds(c, device, w)
     seconds = floor + best + quantise_seconds(c, device, w)
     busy = 2 * batch * m * n * k / w["peak"]
     return Parts(timed(c, w["warm"], seconds), compute, memory, floor, busy)

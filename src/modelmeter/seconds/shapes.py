@@ -80,6 +80,12 @@ COPIED = {"fp8_block": 7.0}
 together: read and written in the format of the activations, but block-scaled fp8 in bf16, and quantised then."""
 FEW = 64.0
 """Rows up to which a vector kernel is asked: with more it would multiply what CUDA cores have no operands for."""
+FRAGMENT = 8.0
+"""Columns of the matrix units' smallest product."""
+VECTORS = frozenset({"Pascal", "RDNA2", "Xe-LPG", "Apple"})
+"""Architectures without matrix units but in devices that multiply more than their vector units can (M5)."""
+PAIRS = 2.0
+"""Numbers of 16 bits that a lane multiplies where there are no matrix units."""
 LARGE = 128.0
 """The side of the large tiles of most kernels."""
 BY_ROWS = {
@@ -154,7 +160,8 @@ def product_work(
     """The work of products of m x k with k x n."""
     form = multiplied(device, variant)
     sizes = {name: real(size) for name, size in (("m", m), ("n", n), ("k", k), ("batch", batch))}
-    vectors = form.units in ("bf16", "fp32") and form.left == form.right and sizes["m"] <= FEW
+    plain = form.left == form.right or not matrix_units(device)
+    vectors = form.units in ("bf16", "fp32") and plain and sizes["m"] <= FEW
     name = variant.partition(".")[0]
     peak = promoted(device) if name == "fp8_block" and form.units == "fp8" else device.peak(form.units)
     known: Work = {
@@ -169,6 +176,21 @@ def product_work(
         if device.architecture in TENSOR:
             known["pair"] = either(sizes["m"] > LARGE, PAIRED, 1.0)
     return {**sizes, **known, "vectors": vectors, "warm": warm}
+
+
+def matrix_units(device: Device) -> bool:
+    """Whether a device has units for products beside its vector units, whose numbers of 16 bits go in pairs."""
+    return device.architecture not in VECTORS or device.tensor_flops_per_s > PAIRS * device.cuda_flops_per_s
+
+
+def decode_rows(device: Device, ggml: bool) -> float | None:
+    """What the queries of a KV head are padded to in a step of decode; None: by FlashAttention's or FlashInfer's rules.
+
+    A vector kernel pads none; of matrix units llama.cpp (`ggml`) takes 8 columns, others take the 16 of a fragment.
+    """
+    if not ggml and device.architecture in NVIDIA:
+        return None
+    return (FRAGMENT if ggml else 2 * FRAGMENT) if matrix_units(device) else 1.0
 
 
 def promoted(device: Device) -> float:

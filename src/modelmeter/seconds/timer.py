@@ -51,14 +51,15 @@ def by_law(found: Iterable[tuple[str, Sequence[Array]]]) -> dict[str, list[Array
 class Timer:
     """The kernels of a stage, sizes of which are expressions. Raises InputError as `seconds_of` does.
 
-    With `dequantised` products with llama.cpp's blocks are those of copies in 16 bits.
+    With `dequantised` products with llama.cpp's blocks are those of copies in 16 bits; `alone` says that the host submits
+    each kernel by itself.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], step: str = "", dequantised: bool = False) -> None:
+    def __init__(self, kernels: Sequence[Kernel], step: str = "", dequantised: bool = False, alone: bool = False) -> None:
         self.step = step
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, (kind, sizes) in enumerate(map(asked_of, kernels)):
-            key = kind._replace(apart=dequantised and bool(kind.stored))
+            key = kind._replace(apart=dequantised and bool(kind.stored), alone=alone)
             alike.setdefault((key, *sizes.items()), []).append(index)
         self._alike = list(alike.values())
         """Kernels that ask the same, by index: they are asked once."""
