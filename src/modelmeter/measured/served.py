@@ -24,6 +24,8 @@ LEAST = 8
 """Seats that are asked at least."""
 ROUNDS = 6
 """Requests of each user of a loop, where a run does not tell how many it has."""
+LONGEST = 5000
+"""Requests of a run that is simulated as a whole; a longer one is as good as endless."""
 
 
 def shared(found: Times, asked: Question, policy: Policy) -> Span:
@@ -93,10 +95,11 @@ def _served(found: Times, asked: Question, policy: Policy) -> Served:
     service = Service(_stations(found, asked, policy).engine(), replicas=asked.copies, routing="round_robin")
     load = asked.load
     drawn = any(not isinstance(one, Fixed) for one in (mix.prompt, mix.output))
-    finite = load.kind == "open" and asked.count
+    finite = load.kind in ("open", "most") and 1 < (asked.count or 0) <= LONGEST
     if (finite or (load.kind == "closed" and (drawn or asked.statistic))) and importlib.util.find_spec("simpy"):
-        if load.kind == "open":
-            return Simulation(service, mix, rate=load.size, count=asked.count or 0, warm=0.0).run()
+        if finite:
+            rate = load.size if load.kind == "open" else None  # all at once
+            return Simulation(service, mix, rate=rate, count=asked.count or 0, warm=0.0).run()
         count = asked.count or max(int(load.size) * ROUNDS, 64)
         return Simulation(service, mix, concurrency=int(load.size), count=count, warm=0.0 if asked.count else 0.2).run()
     form = ClosedForm(service, mix)
