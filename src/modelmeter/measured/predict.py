@@ -39,7 +39,9 @@ def predicted(asked: Question) -> Span:
 
 def _one(asked: Question) -> Span:
     model, [device] = load_model(asked.model), load_devices([asked.device])
-    policy = policy_of(asked.given.get("engine", ""), device, asked.version, asked.offline)
+    policy = policy_of(
+        asked.given.get("engine", ""), device, asked.version, asked.offline, asked.given.get("hardware", "")
+    )
     work = _work(model, asked)
     found = Times(model, work, device, load_host(), policy.kernels or work.runtime.name, policy.overlaps)
     if asked.depth:
@@ -55,7 +57,10 @@ def _one(asked: Question) -> Span:
     alone = asked.load.kind == "batch" or (asked.load.kind == "closed" and asked.load.size == 1)
     if asked.layered > 1 and not alone:
         raise InputError("many users of layers that several devices have a part of each are not told")
-    return _engined(_alone(found, asked) if alone else shared(found, asked, policy), asked.quantity, policy)
+    low, own, high = policy.request
+    if alone:
+        return _engined(_alone(found, asked), asked.quantity, policy, Span(low, own, high))
+    return _engined(shared(found, asked, policy), asked.quantity, policy, Span(low - own, 0.0, high - own))
 
 
 def _behind(found: Times, before: Times, alone: Times, asked: Question) -> Span:
@@ -72,10 +77,10 @@ def _in_turn(prefill: Span, asked: Question) -> Span:
     return Span(prefill.low * share, prefill.seconds * share, prefill.high)
 
 
-def _engined(span: Span, quantity: str, policy: Policy) -> Span:
+def _engined(span: Span, quantity: str, policy: Policy, request: Span) -> Span:
     """With a server's time for a request; an old version may be slower: a rate may be lower, a time longer."""
     if quantity in ("ttft", "e2e"):
-        span = span + Span(*policy.request)
+        span = span + request
     if quantity in ("ttft", "tpot", "e2e", "decode", "vision", "busy_prefill", "busy_decode"):
         return Span(span.low, span.seconds, span.high * policy.age.high)
     return Span(span.low / policy.age.high, span.seconds, span.high)

@@ -122,8 +122,9 @@ def _stations(found: Times, asked: Question, policy: Policy) -> Stations:
         seats = int(max(min(seats, asked.load.size), LEAST))
     tokens = max(asked.limits.get("tokens", policy.tokens), seats + 1)
     return Stations(
-        found, seats, tokens, policy=policy.policy, keeping=policy.keeping, share=policy.share, free=policy.free
-    )
+        found, seats, tokens, policy=policy.policy, keeping=policy.keeping, share=policy.share, free=policy.free,
+        request=policy.request[1],
+    )  # fmt: skip
 
 
 def _mix(found: Times, asked: Question) -> Mix:

@@ -87,7 +87,8 @@ class Runtime:
     def latent_steps(self) -> str:
         """How steps of decode run latent attention whatever a workload asks for; "": as it asks.
 
-        Engines with a paged cache multiply queries by what makes keys (`MLACommonImpl` of vLLM's backends, FlashMLA)."""
+        Engines with a paged cache multiply queries by what makes keys: `MLACommonImpl` of vLLM's backends, FlashMLA.
+        """
         return "absorbed" if serving.paged in self.passes else ""
 
     @cached_property

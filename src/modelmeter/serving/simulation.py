@@ -100,7 +100,7 @@ class Simulation:
         )
 
     def _window(self, asked: list[Asked]) -> tuple[float, float]:
-        """The time that is measured: all of it, to the last answer as benchmarks tell it, where nothing is to be warm."""
+        """The time that is measured: to the last answer, as benchmarks tell it, where nothing is to be warm."""
         ends, arrivals = np.sort([one.end for one in asked]), np.sort([one.arrival for one in asked])
         if not self.warm:
             return float(arrivals[0]), float(np.nextafter(ends[-1], np.inf))
