@@ -22,8 +22,8 @@ SERVING = {"ttft": Factor(0.7, 1.5), "": Factor(0.9, 1.1)}
 """How far serving is from what it stands for: docs/serving.md, percentiles of TTFT and all else, held out."""
 LEAST = 8
 """Seats that are asked at least."""
-ROUNDS = 6
-"""Requests of each user of a loop, where a run does not tell how many it has."""
+ROUNDS = 10
+"""Requests of each user of a loop, where a run does not tell how many it has; benchmarks measure the first ones too."""
 LONGEST = 5000
 """Requests of a run that is simulated as a whole; a longer one is as good as endless."""
 
@@ -101,7 +101,7 @@ def _served(found: Times, asked: Question, policy: Policy) -> Served:
             rate = load.size if load.kind == "open" else None  # all at once
             return Simulation(service, mix, rate=rate, count=asked.count or 0, warm=0.0).run()
         count = asked.count or max(int(load.size) * ROUNDS, 64)
-        return Simulation(service, mix, concurrency=int(load.size), count=count, warm=0.0 if asked.count else 0.2).run()
+        return Simulation(service, mix, concurrency=int(load.size), count=count, warm=0.0).run()
     form = ClosedForm(service, mix)
     if load.kind == "closed":
         return form.users(int(load.size))
