@@ -350,5 +350,5 @@ def test_engines_with_a_paged_cache_absorb_latents_in_decode_and_nowhere_else(na
     assert prefills[0].flops != prefills[1].flops and prefills[0].basis.endswith("latent expanded")
     [shape, *_] = [kernel.attention for kernel in model.kernels("decode", works["expanded"]) if kernel.attention]
     assert (shape["s"], shape["kv_heads"], shape["shared"]) == (1, 1, 1) and shape["heads"] > 1
-    own = [kernel.attention for kernel in model.kernels("prefill", works["expanded"]) if kernel.attention][0]
+    own = next(kernel.attention for kernel in model.kernels("prefill", works["expanded"]) if kernel.attention)
     assert own["heads"] == own["kv_heads"] == shape["heads"] and "shared" not in own

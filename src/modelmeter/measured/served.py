@@ -34,8 +34,10 @@ def shared(found: Times, asked: Question, policy: Policy) -> Span:
     value = _told(served, asked)
     if value is None:
         raise InputError(f"{asked.quantity} of many requests at once is not told")
-    slow = SERVING.get(asked.quantity, SERVING[""])
-    low, high = _steps(found, asked, served)
+    slow, there = SERVING.get(asked.quantity, SERVING[""]), _at_load(found, served)
+    low, high = _steps(found, asked, there)
+    if policy.overlaps and asked.quantity in ("ttft", "e2e"):  # the step behind the one that runs is planned already
+        value += there.tpot.seconds * served.utilisation.get("engine", 1.0)
     if asked.quantity in ("ttft", "tpot", "e2e"):
         return Span(value * _joined(low, slow.low), value, value * _joined(high, slow.high))
     return Span(value / _joined(high, slow.high), value, value / _joined(low, slow.low))
@@ -47,14 +49,18 @@ def _joined(*factors: float) -> float:
     return exp(together if factors[0] >= 1 else -together)
 
 
-def _steps(found: Times, asked: Question, served: Served) -> tuple[float, float]:
+def _at_load(found: Times, served: Served) -> Times:
+    """What a batch takes that is as large as that of the load."""
+    batch = max(round(served.batch), 1) if served.batch == served.batch else 1
+    return Times(found.model, replace(found.work, batch=batch), found.on, found.host, found.engine, found.overlaps)
+
+
+def _steps(found: Times, asked: Question, there: Times) -> tuple[float, float]:
     """How much shorter and longer what a request takes of the steps may be, at the batch of the load.
 
     It takes its share of the steps of its decodes, its own prefill and vision; of TTFT and TPOT, these or those alone.
     """
-    batch = max(round(served.batch), 1) if served.batch == served.batch else 1
-    there = Times(found.model, replace(found.work, batch=batch), found.on, found.host, found.engine, found.overlaps)
-    decodes = there.tpot * (float(found.work.decode_steps) / batch)
+    decodes = there.tpot * (float(found.work.decode_steps) / float(there.work.batch))
     one = {"ttft": found.ttft, "tpot": decodes}.get(asked.quantity, found.ttft.along(decodes))
     return one.low / one.seconds, one.high / one.seconds
 
