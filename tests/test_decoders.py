@@ -340,3 +340,16 @@ def test_bad_files_are_one_sentence(text, sentence, tmp_path):
         path.write_text(text)
     with pytest.raises(InputError, match=sentence):
         modelmeter.load_model(str(path))
+
+
+@pytest.mark.parametrize("name", ["deepseek_v2_lite", "deepseek_v3"])
+def test_engines_with_a_paged_cache_absorb_latents_in_decode_and_nowhere_else(name):
+    model = modelmeter.load_model(name)
+    works = {form: model.text(500, decode_steps=2, runtime="vllm", latent=form) for form in ("expanded", "absorbed")}
+    decodes, prefills = ([model.cost(stage, work) for work in works.values()] for stage in ("decode", "prefill"))
+    assert decodes[0] == decodes[1] and decodes[0].basis.endswith("latent absorbed")
+    assert prefills[0].flops != prefills[1].flops and prefills[0].basis.endswith("latent expanded")
+    [shape, *_] = [kernel.attention for kernel in model.kernels("decode", works["expanded"]) if kernel.attention]
+    assert (shape["s"], shape["kv_heads"], shape["shared"]) == (1, 1, 1) and shape["heads"] > 1
+    own = next(kernel.attention for kernel in model.kernels("prefill", works["expanded"]) if kernel.attention)
+    assert own["heads"] == own["kv_heads"] == shape["heads"] and "shared" not in own

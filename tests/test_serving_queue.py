@@ -456,3 +456,24 @@ def test_a_request_alone_takes_the_steps_of_one_whatever_room_there_is(room):
     engine = Engine(times, kv_bytes=room, kv_bytes_per_token=1.0)
     served = ClosedForm(Service(engine), Mix(prompt=Fixed(500), output=Uniform(50, 350))).at(1e-4)
     assert served.tpot_s.mean == pytest.approx(0.01, rel=2e-3)
+
+
+@pytest.mark.parametrize("load", [{}, {"concurrency": 40}, {"rate": 100.0}])
+def test_a_run_in_which_nothing_is_warm_is_measured_to_its_last_answer(load):
+    pytest.importorskip("simpy")
+    mix = Mix(prompt=Fixed(800), output=Fixed(50))
+    run = Simulation(Service(Engine(toy())), mix, count=40, warm=0.0, **load)
+    served = run.run()
+    assert math.isclose(served.output_tokens_per_s, 50 * served.requests_per_s)
+    if "rate" not in load:  # all arrive at 0
+        longest = 40 / served.requests_per_s
+        assert served.e2e_s.mean <= longest and served.e2e_s.p99 <= longest * 1.001
+
+
+def test_attention_of_decodes_beside_prompts_may_take_longer_than_by_itself():
+    times, sizes = toy(), (np.array([500.0]), np.array([500.0 * 501 / 2]), np.array([8.0]), np.array([1000.0]))
+    dearer = replace(times, unshared=3.0)
+    attention = times.decode(np.float64(8), np.float64(1000)) - times.decode(np.float64(8), np.float64(0))
+    assert np.allclose(dearer.step(*sizes) - times.step(*sizes), 2 * attention)
+    none = (np.zeros(1), np.zeros(1), *sizes[2:])
+    assert np.allclose(dearer.step(*none), times.step(*none))

@@ -154,3 +154,17 @@ def test_a_model_that_does_not_fit_is_told_so_and_what_would_fix_it(capsys):
     assert cli.main([*asked, "device=rtx_4090,mi300x"]) == 0
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first in error and second.startswith("llama_3_1_70b on AMD Instinct MI300X, vllm: TTFT")
+
+
+@pytest.mark.parametrize(("name", "device", "low", "high"), [
+    ("qwen3_14b", "a100_80gb", 2, 5), ("llama_2_7b", "a100_80gb", 1, 1.5),
+    ("qwen3_14b", "h100_sxm", 1, 1), ("deepseek_v2_lite", "a100_80gb", 1, 1),
+])  # fmt: skip
+def test_heads_that_share_keys_do_so_beside_prompts_where_the_kernel_packs_them(name, device, low, high):
+    """FlashAttention 2 packs none beside prompts: groups of five heads are dearer, a KV head for each hardly is."""
+    from modelmeter.stations import unshared
+
+    model, [on] = modelmeter.load_model(name), load_devices([device])
+    times = Times(model, model.text(1000, decode_steps=100, runtime="vllm"), on, HOST, "vllm")
+    assert low <= unshared(times, 64.0) <= high
+    assert unshared(replace(times, engine="tensorrt_llm"), 64.0) == 1

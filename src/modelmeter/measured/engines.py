@@ -59,14 +59,14 @@ def version_of(engine: str, source: str = "") -> tuple[int, ...]:
     return (int(match.group(1)), int(match.group(2))) if match else NEWEST
 
 
-def policy_of(engine: str, device: Device, version: tuple[int, ...], offline: bool) -> Policy:
-    """The policy of an engine in a version on a device, as a server or offline."""
+def policy_of(engine: str, device: Device, version: tuple[int, ...], offline: bool, hardware: str = "") -> Policy:
+    """The policy of an engine in a version on a device, as a server or offline; vLLM knows an A100, but not an A800."""
     own = found(engine)
     if not own:
         return Policy()
     versions: Mapping[str, Any] = own["versions"]
     line = next(line for known, line in versions.items() if tuple(map(int, known.split("."))) <= version)
-    large = device.memory_bytes >= LARGE and not device.name.startswith("a100")
+    large = device.memory_bytes >= LARGE and not (device.name.startswith("a100") and "a800" not in hardware.lower())
     line = {**line, **(line.get("large", {}) if large else {})}
     return Policy(
         own["kernels"], line["policy"], line["keeping"], line["seats"],

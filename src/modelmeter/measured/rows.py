@@ -216,7 +216,8 @@ ANSWERED = (
 TEXTS = ("decode_tokens", "all_tokens", "pages", "decode")
 """What is of all the text of a page, where the length of an answer is not told."""
 LIMITS = {"seats": r"max_num_seqs\D{0,3}(\d+)", "tokens": r"max_(?:num_)?batched(?:_tokens)?\D{0,3}(\d+)"}
-OFFLINE = r"offline|max|\bbatch\b|\binf"
+OFFLINE = r"offline|\bmax\b(?![ _-]*(?:conc|num|seqs|in[ -]flight))|\bbatch\b"
+"""A rate of requests that is infinite is a server's."""
 
 
 def _limit(pattern: str, note: str) -> int | None:
@@ -249,7 +250,7 @@ def _precision(row: Mapping[str, str], runtime: str, told: list[str]) -> dict[st
     own = engines.found(row["engine"])
     if own.get("weights") and precision["weights"] == "fp8_channel":
         precision["weights"] = own["weights"]
-    if own.get("kv") and re.search("fp[48]", row["quant"], re.IGNORECASE):
+    if own.get("kv") and re.search("(?<!mx)fp[48]", row["quant"], re.IGNORECASE):
         precision["kv"] = own["kv"]
         told.append(f"its KV cache in {own['kv']}, as the published runs have it")
     formats = "(fp8|int8|bf16|fp16|q8_0|q4_0)"
@@ -323,6 +324,11 @@ def _called(kind: str, text: str) -> str:
     return str(next(found, ""))
 
 
+def _drawn(asked: Length, least: float) -> Length:
+    """Lengths between a share of what is asked for and this."""
+    return Length(round(asked.mean * (1 + least) / 2), asked.mean * (1 - least) / 2)
+
+
 def _tokens(
     row: Mapping[str, str], pictured: bool, workload: Mapping[str, Any], told: list[str]
 ) -> tuple[Length, Length | None]:
@@ -342,6 +348,9 @@ def _tokens(
         told.append(f"a prompt of {assumed['short']} tokens")
         prompt_told = Length(assumed["short"])
     drawn = answer_told and any(one.mean % 2**5 and one.mean % 100 for one in (prompt_told, answer_told))
+    if answer_told and (least := workload.get("least")):
+        told.append(f"lengths drawn evenly from {least:g} of theirs, as {workload['title']} does")
+        prompt_told, answer_told = (_drawn(one, least) for one in (prompt_told, answer_told))
     if answer_told and drawn and workload.get("uniform"):
         told.append(f"lengths drawn evenly up to twice their means, as {workload['title']} does")
         prompt_told, answer_told = (one._replace(spread=one.mean - 1) for one in (prompt_told, answer_told))

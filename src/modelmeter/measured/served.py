@@ -22,8 +22,10 @@ SERVING = {"ttft": Factor(0.7, 1.5), "": Factor(0.9, 1.1)}
 """How far serving is from what it stands for: docs/serving.md, percentiles of TTFT and all else, held out."""
 LEAST = 8
 """Seats that are asked at least."""
-ROUNDS = 6
-"""Requests of each user of a loop, where a run does not tell how many it has."""
+ROUNDS = 10
+"""Requests of each user of a loop, where a run does not tell how many it has; benchmarks measure the first ones too."""
+LONGEST = 5000
+"""Requests of a run that is simulated as a whole; a longer one is as good as endless."""
 
 
 def shared(found: Times, asked: Question, policy: Policy) -> Span:
@@ -32,8 +34,10 @@ def shared(found: Times, asked: Question, policy: Policy) -> Span:
     value = _told(served, asked)
     if value is None:
         raise InputError(f"{asked.quantity} of many requests at once is not told")
-    slow = SERVING.get(asked.quantity, SERVING[""])
-    low, high = _steps(found, asked, served)
+    slow, there = SERVING.get(asked.quantity, SERVING[""]), _at_load(found, served)
+    low, high = _steps(found, asked, there)
+    if policy.overlaps and asked.quantity in ("ttft", "e2e"):  # the step behind the one that runs is planned already
+        value += there.tpot.seconds * served.utilisation.get("engine", 1.0)
     if asked.quantity in ("ttft", "tpot", "e2e"):
         return Span(value * _joined(low, slow.low), value, value * _joined(high, slow.high))
     return Span(value / _joined(high, slow.high), value, value / _joined(low, slow.low))
@@ -45,14 +49,18 @@ def _joined(*factors: float) -> float:
     return exp(together if factors[0] >= 1 else -together)
 
 
-def _steps(found: Times, asked: Question, served: Served) -> tuple[float, float]:
+def _at_load(found: Times, served: Served) -> Times:
+    """What a batch takes that is as large as that of the load."""
+    batch = max(round(served.batch), 1) if served.batch == served.batch else 1
+    return Times(found.model, replace(found.work, batch=batch), found.on, found.host, found.engine, found.overlaps)
+
+
+def _steps(found: Times, asked: Question, there: Times) -> tuple[float, float]:
     """How much shorter and longer what a request takes of the steps may be, at the batch of the load.
 
     It takes its share of the steps of its decodes, its own prefill and vision; of TTFT and TPOT, these or those alone.
     """
-    batch = max(round(served.batch), 1) if served.batch == served.batch else 1
-    there = Times(found.model, replace(found.work, batch=batch), found.on, found.host, found.engine, found.overlaps)
-    decodes = there.tpot * (float(found.work.decode_steps) / batch)
+    decodes = there.tpot * (float(found.work.decode_steps) / float(there.work.batch))
     one = {"ttft": found.ttft, "tpot": decodes}.get(asked.quantity, found.ttft.along(decodes))
     return one.low / one.seconds, one.high / one.seconds
 
@@ -93,12 +101,13 @@ def _served(found: Times, asked: Question, policy: Policy) -> Served:
     service = Service(_stations(found, asked, policy).engine(), replicas=asked.copies, routing="round_robin")
     load = asked.load
     drawn = any(not isinstance(one, Fixed) for one in (mix.prompt, mix.output))
-    finite = load.kind == "open" and asked.count
+    finite = load.kind in ("open", "most") and 1 < (asked.count or 0) <= LONGEST
     if (finite or (load.kind == "closed" and (drawn or asked.statistic))) and importlib.util.find_spec("simpy"):
-        if load.kind == "open":
-            return Simulation(service, mix, rate=load.size, count=asked.count or 0, warm=0.0).run()
+        if finite:
+            rate = load.size if load.kind == "open" else None  # all at once
+            return Simulation(service, mix, rate=rate, count=asked.count or 0, warm=0.0).run()
         count = asked.count or max(int(load.size) * ROUNDS, 64)
-        return Simulation(service, mix, concurrency=int(load.size), count=count, warm=0.0 if asked.count else 0.2).run()
+        return Simulation(service, mix, concurrency=int(load.size), count=count, warm=0.0).run()
     form = ClosedForm(service, mix)
     if load.kind == "closed":
         return form.users(int(load.size))
@@ -119,8 +128,9 @@ def _stations(found: Times, asked: Question, policy: Policy) -> Stations:
         seats = int(max(min(seats, asked.load.size), LEAST))
     tokens = max(asked.limits.get("tokens", policy.tokens), seats + 1)
     return Stations(
-        found, seats, tokens, policy=policy.policy, keeping=policy.keeping, share=policy.share, free=policy.free
-    )
+        found, seats, tokens, policy=policy.policy, keeping=policy.keeping, share=policy.share, free=policy.free,
+        request=policy.request[1],
+    )  # fmt: skip
 
 
 def _mix(found: Times, asked: Question) -> Mix:

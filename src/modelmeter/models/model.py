@@ -55,7 +55,7 @@ class Stage:
 
     def graph(self, structure: Any, counting: Counting) -> tuple[Graph, tuple[str, ...]]:
         """The stage's checked graph and the names of its sizes."""
-        layer, root = self.layer_of(structure), counting.root()
+        layer, root = self.layer_of(structure), counting.root(self.steps is not None)
         names = tuple(a for a in layer.sizes.split() if a not in self.fixed and a not in self.same)
         sizes = symbols_of(layer, names) | dict(self.fixed)
         sizes |= {axis: sizes[other] for axis, other in self.same.items()}

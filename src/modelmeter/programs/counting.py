@@ -46,7 +46,7 @@ class Counting:
     parallel: Any = field(default=Parallel(), metadata={
         "help": "one of several devices that share tensors, experts or the batch", "valid": None, "of": Parallel.of})
     latent: Any = field(default="expanded", metadata={
-        "help": "latent attention: expanded (as transformers does it) or absorbed (as serving engines do)",
+        "help": "latent attention: expanded (as transformers does it) or absorbed (as serving engines do in decode)",
         "valid": lambda: LATENT, "some": True})
     # fmt: on
 
@@ -75,9 +75,10 @@ class Counting:
         """The options that some layers alone have."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata.get("some")}
 
-    def root(self) -> Root:
-        """What the layers of a graph counted so share."""
-        return Root(self.causal, self.choices)
+    def root(self, steps: bool = False) -> Root:
+        """What the layers of a graph counted so share; in `steps` of decode, latents as the runtime has them there."""
+        own = {"latent": self.runtime.latent_steps} if steps and self.runtime.latent_steps else {}
+        return Root(self.causal, self.choices | own)
 
 
 OPTIONS: list[tuple[str, Any, Any]] = [(f.name, f.metadata.get("of"), f.metadata["valid"]) for f in fields(Counting)]

@@ -185,6 +185,7 @@ def attention_of(ops: Sequence[Op]) -> dict[str, Size]:
 
     s queries of `batch` sequences and `heads` heads look at t keys of `kv_heads`; `width` and `values` are those of a
     head; where `causal` is 1, the queries are the last s of t positions, each with the `window` (0: all) up to its own.
+    One with `shared` reads its values with its keys, as parts of them (latents).
     """
     products = [op for op in ops if op.kind in PRODUCTS]
     attended = [op for op in products if op.composite and op.composite.kind == "attention"]
@@ -193,10 +194,12 @@ def attention_of(ops: Sequence[Op]) -> dict[str, Size]:
     scores, seen = attended
     axes, n = _loop_axes(scores), scores.n
     heads = [x for x in axes["batch"] if x in _HEADS]
-    groups = [x for x in axes["m"] if x == "r" or x in _HEADS]  # all heads share a latent
+    groups = [x for x in axes["m"] if x == "r" or x in _HEADS]  # of latents all heads have one key
     window = n.axes.get("window")
     kv_heads, causal = n.elements(tuple(heads)), "P" in scores.over.split()
+    one = {"shared": 1} if scores.reads[1].name == seen.reads[1].name else {}
     return {
+        **one,
         "batch": n.elements(tuple(x for x in axes["batch"] if x not in heads)),
         "kv_heads": kv_heads,
         "heads": kv_heads * n.elements(tuple(groups)),

@@ -87,6 +87,14 @@ class Runtime:
         return ggml in self.passes
 
     @cached_property
+    def latent_steps(self) -> str:
+        """How steps of decode run latent attention whatever a workload asks for; "": as it asks.
+
+        Engines with a paged cache multiply queries by what makes keys: `MLACommonImpl` of vLLM's backends, FlashMLA.
+        """
+        return "absorbed" if serving.paged in self.passes else ""
+
+    @cached_property
     def is_bound(self) -> bool:
         """Whether it is none that runs: a stage as one kernel, or whatever can ride along riding along."""
         return whole_stage in self.passes or ride in self.passes

@@ -127,13 +127,14 @@ def _format(kernel: Kernel) -> str:
 
 def _attention(kernel: Kernel) -> tuple[Kind, dict[str, Size]]:
     shape = dict(kernel.attention)
-    causal, values = shape.pop("causal"), shape.pop("values")
+    causal, values, shared = shape.pop("causal"), shape.pop("values"), shape.pop("shared", 0)
     b, g, s, t, width = (shape[x] for x in ("batch", "kv_heads", "s", "t", "width"))
     alone = not isinstance(s, Expr) and bool(np.all(np.equal(s, 1)))
     law = "decode" if alone else "prefill" if causal else "vision"  # one query sees all keys, masked or not
-    cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * (width + values))
-    kind = Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99))
-    return kind, shape | {"width": ratio(width + values, 2)}
+    held = width if shared else width + values
+    cached = ratio(kernel.read_bytes.get("kv", 0), b * g * t * held)
+    sizes = {"width": ratio(width + values, 2), "held": ratio(held, width + values)}
+    return Kind(law, ggml="fp32" in kernel.tensor_flops, narrow=_within(cached, 1.99)), shape | sizes
 
 
 def work_of(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool = False) -> tuple[str, Work]:
@@ -186,4 +187,5 @@ def _work(kind: Kind, sizes: Mapping[str, Array], device: Device, warm: bool) ->
     if kind.law == "decode" and (each := decode_rows(device, kind.ggml)):
         shared = np.ceil(real(sizes["heads"]) / real(sizes["kv_heads"]) / each)
         known = {**known, "rows": either(known["grouped"], shared * each, each)}
-    return {**known, "kernels": known["kernels"] - 1, "writes": False}
+    held = known["kv_bytes"] * sizes.get("held", 1.0)  # of keys and values, what is read
+    return {**known, "kernels": known["kernels"] - 1, "writes": False, "kv_bytes": held}

@@ -55,7 +55,9 @@ class Timer:
     each kernel by itself.
     """
 
-    def __init__(self, kernels: Sequence[Kernel], step: str = "", dequantised: bool = False, alone: bool = False) -> None:
+    def __init__(
+        self, kernels: Sequence[Kernel], step: str = "", dequantised: bool = False, alone: bool = False
+    ) -> None:
         self.step = step
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, (kind, sizes) in enumerate(map(asked_of, kernels)):

@@ -81,12 +81,7 @@ class Simulation:
     def _measure(self, asked: list[Asked], stations: _Stations) -> Served:
         """Figures of the requests in the middle, and of the time in which these arrive or, all at once, are done."""
         asked = [one for one in asked if one.end == one.end]  # a static batch that is never full is not served
-        ends = np.sort([one.end for one in asked])
-        if self.rate is None and self.concurrency is None and asked[-1].arrival == asked[0].arrival:
-            start, stop = float(ends[int(self.warm * len(ends))]), float(ends[int((1 - self.warm) * len(ends))])
-        else:
-            arrivals = np.sort([one.arrival for one in asked])
-            start, stop = float(arrivals[int(self.warm * len(arrivals))]), float(arrivals[-1])
+        start, stop = self._window(asked)
         inside = [one for one in asked if start <= one.end < stop]
         came = [one for one in asked if start <= one.arrival < stop] or asked
         span = max(stop - start, 1e-12)
@@ -103,6 +98,15 @@ class Simulation:
             utilisation=stations.utilisation(start, stop),
             preempted=sum(one.preempted for one in came) / len(came),
         )
+
+    def _window(self, asked: list[Asked]) -> tuple[float, float]:
+        """The time that is measured: to the last answer, as benchmarks tell it, where nothing is to be warm."""
+        ends, arrivals = np.sort([one.end for one in asked]), np.sort([one.arrival for one in asked])
+        if not self.warm:
+            return float(arrivals[0]), float(np.nextafter(ends[-1], np.inf))
+        if self.rate is None and self.concurrency is None and arrivals[0] == arrivals[-1]:
+            return float(ends[int(self.warm * len(ends))]), float(ends[int((1 - self.warm) * len(ends))])
+        return float(arrivals[int(self.warm * len(arrivals))]), float(arrivals[-1])
 
 
 def _held(begin: float, end: float, start: float, stop: float) -> float:

@@ -40,7 +40,8 @@ class StepTimes:
 
     `mixed(new, cached, batch, context)` is one step that does both. By default it is put together from the two: the
     products see new + batch tokens, as in a prefill, and the attention of the decodes adds what a context adds to a
-    decode step: prefill(new + batch, cached) + decode(batch, context) - decode(batch, 0).
+    decode step: prefill(new + batch, cached) + decode(batch, context) - decode(batch, 0). Of a kernel that decodes by
+    themselves have better of, that attention takes `unshared` times as long beside prompts.
     """
 
     prefill: Law
@@ -48,6 +49,7 @@ class StepTimes:
     vision: OfRequests = no_time
     host: OfRequests = no_time
     mixed: Callable[[Array, Array, Array, Array], Any] | None = None
+    unshared: float = 1.0
 
     def step(self, new: Any, pairs: Any, batch: Any, context: Any) -> Array:
         """Seconds of steps that prefill `new` tokens, maybe of several requests, beside `batch` decodes.
@@ -68,7 +70,7 @@ class StepTimes:
         attention = seconds("decode", self.decode(some, context), batch) - seconds(
             "decode", self.decode(some, np.zeros_like(some)), batch
         )
-        attention = np.where(batch > 0, attention, 0.0)
+        attention = np.where(batch > 0, attention * self.unshared, 0.0)
 
         def one(new: Array, cached: Array) -> Array:
             """With a prefill of one request."""
