@@ -273,8 +273,9 @@ def test_graphs_of_openvino_have_the_formats_that_nncf_compresses_to(quant, weig
 
 
 def test_engines_whose_names_hold_others_are_themselves():
-    known = {"OpenVINO GenAI (NoLlama)": "openvino_stateful", "Ollama Vulkan": "llama_cpp", "llama.cpp SYCL": "llama_cpp_sycl",
-             "Ollama of IPEX-LLM": "llama_cpp_sycl", "llama.cpp": "llama_cpp"}  # fmt: skip
+    known = {"OpenVINO GenAI (NoLlama)": "openvino_stateful", "Ollama Vulkan": "llama_cpp_vulkan",
+             "llama.cpp SYCL": "llama_cpp_sycl",
+             "Ollama of IPEX-LLM": "llama_cpp_sycl", "llama.cpp": "llama_cpp_vulkan"}  # fmt: skip
     for engine, runtime in known.items():
         quant = "INT4" if runtime.startswith("openvino") else "Q4_0"
         assert asked(engine=engine, quant=quant, hardware="Arc B580", model="Llama-3-8B").runtime == runtime

@@ -51,8 +51,8 @@ def by_law(found: Iterable[tuple[str, Sequence[Array]]]) -> dict[str, list[Array
 class Timer:
     """The kernels of a stage, sizes of which are expressions. Raises InputError as `seconds_of` does.
 
-    With `dequantised` products with llama.cpp's blocks are those of copies in 16 bits; `alone` says that the host submits
-    each kernel by itself.
+    With `dequantised` products with llama.cpp's blocks are those of copies in 16 bits; `alone` says that the host
+    submits each kernel by itself.
     """
 
     def __init__(
