@@ -153,11 +153,13 @@ def _letter(op: Op) -> str:
     S into the cache; A an add, Q a scale; X the weights of experts, C one of their adds; of a router Z softmax, P
     sigmoid, O the order, T the scores that are taken, U their sum, K its bound, D their shares.
     """
-    if op.kind == "matmul" and not op.kernel and any(r.role == "weight" for r in op.reads):
+    if op.kernel:  # of attention, which is one kernel already
+        return "."
+    if op.kind == "matmul" and any(r.role == "weight" for r in op.reads):
         return "E" if _of_experts(op) else "M"
     if op.kind == "copy":
         return _moved(op)
-    if op.kind in ("norm", "apart", "softmax") and not op.kernel:
+    if op.kind in ("norm", "apart", "softmax"):
         return _of_rows(op)
     return _pointwise(op) if op.kind == "pointwise" else "."
 
