@@ -168,3 +168,18 @@ def test_heads_that_share_keys_do_so_beside_prompts_where_the_kernel_packs_them(
     times = Times(model, model.text(1000, decode_steps=100, runtime="vllm"), on, HOST, "vllm")
     assert low <= unshared(times, 64.0) <= high
     assert unshared(replace(times, engine="tensorrt_llm"), 64.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("runtime", "runs", "refused"),
+    [
+        ("llama_cpp_metal", "apple_m3_max", "rtx_4090"),
+        ("llama_cpp_cuda", "rx_7900_xtx", "apple_m3_max"),
+        ("llama_cpp_sycl", "arc_140v", "h100_sxm"),
+    ],
+)
+def test_a_backend_has_no_time_on_devices_that_it_does_not_run_on(runtime, runs, refused):
+    given = {"runtime": runtime, "precision": {"weights": "q8_0"}}
+    assert times(device=runs, **given).tpot.seconds > 0
+    with pytest.raises(InputError, match=rf"runtime '{runtime}' does not run on {refused} \("):
+        times(device=refused, **given)

@@ -95,7 +95,8 @@ class Device:
                 raise InputError(f"device {self.name}: {key} must be words, not {getattr(self, key)!r}")
         choose(f"confidence of device {self.name}", self.confidence, CONFIDENCE)
         choose(f"link of device {self.name}", self.link, LINKS)
-        choose(f"engine of device {self.name}", self.engine, ("", *ENGINES))
+        if self.engine:
+            choose(f"engine of device {self.name}", self.engine, ENGINES)
 
     def _require_number(self, key: str, value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= MOST:

@@ -15,6 +15,7 @@ import numpy as np
 
 from modelmeter.device import ENGINES, Device
 from modelmeter.errors import InputError
+from modelmeter.folders import config_names
 from modelmeter.host import NONE, Host, Span, plain
 from modelmeter.models.model import BaseModel, Stage
 from modelmeter.programs.kernels import Kernel
@@ -154,6 +155,7 @@ class Times:
         if self.work.runtime.is_bound:
             raise InputError(f"runtime {self.work.execution!r} is a bound, and nothing that runs; it has no time")
         require_units(self.on, str(self.work.precision.activations))
+        self._require_backend()
         measured = str(self.on.laws.get("runtimes", ""))
         if measured and self.work.runtime.name not in measured.split():
             raise InputError(
@@ -167,6 +169,14 @@ class Times:
         sizes = (self.work.batch, self.work.prompt_tokens, self.work.decode_steps, self.work.image.tokens, *views)
         if len(shapes := {size.shape for size in sizes if isinstance(size, np.ndarray)}) > 1:
             raise InputError(f"arrays of a workload must have one shape, not {' and '.join(map(str, sorted(shapes)))}")
+
+    def _require_backend(self) -> None:
+        only, architecture = self.work.runtime.only, self.on.architecture
+        if only and architecture and not architecture.startswith(only):
+            raise InputError(
+                f"runtime {self.work.runtime.name!r} does not run on {self.on.name} ({architecture}), but on "
+                f"{', '.join(only)}; choose another of {', '.join(config_names('runtime'))}"
+            )
 
     @cached_property
     def stages(self) -> dict[str, StageTime]:

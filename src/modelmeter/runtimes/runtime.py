@@ -48,7 +48,8 @@ class Runtime:
     (`compiled`), which may find the shapes of each anew before (`shaped`), or those of a decode step together as one
     graph that was captured before (`graph`). `products` of
     many rows with llama.cpp's blocks read these as they are stored, or from a copy in 16 bits that is made each time
-    (`dequantised`). No count depends on the two.
+    (`dequantised`). `only` names the architectures of devices that it runs on, by what these begin with (none: all). No
+    count depends on the three.
 
     >>> Runtime.of("flash").attention, Runtime.of("eager").attention
     ('flash', 'eager')
@@ -59,6 +60,7 @@ class Runtime:
     lifetimes: Rule = names
     launch: str = "eager"
     products: str = "as stored"
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choose(f"launch of runtime {self.name!r}:", self.launch, LAUNCHES)
@@ -133,8 +135,9 @@ def _named(name: str) -> Runtime:
     choose("runtime", name, config_names("runtime"))
     values: dict[str, Any] = yaml.safe_load((config_dir() / "runtime" / f"{name}.yaml").read_text(encoding="utf-8"))
     for key in values:
-        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes", "launch", "products"))
+        choose(f"key of runtime {name!r}:", key, ("passes", "lifetimes", "launch", "products", "only"))
     chosen = (choose(f"pass of runtime {name!r}:", given, PASSES) for given in values.get("passes") or [])
     rule = choose(f"lifetimes of runtime {name!r}:", str(values.get("lifetimes")), LIFETIMES)
     launch, products = str(values.get("launch", LAUNCHES[0])), str(values.get("products", PRODUCTS[0]))
-    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule], launch, products)
+    only = tuple(map(str, values.get("only") or ()))
+    return Runtime(name, tuple(PASSES[given] for given in chosen), LIFETIMES[rule], launch, products, only)
