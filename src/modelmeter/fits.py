@@ -7,11 +7,12 @@ that never falls is read off it, and the largest size that fits is found by bise
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, reduce
 from typing import Any, final
 
+from modelmeter.device import Device
 from modelmeter.errors import InputError
 from modelmeter.models.model import BaseModel
 from modelmeter.sizes import Evaluator, Size, maximum, never_falls, symbol
@@ -116,6 +117,11 @@ class Fits:
     def needed(self) -> Size:
         """Bytes that the request takes."""
         return self.largest.total
+
+    def short(self, devices: Iterable[Device]) -> list[Device]:
+        """Those of some devices that the request does not fit."""
+        needed = self.needed
+        return [device for device in devices if needed > device.memory_bytes]
 
     @property
     def context(self) -> int:

@@ -95,18 +95,12 @@ class Host:
 
     def on(self, device: Device) -> Host:
         """That of a device: what was measured there stands before this, but not before what is `given`."""
-        if device.is_host:  # it calls its kernels
-            return replace(self._on(device), shaped=self._on(device).compiled)
-        return self._on(device)
-
-    def _on(self, device: Device) -> Host:
-        if not device.host:
-            return self
         own = {key: _three(key, value) for key, value in device.host.items() if key not in self.given}
         for key in own:
             if key not in SECONDS:
                 raise InputError(f"device {device.name}: unknown key {key!r} of host; valid: {', '.join(SECONDS)}")
-        return replace(self, **own)  # type: ignore[arg-type]
+        found: Host = replace(self, **own) if own else self  # type: ignore[arg-type]
+        return replace(found, shaped=found.compiled) if device.is_host else found  # a processor calls its kernels
 
     def images(self, work: Workload) -> Span:
         """What preparing the images of a batch takes one core; decoding a file is left out."""

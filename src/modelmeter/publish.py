@@ -70,7 +70,7 @@ def time_page(name: str, overrides: Sequence[str]) -> str:
     values, model, work = _asked("time", name, overrides, TIME)
     host, folder = catalogue.load_host(values["host"]), values["out"]
     fits, devices = Fits(model, work, _overhead()), catalogue.load_devices(values["device"])
-    short = [device for device in devices if fits.needed > device.memory_bytes]
+    short = fits.short(devices)
     every = catalogue.load_devices() if short else []
     lacking = [answer(fits, device, every) for device in short]
     if len(short) == len(devices):

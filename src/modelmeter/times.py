@@ -118,9 +118,7 @@ class Looked:
     """
 
     def __init__(self, model: BaseModel, stage: Stage, work: Workload) -> None:
-        self.stage, self.program = stage, model.program(stage.name, work)
-        self._dequantised = work.runtime.products == "dequantised"
-        self._alone = work.runtime.launch == "shaped"
+        self.stage, self.program, self._runtime = stage, model.program(stage.name, work), work.runtime
         logits = work.runtime.fixed.get("logits", work.logits)
         least = model.program(stage.name, replace(work, runtime="compulsory", causal="exact", logits=logits))
         moved: list[Size] = [0]  # of a part of a model that a stage has nothing in
@@ -132,7 +130,8 @@ class Looked:
     @cached_property
     def timer(self) -> Timer:
         """Its kernels."""
-        return Timer(self.program.formal_kernels, self.stage.grows, self._dequantised, self._alone)
+        dequantised, alone = self._runtime.products == "dequantised", self._runtime.launch == "shaped"
+        return Timer(self.program.formal_kernels, self.stage.grows, dequantised, alone)
 
 
 @final

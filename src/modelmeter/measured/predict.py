@@ -60,9 +60,9 @@ def _one(asked: Question) -> Span:
     alone = asked.load.kind == "batch" or (asked.load.kind == "closed" and asked.load.size == 1)
     if asked.layered > 1 and not alone:
         raise InputError("many users of layers that several devices have a part of each are not told")
-    low, own, high = policy.request
     if alone:
-        return _engined(_alone(found, asked), asked.quantity, policy, Span(low, own, high))
+        return _engined(_alone(found, asked), asked.quantity, policy, policy.request)
+    low, own, high = policy.request  # a station has the point of it already
     return _engined(shared(found, asked, policy), asked.quantity, policy, Span(low - own, 0.0, high - own))
 
 

@@ -129,7 +129,7 @@ def _stations(found: Times, asked: Question, policy: Policy) -> Stations:
     tokens = max(asked.limits.get("tokens", policy.tokens), seats + 1)
     return Stations(
         found, seats, tokens, policy=policy.policy, keeping=policy.keeping, share=policy.share, free=policy.free,
-        request=policy.request[1],
+        request=policy.request.seconds,
     )  # fmt: skip
 
 

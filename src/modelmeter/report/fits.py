@@ -44,7 +44,7 @@ def answer(fits: Fits, device: Device, catalogue: Sequence[Device]) -> str:
 
 def _answers(fits: Fits, devices: Sequence[Device], catalogue: Sequence[Device]) -> list[str]:
     """On how many devices it fits, and a sentence for each that it does not."""
-    short = [device for device in devices if fits.needed > device.memory_bytes]
+    short = fits.short(devices)
     smallest = min((d for d in devices if d not in short), key=lambda d: d.memory_bytes, default=None)
     many = f"{fits.model.name} fits {len(devices) - len(short)} of {len(devices)} devices"
     first = f", the smallest {smallest.title}: {answer(fits, smallest, ()).partition(': ')[2]}" if smallest else ""

@@ -46,10 +46,9 @@ class Runtime:
 
     `launch` is how kernels reach a device: each by the host as its code runs (`eager`) or as compiled code does
     (`compiled`), which may find the shapes of each anew before (`shaped`), or those of a decode step together as one
-    graph that was captured before (`graph`). `products` of
-    many rows with llama.cpp's blocks read these as they are stored, or from a copy in 16 bits that is made each time
-    (`dequantised`). `only` names the architectures of devices that it runs on, by what these begin with (none: all). No
-    count depends on the three.
+    graph that was captured before (`graph`). `products` of many rows with llama.cpp's blocks read these as they are
+    stored, or from a copy in 16 bits that is made each time (`dequantised`). `only` names the architectures of devices
+    that it runs on, by what these begin with (none: all). No count depends on the three.
 
     >>> Runtime.of("flash").attention, Runtime.of("eager").attention
     ('flash', 'eager')

@@ -15,14 +15,12 @@ from modelmeter.device import Device
 from modelmeter.programs.formats import format_of
 from modelmeter.programs.kernels import Kernel
 from modelmeter.seconds.laws import Array, Constant, Constants, Law, Parts, Work, either, real, soft, whole
-from modelmeter.seconds.shapes import matrix_units
+from modelmeter.seconds.shapes import FRAGMENT, matrix_units
 
 BLOCK = 32.0
 """Products that share a scale."""
 VECTOR = 8.0
 """Rows up to which the vector kernel is taken (MMVQ_MAX_BATCH_SIZE of llama.cpp)."""
-FRAGMENT = 8.0
-"""Rows are padded to the matrix unit's, and above a tile's to whole ones."""
 UBATCH = 512.0
 """Rows that are computed at once, the engine's own choice."""
 WIDE = 1.2e12
@@ -73,7 +71,8 @@ def blocks_parts(c: Constants, device: Device, w: Work) -> Parts:
 def _padded(m: Array, tokens: Array, most: float) -> Array:
     """The m rows of an expert in whole tiles, which are as many as the tokens of a batch have, up to `most`.
 
-    All experts have tiles of one size, and half of one more is empty on average, as rows of experts differ.
+    Rows are padded to the matrix units' fragment. All experts have tiles of one size, and half of one more is empty on
+    average, as rows of experts differ.
     """
     tile = np.minimum(whole(tokens, FRAGMENT) * FRAGMENT, most)
     return np.where(m < tokens, np.maximum(m / tile + 0.5, 1.0), whole(m, tile)) * tile

@@ -233,7 +233,7 @@ def attention_work(
     return {
         **known,
         "kv_bytes": each,
-        "peak": device.peak("fp8" if (tensor and each < 2) or kernel == "xqa" else "bf16"),
+        "peak": device.peak("fp8" if own and each < 2 else "bf16"),
         "causal": law != "vision",
         "writes": law == "prefill",
         "grouped": swapped if two else True,
@@ -267,7 +267,7 @@ def _blocks(known: Work, kernel: str) -> Work:
     if kernel == "triton":
         rows, padded = (2 ** np.ceil(np.log2(size)) for size in (np.maximum(shared, 16), width))
     elif kernel == "xqa":
-        rows = whole(shared, 8.0) * 8.0
+        rows = whole(shared, FRAGMENT) * FRAGMENT
     elif kernel != "flashinfer":
         return {"rows": LARGE / 2, "padded": padded, "converted": 0.0}
     each = either(rows > 16, 4.0, 1.0) if kernel == "flashinfer" else 1.0
